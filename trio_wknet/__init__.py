@@ -1,0 +1,1 @@
+"""A fast transport backend for Trio."""

@@ -1,0 +1,1 @@
+"""The reactor side: everything below runs, or may run, without the GIL."""
