@@ -32,6 +32,7 @@ cdef extern from "atomics.h" nogil:
     void wk_u64_bump(wk_u64 *p, uint64_t v) noexcept
 
     void *wk_ptr_load(wk_ptr *p) noexcept
+    void *wk_ptr_load_relaxed(wk_ptr *p) noexcept
     void wk_ptr_store(wk_ptr *p, void *v) noexcept
     void *wk_ptr_exchange(wk_ptr *p, void *v) noexcept
     int wk_ptr_cas(wk_ptr *p, void **expected, void *v) noexcept

@@ -18,6 +18,8 @@ cdef extern from "<errno.h>" nogil:
         ENOBUFS
         ENOMEM
         ENOTCONN
+        ENOTSOCK
+        EOPNOTSUPP
         EPIPE
         EPROTO
 
@@ -49,6 +51,26 @@ cdef extern from "<sys/eventfd.h>" nogil:
         EFD_CLOEXEC
         EFD_NONBLOCK
     int eventfd(unsigned int initval, int flags)
+
+
+cdef extern from "<time.h>" nogil:
+    struct timespec:
+        int64_t tv_sec
+        long tv_nsec
+    enum:
+        CLOCK_MONOTONIC
+    int clock_gettime(int clock, timespec *ts)
+
+
+cdef extern from "<sys/timerfd.h>" nogil:
+    enum:
+        TFD_CLOEXEC
+        TFD_NONBLOCK
+    struct itimerspec:
+        timespec it_interval
+        timespec it_value
+    int timerfd_create(int clock, int flags)
+    int timerfd_settime(int fd, int flags, const itimerspec *new, itimerspec *old)
 
 
 cdef extern from "<unistd.h>" nogil:
@@ -123,15 +145,6 @@ cdef extern from "<poll.h>" nogil:
     enum:
         POLLOUT
     int poll(pollfd *fds, unsigned long nfds, int timeout)
-
-
-cdef extern from "<time.h>" nogil:
-    struct timespec:
-        int64_t tv_sec
-        long tv_nsec
-    enum:
-        CLOCK_MONOTONIC
-    int clock_gettime(int clock, timespec *ts)
 
 
 cdef extern from "<pthread.h>" nogil:

@@ -1,0 +1,211 @@
+"""Addresses: what ``tcp://`` and ``unix://`` mean, and sockets that listen there."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+import attrs
+import trio
+
+if TYPE_CHECKING:
+    from trio_wknet._options import ConnOptions
+
+MOST_BACKLOG = 65_535
+
+
+@attrs.frozen
+class Address:
+    """A parsed address: a path, or a host (None: all interfaces) and a port."""
+
+    text: str
+    host: str | None
+    port: int
+    path: str | None
+
+
+def parse_address(address: str | int) -> Address:
+    """Parse ``"tcp://host:port"``, ``"unix:///path"`` or a port.
+
+    Raises:
+      TypeError: neither a string nor an integer.
+      ValueError: not such an address; the message says what is wrong.
+    """
+    if isinstance(address, bool) or not isinstance(address, (str, int)):
+        raise TypeError(f"address must be a string or a port, not {address!r}")
+    if isinstance(address, int):
+        if not 0 <= address <= 65535:
+            raise ValueError(f"address: a port must be from 0 to 65535, not {address}")
+        return Address(f"tcp://*:{address}", None, address, None)
+    scheme, separator, _ = address.partition("://")
+    if separator and scheme == "tcp":
+        return _parse_tcp(address)
+    if separator and scheme == "unix":
+        return _parse_unix(address)
+    raise ValueError(
+        f"address must start with 'tcp://' or 'unix://', or be a port number, not {address!r}"
+    )
+
+
+def _parse_tcp(address: str) -> Address:
+    try:
+        parts = urlsplit(address)
+        port = parts.port
+    except ValueError as exc:
+        raise ValueError(f"address {address!r}: {exc}") from None
+    if port is None:
+        raise ValueError(f"address {address!r} has no port; port 0 takes a free one")
+    if parts.path or parts.query or parts.fragment or parts.username is not None:
+        raise ValueError(f"address {address!r} has more than a host and a port")
+    host = parts.hostname
+    return Address(address, None if host in (None, "", "*") else host, port, None)
+
+
+def _parse_unix(address: str) -> Address:
+    path = unquote(address[len("unix://") :])
+    if not path.startswith("/"):
+        raise ValueError(f"address {address!r} must hold an absolute path: 'unix:///path'")
+    if "\0" in path:
+        raise ValueError(f"address {address!r} holds a null character")
+    return Address(address, None, 0, path)
+
+
+def unix_path(address: Address) -> str | None:
+    """The socket file of an address, if it has one."""
+    return address.path
+
+
+def _refuse(address: Address, exc: OSError) -> OSError:
+    """The same error, saying which address it was about."""
+    reason = exc.strerror or str(exc)
+    refusal = OSError(exc.errno, f"cannot listen on {address.text}: {reason}")
+    refusal.__cause__ = exc
+    return refusal
+
+
+async def open_listening_sockets(
+    address: Address,
+    backlog: int | None,
+    reuse_port: bool,
+    copies: int,
+    options: ConnOptions,
+) -> list[socket.socket]:
+    """Sockets that listen on an address, ``copies`` for each address that it
+    resolves to. A checkpoint. If anything fails, nothing is left open."""
+    backlog = _check_backlog(backlog)
+    if not isinstance(reuse_port, bool):
+        raise TypeError(f"reuse_port must be True or False, not {reuse_port!r}")
+    if address.path is not None:
+        if reuse_port:
+            raise ValueError("reuse_port has no meaning for a unix socket")
+        await trio.lowlevel.checkpoint()
+        return [_listen_unix(address, backlog, options)]
+    try:
+        found = await trio.socket.getaddrinfo(
+            address.host,
+            address.port,
+            type=socket.SOCK_STREAM,
+            flags=socket.AI_PASSIVE,
+        )
+    except OSError as exc:
+        raise _refuse(address, exc) from exc
+    return _listen_tcp(address, found, backlog, reuse_port, copies, options)
+
+
+def _check_backlog(backlog: int | None) -> int:
+    if backlog is None:
+        return MOST_BACKLOG
+    if isinstance(backlog, bool) or not isinstance(backlog, int):
+        raise TypeError(f"backlog must be an integer or None, not {backlog!r}")
+    if backlog < 1:
+        raise ValueError(f"backlog must be at least 1, not {backlog}")
+    return min(backlog, MOST_BACKLOG)
+
+
+def _listen_tcp(
+    address: Address,
+    found: list[tuple[Any, ...]],
+    backlog: int,
+    reuse_port: bool,
+    copies: int,
+    options: ConnOptions,
+) -> list[socket.socket]:
+    sockets: list[socket.socket] = []
+    unsupported: OSError | None = None
+    port = address.port
+    try:
+        # A resolver may name an address more than once.
+        for family, where in dict.fromkeys((entry[0], entry[4]) for entry in found):
+            for _ in range(copies):
+                try:
+                    sock = socket.socket(family, socket.SOCK_STREAM)
+                except OSError as exc:
+                    # A kernel without IPv6 resolves names to it all the same.
+                    if exc.errno != errno.EAFNOSUPPORT:
+                        raise
+                    unsupported = exc
+                    continue
+                sockets.append(sock)
+                _bind_tcp(sock, (where[0], port, *where[2:]), reuse_port)
+                # With port 0 all addresses share the port that the first one got.
+                port = sock.getsockname()[1]
+                options.apply(sock)
+                sock.listen(backlog)
+                sock.setblocking(False)
+        if not sockets:
+            assert unsupported is not None
+            raise unsupported
+    except BaseException as exc:
+        for sock in sockets:
+            sock.close()
+        if isinstance(exc, OSError):
+            raise _refuse(address, exc) from exc
+        raise
+    return sockets
+
+
+def _bind_tcp(sock: socket.socket, where: tuple[Any, ...], reuse_port: bool) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if reuse_port:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    sock.bind(where)
+
+
+def _listen_unix(address: Address, backlog: int, options: ConnOptions) -> socket.socket:
+    path = address.path
+    assert path is not None
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    bound = False
+    try:
+        _remove_stale(path)
+        sock.bind(path)
+        bound = True
+        if options.unix_mode is not None:
+            os.chmod(path, options.unix_mode)
+        options.apply(sock)
+        sock.listen(backlog)
+        sock.setblocking(False)
+    except BaseException as exc:
+        sock.close()
+        if bound:
+            with suppress(OSError):
+                os.unlink(path)
+        if isinstance(exc, OSError):
+            raise _refuse(address, exc) from exc
+        raise
+    return sock
+
+
+def _remove_stale(path: str) -> None:
+    """Remove a socket file that is in the way, as asyncio does. Anything else is
+    left alone, and binding fails on it."""
+    with suppress(FileNotFoundError):
+        if stat.S_ISSOCK(os.stat(path).st_mode):
+            os.unlink(path)

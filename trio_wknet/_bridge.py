@@ -1,0 +1,84 @@
+"""The bridge between a core and a Trio run: who wakes Trio, and who drains.
+
+Facts. A reactor thread must not take the GIL (it might wait a switch interval,
+5 ms, for it), so it cannot call `TrioToken.run_sync_soon`; it can write to an
+eventfd that Trio waits on. A task in ``wait_readable`` costs a step, an epoll_ctl
+and a whole turn of Trio's loop between the event and the handlers.
+
+Decision. Completions are drained in an instrument's ``after_io_wait``, which Trio
+calls right where it processes its own events: the tasks woken there run in the
+same turn. The eventfd is rung only if Trio sleeps, which ``before_io_wait`` tells;
+under load it is silent. A system task, the pump, keeps the eventfd armed and does
+nothing else.
+
+Trade-off. One Python call for each turn of Trio's loop while an engine is open,
+also in turns that have nothing to do with it.
+
+Trio logs and removes an instrument that raises. These two call one native method
+each, which reports what goes wrong in it to `sys.unraisablehook` and returns.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from trio_wknet._native.core import Core
+
+_PARKED = object()
+
+
+class Bridge(trio.abc.Instrument):
+    """One for each engine."""
+
+    def __init__(self, core: Core, on_run_end: Callable[[], None]) -> None:
+        self._core = core
+        self._on_run_end = on_run_end
+        self._before_wait = core.before_wait
+        self._after_wait = core.after_wait
+        self._open = True
+        self._pump: trio.lowlevel.Task = trio.lowlevel.spawn_system_task(
+            self._run_pump, name="trio_wknet bridge"
+        )
+        trio.lowlevel.add_instrument(self)
+
+    def before_io_wait(self, timeout: float) -> None:
+        if timeout > 0:
+            self._before_wait()
+
+    def after_io_wait(self, timeout: float) -> None:
+        # Trio clears custom_sleep_data when it reschedules a task, so this tells
+        # without a system call whether the descriptor was ready.
+        self._after_wait(self._pump.custom_sleep_data is None)
+
+    async def _run_pump(self) -> None:
+        task = trio.lowlevel.current_task()
+        core = self._core
+        descriptor = core.fileno()
+        try:
+            while self._open:
+                if core.unfinished():
+                    # In-loop, with work left over: let other tasks run, not wait.
+                    await trio.lowlevel.checkpoint()
+                else:
+                    task.custom_sleep_data = _PARKED
+                    await trio.lowlevel.wait_readable(descriptor)
+                    if self._open:
+                        core.still()
+        except trio.ClosedResourceError:
+            pass  # by `close`
+        finally:
+            # Cancelled: the run ends, and nobody closed the engine.
+            if self._open:
+                self._on_run_end()
+
+    def close(self) -> None:
+        """Stop draining, and wake the pump out of the descriptor. Idempotent."""
+        if self._open:
+            self._open = False
+            trio.lowlevel.remove_instrument(self)
+            trio.lowlevel.notify_closing(self._core.fileno())

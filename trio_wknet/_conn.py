@@ -1,0 +1,258 @@
+"""Conn: Trio's stream contract over one native slot.
+
+Receiving and sending are in the native halves that this class derives from
+(`receive.pyx`, `send.pyx`); here stands what need not be fast: closing, half
+closing, waiting for the end, options, names, counters.
+"""
+
+from __future__ import annotations
+
+import socket
+import warnings
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, overload
+
+import trio
+from trio.abc import HalfCloseableStream
+
+from trio_wknet._native.send import SendHalf
+from trio_wknet._socket import SocketFacade, borrowed
+from trio_wknet._statistics import ConnStatistics
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from trio_wknet._native.core import Core
+    from trio_wknet._options import Limits
+
+
+class Conn(SendHalf, HalfCloseableStream):
+    """A connection whose socket is driven by a reactor.
+
+    It is a `trio.abc.HalfCloseableStream` in full, with Trio's errors:
+
+    * `trio.ClosedResourceError` after, and for whoever waits during, a local close;
+    * `trio.BrokenResourceError` once the connection broke, with the `OSError` as
+      its cause; bytes that arrived before are still received first;
+    * `trio.BusyResourceError` for a second task that receives, or that sends,
+      while another one does.
+
+    Every async method is a checkpoint. One that is cancelled did not happen: no
+    byte is lost. The exception is `send_all`, of which a part may have been sent;
+    ``statistics().bytes_sent`` tells how much.
+
+    Connections come from `Listener.accept`, `Listener.serve`, `Engine.connect` and
+    `Engine.adopt`.
+    """
+
+    __slots__ = ("__weakref__", "_end_watchers", "_facade", "_names", "context")
+
+    context: Any
+    """The application's slot: whatever it wants to keep with the connection."""
+
+    def __init__(self) -> None:
+        self.context = None
+        self._facade: SocketFacade | None = None
+        self._names: dict[str, Any] = {}
+        self._end_watchers: list[Callable[[], object]] = []
+
+    @classmethod
+    def _from_socket(cls, core: Core, sock: socket.socket, limits: Limits) -> Conn:
+        conn = cls()
+        sock.setblocking(False)
+        conn._adopt(core, sock.fileno(), int(sock.family), limits)
+        sock.detach()
+        return conn
+
+    def __repr__(self) -> str:
+        state = self.close_reason or "open"
+        return f"<trio_wknet.Conn id={self.id} {state}>"
+
+    def __del__(self) -> None:
+        if self._open:
+            warnings.warn(f"unclosed connection {self!r}", ResourceWarning, stacklevel=1)
+            self._drop()
+
+    # --- the end -------------------------------------------------------------
+
+    async def aclose(self) -> None:
+        """Close gracefully. A checkpoint; does not wait for the peer.
+
+        The reactor sends what ``send_nowait`` left, then FIN, and then reads and
+        discards until the peer ends too, so that unread input does not make the
+        kernel send a reset, which would destroy what the peer has not yet read.
+        `Limits.linger_time` and `Limits.linger_bytes` bound that.
+
+        Cancelled, as by `trio.aclose_forcefully`, it closes at once: what the
+        kernel has taken is still sent, what ``send_nowait`` left is not.
+
+        Closing again does nothing. Raises nothing but `trio.Cancelled`.
+        """
+        try:
+            await trio.lowlevel.checkpoint_if_cancelled()
+        except BaseException:
+            self._drop()
+            raise
+        self._close()
+        await trio.lowlevel.cancel_shielded_checkpoint()
+
+    def abort(self) -> None:
+        """Close at once with a reset: the peer gets an error, and loses what it has
+        not yet read. Not a checkpoint. Does nothing on a closed connection."""
+        self._abort()
+
+    async def send_eof(self) -> None:
+        """Send what ``send_nowait`` left, then FIN; receiving goes on. A checkpoint.
+
+        Again does nothing. Raises `trio.ClosedResourceError`,
+        `trio.BrokenResourceError`, and `trio.BusyResourceError` while another task
+        sends.
+        """
+        await self.flush()
+        if not self._eof_sent:
+            self._shut_down_sending()
+
+    async def detach(self) -> tuple[socket.socket, bytes]:
+        """Take the socket back from the reactor. A checkpoint.
+
+        Returns the socket, non-blocking, and the bytes that were received and not
+        yet taken. What ``send_nowait`` left is sent first. The connection is
+        closed afterwards, with ``close_reason`` ``"detached"``.
+
+        Raises `trio.BusyResourceError` while another task sends or receives,
+        `trio.ClosedResourceError`, `trio.BrokenResourceError`.
+        """
+        await self.flush()
+        self._require_no_receiver()
+        forgotten = trio.Event()
+        self._detach(forgotten.set)
+        with trio.CancelScope(shield=True):
+            await forgotten.wait()
+        family = self._family
+        if family is None:
+            raise trio.ClosedResourceError("another task closed this connection")
+        unread = self._take_unread()
+        return socket.socket(family, socket.SOCK_STREAM, 0, fileno=self._take_descriptor()), unread
+
+    @property
+    def close_reason(self) -> str | None:
+        """Why the connection ended: the first thing that ended it.
+
+        None while it is open in both directions. ``"eof"``: the peer finished
+        sending; what it should still receive may yet be sent. ``"reset"``: the peer
+        reset it. Another error of the system: its text. ``"closed"``,
+        ``"aborted"``, ``"detached"``: by this program. ``"engine closed"``.
+        """
+        return self._reason()
+
+    async def wait_closed(self) -> None:
+        """Wait until ``close_reason`` is not None: the peer finished sending or is
+        gone, or the connection was closed here. Needs nobody to receive. A
+        checkpoint."""
+        ended = trio.Event()
+        with self._watching_for_end(ended.set):
+            await ended.wait()
+
+    @contextmanager
+    def cancel_on_disconnect(self) -> Iterator[trio.CancelScope]:
+        """A cancel scope that is cancelled when the peer finishes sending or is
+        gone, or the connection is closed here. Needs nobody to receive::
+
+            with conn.cancel_on_disconnect() as scope:
+                await long_computation()
+            if scope.cancelled_caught:
+                return
+        """
+        with trio.CancelScope() as scope, self._watching_for_end(scope.cancel):
+            yield scope
+
+    @contextmanager
+    def _watching_for_end(self, told: Callable[[], object]) -> Iterator[None]:
+        self._end_watchers.append(told)
+        self._when_ended(self._tell_end_watchers)
+        try:
+            yield
+        finally:
+            self._end_watchers.remove(told)
+
+    def _tell_end_watchers(self) -> None:
+        for told in self._end_watchers:
+            told()
+
+    # --- facts ---------------------------------------------------------------
+
+    @property
+    def id(self) -> int | None:
+        """A number that no other connection of the engine has or will have soon:
+        generation and slot. None once closed."""
+        return self._handle
+
+    @property
+    def local_address(self) -> Any:
+        """This end's address, as `socket.socket.getsockname` gives it."""
+        return self._name("local", socket.socket.getsockname)
+
+    @property
+    def remote_address(self) -> Any:
+        """The peer's address, as `socket.socket.getpeername` gives it. Known after
+        the end only if it was asked for before."""
+        return self._name("remote", socket.socket.getpeername)
+
+    def _name(self, which: str, ask: Callable[[socket.socket], Any]) -> Any:
+        if which not in self._names:
+            family = self._family
+            with borrowed(self._fd, 0 if family is None else family) as sock:
+                self._names[which] = ask(sock)
+        return self._names[which]
+
+    @property
+    def socket(self) -> SocketFacade:
+        """The socket's names and options, for software that asks for them. Its
+        ``fileno()`` is -1 once closed here."""
+        if self._facade is None:
+            family = self._family
+            if family is None:
+                raise trio.ClosedResourceError("this connection was already closed")
+            self._facade = SocketFacade(family, lambda: self._fd, self._is_readable)
+        return self._facade
+
+    @overload
+    def setsockopt(self, level: int, option: int, value: int | bytes) -> None: ...
+
+    @overload
+    def setsockopt(self, level: int, option: int, value: None, length: int) -> None: ...
+
+    def setsockopt(
+        self, level: int, option: int, value: int | bytes | None, length: int | None = None
+    ) -> None:
+        """Set an option of the socket, like `trio.SocketStream.setsockopt`."""
+        if length is None and value is None:
+            raise TypeError("value must not be None unless length is given")
+        if length is not None and value is not None:
+            raise TypeError(f"value must be None where length is given, not {value!r}")
+        self.socket.setsockopt(level, option, value, length)
+
+    @overload
+    def getsockopt(self, level: int, option: int) -> int: ...
+
+    @overload
+    def getsockopt(self, level: int, option: int, buffersize: int) -> bytes: ...
+
+    def getsockopt(self, level: int, option: int, buffersize: int = 0) -> int | bytes:
+        """Read an option of the socket, like `trio.SocketStream.getsockopt`."""
+        value: int | bytes = self.socket.getsockopt(level, option, buffersize or None)
+        return value
+
+    def statistics(self) -> ConnStatistics:
+        """A snapshot of the counters."""
+        received, receives, sent, sends, unread, unsent, idle, age = self._counters()
+        return ConnStatistics(
+            bytes_received=received,
+            receive_calls=receives,
+            bytes_sent=sent,
+            send_calls=sends,
+            buffered_inbound=unread,
+            buffered_outbound=unsent,
+            idle_time=idle / 1e9,
+            uptime=age / 1e9,
+        )

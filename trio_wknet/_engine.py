@@ -1,0 +1,325 @@
+"""Engine: reactors and their threads, for as long as a Trio run wants them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import weakref
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Literal
+
+import trio
+from trio.testing import MockClock
+
+from trio_wknet._address import open_listening_sockets, parse_address, unix_path
+from trio_wknet._bridge import Bridge
+from trio_wknet._conn import Conn
+from trio_wknet._listener import Listener
+from trio_wknet._native.core import Core
+from trio_wknet._options import ConnOptions, Limits
+from trio_wknet._statistics import EngineStatistics, ReactorStatistics
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+MOST_REACTORS = 1024
+
+# Cores in this process, so that a forked child can refuse to use them: its copy
+# of an engine has no threads, and shares its epolls with the parent.
+_cores: weakref.WeakSet[Core] = weakref.WeakSet()
+_fork_hook_registered = False
+
+
+def _mark_forked() -> None:
+    for core in _cores:
+        core.mark_forked()
+
+
+def _watch_forks(core: Core) -> None:
+    global _fork_hook_registered
+    if not _fork_hook_registered:
+        _fork_hook_registered = True
+        os.register_at_fork(after_in_child=_mark_forked)
+    _cores.add(core)
+
+
+def _choose_reactors(reactors: int | None) -> int:
+    """The number of reactor threads; 0 means in-loop."""
+    if reactors is not None and (isinstance(reactors, bool) or not isinstance(reactors, int)):
+        raise TypeError(f"reactors must be an integer or None, not {reactors!r}")
+    if reactors is not None and not 0 <= reactors <= MOST_REACTORS:
+        raise ValueError(f"reactors must be from 0 to {MOST_REACTORS}, not {reactors}")
+    # A foreign thread is invisible to a mock clock: its autojump would fire while
+    # bytes are under way.
+    if isinstance(trio.lowlevel.current_clock(), MockClock):
+        return 0
+    if reactors is None:
+        return 1 if len(os.sched_getaffinity(0)) > 1 else 0
+    return reactors
+
+
+class Engine:
+    """Reactors, their threads and their connections. See `open_engine`."""
+
+    def __init__(self, reactors: int, balance: str) -> None:
+        self._core = Core(reactors, balance == "round_robin")
+        self._closed = False
+        self._threads: list[threading.Thread] = []
+        try:
+            self._start_threads(reactors)
+            _watch_forks(self._core)
+            self._bridge = Bridge(self._core, self._shut_down)
+        except BaseException:
+            self._join()
+            self._core.close()
+            raise
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"{len(self._threads) or 'in-loop'} reactors"
+        return f"<trio_wknet.Engine {state}>"
+
+    @property
+    def reactors(self) -> int:
+        """How many reactor threads there are; 0: in-loop."""
+        return len(self._threads)
+
+    def _start_threads(self, count: int) -> None:
+        # Threads inherit the mask: signals are the main thread's.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            for index in range(count):
+                thread = threading.Thread(
+                    target=self._core.run, args=(index,), name=f"wknet-reactor-{index}", daemon=True
+                )
+                thread.start()
+                self._threads.append(thread)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    def _join(self) -> None:
+        self._core.stop()
+        for thread in self._threads:
+            thread.join()
+
+    # --- connections ---------------------------------------------------------
+
+    async def listen(
+        self,
+        address: str | int,
+        *,
+        backlog: int | None = None,
+        reuse_port: bool = False,
+        limits: Limits = Limits(),
+        options: ConnOptions = ConnOptions(),
+    ) -> Listener:
+        """Open a listener on this engine's reactors. A checkpoint.
+
+        Args:
+          address: ``"tcp://host:port"``, ``"unix:///path"``, or a port, which
+              listens on all interfaces. Port 0 takes a free one. A host that
+              resolves to several addresses is listened to on all of them.
+          backlog: the kernel's queue of connections not yet accepted; by default
+              the most it allows.
+          reuse_port: give each reactor a listening socket of its own
+              (``SO_REUSEPORT``), which also lets other processes listen on the
+              same port.
+          limits: the bounds of the connections that will be accepted.
+          options: their socket options.
+
+        Raises:
+          ValueError, TypeError: for an argument that cannot be meant.
+          OSError: if the host does not resolve or the address cannot be bound;
+              the message names it. Nothing is left open.
+        """
+        self._core.ensure_usable()
+        _check(limits, Limits, "limits")
+        _check(options, ConnOptions, "options")
+        parsed = parse_address(address)
+        copies = max(1, self.reactors) if reuse_port else 1
+        sockets = await open_listening_sockets(parsed, backlog, reuse_port, copies, options)
+        return self._make_listener(sockets, limits, spread=reuse_port, path=unix_path(parsed))
+
+    def _make_listener(
+        self, sockets: list[socket.socket], limits: Limits, *, spread: bool, path: str | None
+    ) -> Listener:
+        try:
+            self._core.ensure_usable()
+        except RuntimeError:
+            for sock in sockets:
+                sock.close()
+            raise
+        return Listener(self._core, sockets, limits, spread=spread, path=path)
+
+    async def connect(
+        self,
+        address: str,
+        *,
+        limits: Limits = Limits(),
+        options: ConnOptions = ConnOptions(),
+    ) -> Conn:
+        """Connect to ``"tcp://host:port"`` or ``"unix:///path"``. A checkpoint.
+
+        A host with several addresses is tried by Trio's own Happy Eyeballs
+        (RFC 8305); its winner is adopted.
+
+        Raises:
+          ValueError, TypeError: for an argument that cannot be meant.
+          OSError: if the host does not resolve or nobody could be reached.
+        """
+        self._core.ensure_usable()
+        _check(limits, Limits, "limits")
+        _check(options, ConnOptions, "options")
+        parsed = parse_address(address)
+        if parsed.path is not None:
+            stream = await trio.open_unix_socket(parsed.path)
+        elif parsed.host is None or parsed.port == 0:
+            raise ValueError(f"address must name a host and a port to connect to, not {address!r}")
+        else:
+            stream = await trio.open_tcp_stream(parsed.host, parsed.port)
+        return self._adopt_trio_socket(stream.socket, limits, options)
+
+    def _adopt_trio_socket(
+        self, sock: trio.socket.SocketType, limits: Limits, options: ConnOptions
+    ) -> Conn:
+        trio.lowlevel.notify_closing(sock)
+        family, kind, proto = sock.family, sock.type, sock.proto
+        plain = socket.socket(family, kind, proto, fileno=sock.detach())
+        try:
+            adopted = self.adopt(plain, limits=limits, options=options)
+        except BaseException:
+            plain.close()
+            raise
+        assert isinstance(adopted, Conn)
+        return adopted
+
+    def adopt(
+        self,
+        sock: socket.socket,
+        *,
+        limits: Limits = Limits(),
+        options: ConnOptions = ConnOptions(),
+    ) -> Conn | Listener:
+        """Take over a stream socket: a listening one becomes a `Listener`, a
+        connected one a `Conn`. Not a checkpoint.
+
+        ``sock`` is detached: its descriptor is the engine's from here on, and is
+        made non-blocking. If this raises, it is the caller's as before.
+
+        Raises:
+          TypeError: ``sock`` is not a `socket.socket`.
+          ValueError: it is not an open stream socket, or neither listens nor is
+              connected.
+        """
+        self._core.ensure_usable()
+        _check(limits, Limits, "limits")
+        _check(options, ConnOptions, "options")
+        if not isinstance(sock, socket.socket):
+            raise TypeError(f"sock must be a socket.socket, not {sock!r}")
+        if sock.fileno() < 0:
+            raise ValueError(f"sock must be open, not {sock!r}")
+        if sock.type != socket.SOCK_STREAM:
+            raise ValueError(f"sock must be a stream socket, not {sock!r}")
+        if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            options.apply(sock)
+            return self._make_listener([sock], limits, spread=False, path=None)
+        try:
+            sock.getpeername()
+        except OSError as exc:
+            raise ValueError(f"sock must listen or be connected: {exc}") from None
+        options.apply(sock)
+        return Conn._from_socket(self._core, sock, limits)
+
+    def statistics(self) -> EngineStatistics:
+        """A snapshot of the counters.
+
+        Raises:
+          RuntimeError: the engine is closed, or belongs to another thread.
+        """
+        wakes, rows = self._core.statistics()
+        return EngineStatistics(
+            connections=sum(row[0] for row in rows),
+            wakes=wakes,
+            reactors=tuple(
+                ReactorStatistics(
+                    connections=row[0],
+                    turns=row[1],
+                    events=row[2],
+                    pool_kept=row[3],
+                    pool_in_use=row[4],
+                )
+                for row in rows
+            ),
+        )
+
+    # --- the end -------------------------------------------------------------
+
+    async def _aclose(self) -> None:
+        """Close everything that is open, give connections that were closed
+        gracefully their time, then stop. Cancelling cuts that time short."""
+        try:
+            if not self._closed and not self._core.forked:
+                self._core.let_go_of_all()
+                await self._wait_until_quiet()
+        finally:
+            self._shut_down()
+
+    async def _wait_until_quiet(self) -> None:
+        # Ends by itself: no connection lingers past its limits.
+        await trio.lowlevel.checkpoint()
+        quiet = trio.Event()
+        while not self._closed and not self._core.quiet(quiet.set):
+            await quiet.wait()
+            quiet = trio.Event()
+
+    def _shut_down(self) -> None:
+        """Stop the threads, wait for them, and close every descriptor."""
+        if self._closed or self._core.forked:
+            return
+        self._closed = True
+        self._bridge.close()
+        self._join()
+        self._core.close()
+
+
+def _check(value: object, kind: type, name: str) -> None:
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be {kind.__name__}, not {value!r}")
+
+
+@asynccontextmanager
+async def open_engine(
+    reactors: int | None = None,
+    *,
+    balance: Literal["least_connections", "round_robin"] = "least_connections",
+) -> AsyncIterator[Engine]:
+    """Open an engine for the duration of an ``async with`` block.
+
+    Args:
+      reactors: how many reactor threads. 0 runs the one reactor inside Trio's
+          own thread (in-loop). By default one thread, or in-loop where this
+          process may use only one core. Under a `trio.testing.MockClock` it is
+          always in-loop: the clock cannot see other threads.
+      balance: which reactor an accepted connection goes to: the one with the
+          fewest, or each in turn.
+
+    On leaving, what is still open is closed at once, and connections that were
+    closed gracefully get their time to finish (`Limits.linger_time`); cancelling
+    cuts that short. Threads have ended when the block is left. Leaving is a
+    checkpoint.
+
+    Raises:
+      TypeError, ValueError: for an argument out of range.
+      RuntimeError: outside Trio.
+      OSError: if the system has no descriptors or threads left.
+    """
+    if balance not in ("least_connections", "round_robin"):
+        raise ValueError(
+            f"balance must be 'least_connections' or 'round_robin', not {balance!r}"
+        )
+    engine = Engine(_choose_reactors(reactors), balance)
+    try:
+        yield engine
+    finally:
+        await engine._aclose()

@@ -1,0 +1,249 @@
+"""Listener: open, accept, serve, drain."""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from trio_wknet._conn import Conn
+from trio_wknet._native.listen import NativeListener
+from trio_wknet._options import ConnOptions, Limits
+from trio_wknet._socket import SocketFacade, borrowed
+from trio_wknet._statistics import ListenerStatistics
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from trio_wknet._engine import Engine
+    from trio_wknet._native.core import Core
+
+# Connections taken at once by `serve`: what one wake of its task may start.
+_BATCH = 64
+
+
+class Listener(NativeListener, trio.abc.Listener[Conn]):
+    """Accepts connections on one address or several; what `open_wknet_listener`,
+    `Engine.listen` and `Engine.adopt` give.
+
+    It is a `trio.abc.Listener`: `trio.serve_listeners` takes it. Its own `serve`
+    closes connections gracefully, and can be drained.
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        sockets: list[socket.socket],
+        limits: Limits,
+        *,
+        spread: bool,
+        path: str | None,
+    ) -> None:
+        self._family = int(sockets[0].family)
+        self._addresses = [sock.getsockname() for sock in sockets]
+        self._path = path
+        self._path_id = _file_id(path)
+        self._draining = False
+        self._handlers = 0
+        self._serving = 0
+        self._served = trio.Event()
+        for sock in sockets:
+            sock.setblocking(False)
+        descriptors = [(sock.fileno(), int(sock.family)) for sock in sockets]
+        self._listen(core, descriptors, limits, spread, Conn)
+        for sock in sockets:
+            sock.detach()
+
+    def __repr__(self) -> str:
+        state = "" if self._open else " closed"
+        return f"<trio_wknet.Listener {self.address!r}{state}>"
+
+    # --- serving -------------------------------------------------------------
+
+    async def serve(
+        self,
+        handler: Callable[[Conn], Awaitable[object]],
+        *,
+        handler_nursery: trio.Nursery | None = None,
+        task_status: trio.TaskStatus[Listener] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Accept connections, and run ``handler(conn)`` as a task for each.
+
+        Like `trio.serve_listeners`: an exception in a handler comes out of here
+        (in an exception group) and ends the others, unless ``handler_nursery``
+        deals with it; the listener is closed at the end; ``task_status.started``
+        is given the listener. Unlike it, a connection whose handler returned is
+        closed gracefully (`Conn.aclose`); one whose handler raised or was
+        cancelled is closed at once.
+
+        Returns after `drain`; otherwise ends only by an exception or cancelled.
+        """
+        self._serving += 1
+        try:
+            async with trio.open_nursery() as nursery:
+                task_status.started(self)
+                await self._accept_all(handler, handler_nursery or nursery)
+        finally:
+            self._close_all()
+            self._serving -= 1
+            self._check_served()
+
+    async def _accept_all(
+        self, handler: Callable[[Conn], Awaitable[object]], nursery: trio.Nursery
+    ) -> None:
+        while True:
+            try:
+                conns = await self._accept_batch(_BATCH)
+            except trio.ClosedResourceError:
+                if self._draining:
+                    return
+                raise
+            for conn in conns:
+                self._handlers += 1
+                nursery.start_soon(self._run_handler, handler, conn, name=handler)
+
+    async def _run_handler(
+        self, handler: Callable[[Conn], Awaitable[object]], conn: Conn
+    ) -> None:
+        try:
+            await handler(conn)
+            conn._close()
+        finally:
+            conn._drop()  # nothing, if it was closed above or by the handler
+            self._handlers -= 1
+            self._check_served()
+
+    def _check_served(self) -> None:
+        if self._draining and not self._serving and not self._handlers:
+            self._served.set()
+
+    async def drain(self) -> None:
+        """Stop accepting and wait for the handlers that `serve` runs. A checkpoint.
+
+        Connections that the kernel had already queued are still accepted and
+        handled. `serve` returns once the last handler has. Without a `serve` under
+        way the listener is closed, with the connections that nobody accepted.
+        """
+        self._draining = True
+        if self._open and self._serving:
+            self._stop()
+        else:
+            self._close_all()
+        self._check_served()
+        await self._served.wait()
+
+    async def aclose(self) -> None:
+        """Stop listening, and close connections that nobody accepted. A checkpoint.
+        Connections that were accepted live on. Again does nothing."""
+        self._close_all()
+        await trio.lowlevel.checkpoint()
+
+    def _close_all(self) -> None:
+        self._close()
+        path, self._path = self._path, None
+        # Somebody else may have put another socket there since.
+        if path is not None and _file_id(path) == self._path_id:
+            with suppress(OSError):
+                os.unlink(path)
+
+    # --- facts ---------------------------------------------------------------
+
+    @property
+    def address(self) -> Any:
+        """The first address, as `socket.socket.getsockname` gives it: for TCP it
+        begins with host and port, with the real port where 0 was asked for."""
+        return self._addresses[0]
+
+    @property
+    def addresses(self) -> list[Any]:
+        """Every address listened on, each once."""
+        return list(dict.fromkeys(self._addresses))
+
+    @property
+    def socket(self) -> SocketFacade:
+        """The first listening socket's names and options."""
+        return SocketFacade(self._family, self._first_descriptor, lambda: self._counters()[1] > 0)
+
+    def _first_descriptor(self) -> int:
+        descriptors = self._fds
+        return descriptors[0] if descriptors else -1
+
+    def setsockopt(self, level: int, option: int, value: int | bytes) -> None:
+        """Set an option on every listening socket; connections accepted later
+        inherit it."""
+        if not self._open:
+            raise trio.ClosedResourceError("this listener was already closed")
+        for descriptor in self._fds:
+            with borrowed(descriptor, self._family) as sock:
+                sock.setsockopt(level, option, value)
+
+    def statistics(self) -> ListenerStatistics:
+        """A snapshot of the counters."""
+        accepted, waiting, starved = self._counters()
+        return ListenerStatistics(
+            accepted=accepted, waiting=waiting, starved=starved > 0, handlers=self._handlers
+        )
+
+
+def _file_id(path: str | None) -> tuple[int, int] | None:
+    """What tells a file from another one of the same name."""
+    if path is None:
+        return None
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+@asynccontextmanager
+async def open_wknet_listener(
+    address: str | int,
+    *,
+    engine: Engine | None = None,
+    reactors: int | None = None,
+    backlog: int | None = None,
+    reuse_port: bool = False,
+    limits: Limits = Limits(),
+    options: ConnOptions = ConnOptions(),
+) -> AsyncIterator[Listener]:
+    """Open a listener for the duration of an ``async with`` block::
+
+        async with open_wknet_listener("tcp://127.0.0.1:5100") as listener:
+            await listener.serve(handler)
+
+    Args:
+      engine: whose reactors to use; by default an engine of the listener's own,
+          with ``reactors`` as in `open_engine`, which ends with the block.
+
+    ``address`` and the other arguments, and the errors, are those of
+    `Engine.listen`. Entering and leaving are checkpoints.
+    """
+    from trio_wknet._engine import Engine, open_engine
+
+    if engine is not None:
+        if not isinstance(engine, Engine):
+            raise TypeError(f"engine must be an Engine, not {engine!r}")
+        if reactors is not None:
+            raise ValueError(f"reactors ({reactors}) has no meaning together with engine")
+        listener = await engine.listen(
+            address, backlog=backlog, reuse_port=reuse_port, limits=limits, options=options
+        )
+        try:
+            yield listener
+        finally:
+            await listener.aclose()
+        return
+    async with open_engine(reactors) as own:
+        async with open_wknet_listener(
+            address,
+            engine=own,
+            backlog=backlog,
+            reuse_port=reuse_port,
+            limits=limits,
+            options=options,
+        ) as listener:
+            yield listener

@@ -1,0 +1,161 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""Ending connections on the reactor.
+
+Closing a socket that holds unread input makes Linux send a reset, which
+destroys what the peer has not yet read. So a graceful close flushes the
+outbound ring, sends FIN, and then lingers: it reads and discards until the peer
+ends too, bounded in bytes and in time (RFC 1122, 4.2.2.13; nginx calls it
+lingering_close).
+"""
+from libc.stdint cimport uint32_t
+
+from trio_wknet._native.atomics cimport wk_fence, wk_u32_load, wk_u32_sub
+from trio_wknet._native.conn cimport (
+    ACCEPTED, CONNECTION, DETACHED, ENDED, FLUSHING, FORGOTTEN, GONE, LINGERING, PORT, RELEASED, Slot,
+)
+from trio_wknet._native.linux cimport (
+    EAGAIN, EINTR, EPOLL_CTL_DEL, MSG_DONTWAIT, SHUT_WR, SO_LINGER, SOL_SOCKET, close,
+    epoll_ctl, epoll_event, errno, linger_t, pthread_mutex_lock, pthread_mutex_unlock,
+    recv, setsockopt, shutdown,
+)
+from trio_wknet._native.links cimport list_append, list_remove
+from trio_wknet._native.mailbox cimport letter_mark
+from trio_wknet._native.reactor cimport RECEIVE_BUFFER, Reactor, notify
+from trio_wknet._native.ring cimport ring_clear
+from trio_wknet._native.transfer cimport flush
+
+cdef enum:
+    DISCARD_BUDGET = 4 * RECEIVE_BUFFER     # bytes for each connection and turn
+
+
+cdef void close_gracefully(Reactor *reactor, Slot *slot) noexcept nogil:
+    pthread_mutex_lock(&slot.lock)
+    ring_clear(&slot.inbound, reactor.pool)
+    pthread_mutex_unlock(&slot.lock)
+    slot.state = FLUSHING
+    slot.deadline = reactor.now + <unsigned long long>slot.limits.linger_ms * 1000000
+    list_append(&reactor.timed, &slot.timed, slot)
+    on_closing_event(reactor, slot)
+
+
+cdef void on_closing_event(Reactor *reactor, Slot *slot) noexcept nogil:
+    """Take a closing connection as far as it goes for now."""
+    if slot.state == FLUSHING:
+        flush(reactor, slot)
+        if not slot.draining:
+            _finish(slot)
+    # While flushing, too: a peer that does not read before it has sent
+    # everything would otherwise block for good.
+    _discard_input(reactor, slot)
+    if slot.error != 0 or (slot.state == LINGERING and slot.ended):
+        close_now(reactor, slot)
+    elif slot.discarded > slot.limits.linger_bytes or reactor.now >= slot.deadline:
+        close_now(reactor, slot)
+
+
+cdef void _finish(Slot *slot) noexcept nogil:
+    if not slot.shut:
+        shutdown(slot.fd, SHUT_WR)
+        slot.shut = True
+    slot.state = LINGERING
+
+
+cdef void _discard_input(Reactor *reactor, Slot *slot) noexcept nogil:
+    """Read and forget. The Trio side has let go: `ended` and `error` are the
+    reactor's own now."""
+    cdef ssize_t n
+    cdef ssize_t budget = DISCARD_BUDGET
+    while budget > 0 and not slot.ended and slot.error == 0:
+        n = recv(slot.fd, reactor.buffer, RECEIVE_BUFFER, MSG_DONTWAIT)
+        if n > 0:
+            budget -= n
+            slot.discarded += <uint32_t>n
+            if slot.discarded > slot.limits.linger_bytes:
+                return
+        elif n == 0:
+            slot.ended = True
+            return
+        elif errno == EAGAIN:
+            return
+        elif errno != EINTR:
+            slot.error = errno
+            return
+    if budget <= 0:
+        list_append(&reactor.ready, &slot.ready, slot)
+
+
+cdef void reset(Reactor *reactor, Slot *slot) noexcept nogil:
+    """Close with RST: what the peer has not yet received is lost."""
+    cdef linger_t option
+    option.l_onoff = 1
+    option.l_linger = 0
+    setsockopt(slot.fd, SOL_SOCKET, SO_LINGER, &option, sizeof(option))
+    close_now(reactor, slot)
+
+
+cdef void close_now(Reactor *reactor, Slot *slot) noexcept nogil:
+    """Unlink, EPOLL_CTL_DEL, close, in this order, so that no event of this
+    descriptor can be taken for one of its number's next owner (a duplicate in
+    another process keeps a closed descriptor registered otherwise)."""
+    cdef epoll_event unused
+    list_remove(&slot.ready)
+    list_remove(&slot.timed)
+    pthread_mutex_lock(&slot.lock)
+    ring_clear(&slot.inbound, reactor.pool)
+    ring_clear(&slot.outbound, reactor.pool)
+    pthread_mutex_unlock(&slot.lock)
+    if slot.fd >= 0:        # else detached, and taken
+        if slot.state != FORGOTTEN:
+            epoll_ctl(reactor.epfd, EPOLL_CTL_DEL, slot.fd, &unused)
+        close(slot.fd)
+        reactor.descriptor_freed = True
+    slot.fd = -1
+    slot.state = GONE
+    if slot.kind == CONNECTION:
+        _count_down(reactor)
+    elif slot.kind == PORT:
+        leave_listener(reactor, slot.listener)
+    release(reactor, slot)
+
+
+cdef void leave_listener(Reactor *reactor, Slot *listener) noexcept nogil:
+    """A port, or the Trio side, is done with a listener. Without ports its queue
+    is complete, which whoever accepts is told; the last to leave releases it."""
+    cdef uint32_t before = wk_u32_sub(&listener.users, 1)
+    cdef uint32_t bits = 0
+    if before == 2:
+        pthread_mutex_lock(&listener.lock)
+        listener.ended = True
+        if listener.accept_wanted:
+            listener.accept_wanted = False
+            bits = ACCEPTED
+        pthread_mutex_unlock(&listener.lock)
+        notify(reactor, listener, bits)
+    elif before == 1:
+        release(reactor, listener)
+
+
+cdef void _count_down(Reactor *reactor) noexcept nogil:
+    """One connection fewer. Told when it was the last, if somebody asked: who
+    asks stores the flag, fences and then counts, so one side sees the other."""
+    if wk_u32_sub(&reactor.connections, 1) == 1:
+        wk_fence()
+        if wk_u32_load(&reactor.hub.quiet_wanted):
+            notify(reactor, reactor.hub.beacon, ENDED)
+
+
+cdef void release(Reactor *reactor, Slot *slot) noexcept nogil:
+    """Return the slot: after the event batch, or by the drain that holds its
+    letter (conn.pxd)."""
+    if letter_mark(&slot.up, RELEASED):
+        slot.chain = reactor.dead
+        reactor.dead = slot
+
+
+cdef void forget(Reactor *reactor, Slot *slot) noexcept nogil:
+    """Detach: stop watching, keep the descriptor open for the Trio side."""
+    cdef epoll_event unused
+    list_remove(&slot.ready)
+    epoll_ctl(reactor.epfd, EPOLL_CTL_DEL, slot.fd, &unused)
+    slot.state = FORGOTTEN
+    notify(reactor, slot, DETACHED)

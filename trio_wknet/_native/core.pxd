@@ -1,0 +1,42 @@
+# The Trio side's handle on a hub: owned by an Engine, used from one thread.
+from libc.stdint cimport uint32_t
+
+from trio_wknet._native.conn cimport Limits, Slot
+from trio_wknet._native.reactor cimport Hub
+
+
+cdef class Endpoint:
+    """What a slot's `owner` points to: a connection or a listener, as the Trio
+    side knows it. The slot is valid until the endpoint lets go of it."""
+    cdef Core core
+    cdef Slot *slot
+    cdef void *previous         # Endpoints of the core's list, borrowed
+    cdef void *following
+
+    # Both run in Trio's thread and never raise: the first out of the drain.
+    cdef void completed(self, uint32_t bits) noexcept
+    cdef void engine_closed(self) noexcept
+
+    cdef void attach(self, Core core, Slot *slot) noexcept
+    cdef void leave(self) noexcept
+    cdef int ensure_usable(self) except -1
+
+
+cdef class Core:
+    cdef Hub *hub
+    cdef unsigned long thread
+    cdef object __weakref__
+    cdef readonly bint closed
+    cdef readonly bint forked
+    cdef void *endpoints        # first of the list
+    cdef object on_quiet
+
+    cdef void _drain(self) noexcept
+    cdef void _tell_quiet(self) noexcept
+    cdef int check(self) except -1
+    cdef void post(self, Slot *slot, uint32_t bits) noexcept
+    cdef void start(self, Slot *slot) noexcept
+    cdef Slot *new_slot(self, int fd, int family, Limits limits) except NULL
+
+
+cdef Limits make_limits(object limits) except *

@@ -1,0 +1,300 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""The Trio side's handle on a hub: the bridge's native half.
+
+Everything here runs in the thread of the Trio run that opened the engine, apart
+from `run`, which is a reactor thread's body.
+"""
+from cpython.pythread cimport PyThread_get_thread_ident
+from libc.stdint cimport uint32_t
+
+from trio_wknet._native.atomics cimport (
+    wk_fence, wk_u32_add, wk_u32_load, wk_u32_load_relaxed, wk_u32_store,
+    wk_u64_load_relaxed,
+)
+from trio_wknet._native.closing cimport close_now
+from trio_wknet._native.conn cimport (
+    ADD, CONNECTION, GONE, LISTENER, RELEASED, Limits, Slot,
+)
+from trio_wknet._native.linux cimport errno, monotonic_ns
+from trio_wknet._native.links cimport list_empty
+from trio_wknet._native.mailbox cimport Letter, letter_take, mailbox_take, mailbox_waiting
+from trio_wknet._native.matrix cimport matrix_each, matrix_return, matrix_take
+from trio_wknet._native.reactor cimport (
+    Reactor, command, hub_free, hub_new, publish, reactor_run, reactor_turn,
+)
+from trio_wknet._native.wake cimport hub_wake, reactor_post, reactor_stop, still_bell
+
+import os
+
+
+cdef Limits make_limits(object limits) except *:
+    cdef Limits native
+    native.inbound = limits.inbound
+    native.outbound = limits.outbound
+    native.linger_bytes = limits.linger_bytes
+    native.linger_ms = <uint32_t>(limits.linger_time * 1000)
+    native.accept_queue = limits.accept_queue
+    return native
+
+
+cdef class Endpoint:
+    cdef void completed(self, uint32_t bits) noexcept:
+        pass
+
+    cdef void engine_closed(self) noexcept:
+        pass
+
+    cdef void attach(self, Core core, Slot *slot) noexcept:
+        """Become the owner of a slot. The list holds borrowed references, like
+        the slot does: an endpoint that is collected leaves first."""
+        self.core = core
+        self.slot = slot
+        slot.owner = <void *>self
+        self.following = core.endpoints
+        if self.following != NULL:
+            (<Endpoint>self.following).previous = <void *>self
+        core.endpoints = <void *>self
+
+    cdef void leave(self) noexcept:
+        """The last touch of the slot, before the command that lets go of it."""
+        self.slot.owner = NULL
+        self.slot = NULL
+        if self.previous != NULL:
+            (<Endpoint>self.previous).following = self.following
+        else:
+            self.core.endpoints = self.following
+        if self.following != NULL:
+            (<Endpoint>self.following).previous = self.previous
+        self.previous = NULL
+        self.following = NULL
+
+    cdef int ensure_usable(self) except -1:
+        """Refuse an open endpoint's use where its engine may not be used. One
+        that is closed says so itself."""
+        return self.core.check() if self.slot != NULL else 0
+
+
+cdef class Core:
+    """The native half of an engine.
+
+    Args:
+      reactors: how many; 0 means in-loop, one that Trio's own thread turns.
+      round_robin: hand connections out in turn, not to the least loaded.
+    """
+
+    def __cinit__(self, uint32_t reactors, bint round_robin):
+        self.hub = hub_new(max(reactors, 1), reactors == 0, round_robin)
+        if self.hub == NULL:
+            raise OSError(errno, os.strerror(errno))
+        self.thread = PyThread_get_thread_ident()
+
+    cdef int check(self) except -1:
+        """Refuse use after close, after fork, and from another thread."""
+        if self.closed:
+            raise RuntimeError("this engine is closed")
+        if self.forked:
+            raise RuntimeError(
+                "this engine was opened before a fork; its reactors run in the parent process"
+            )
+        if self.thread != PyThread_get_thread_ident():
+            raise RuntimeError("this engine belongs to the Trio run of another thread")
+        return 0
+
+    def ensure_usable(self):
+        self.check()
+
+    def mark_forked(self):
+        """In a child process: refuse everything, touch nothing that is shared."""
+        self.forked = True
+
+    @property
+    def in_loop(self):
+        self.check()
+        return self.hub.in_loop
+
+    # --- the thread's side -------------------------------------------------
+
+    def run(self, uint32_t index):
+        """A reactor thread's body: turns until `stop`."""
+        cdef Reactor *reactor = self.hub.reactors[index]
+        with nogil:
+            reactor_run(reactor)
+
+    def stop(self):
+        cdef uint32_t i
+        for i in range(self.hub.count):
+            reactor_stop(self.hub.reactors[i])
+
+    # --- the bridge's side -------------------------------------------------
+
+    def fileno(self):
+        """What Trio waits on: the reactor's epoll itself when in-loop, else an
+        eventfd that reactors ring."""
+        return self.hub.reactors[0].epfd if self.hub.in_loop else self.hub.wakefd
+
+    def before_wait(self):
+        """Trio is about to sleep. The argument stands at hub_wake."""
+        wk_u32_store(&self.hub.asleep, 1)
+        wk_fence()
+        if mailbox_waiting(&self.hub.completions):
+            hub_wake(self.hub)
+
+    def after_wait(self, bint rung):
+        """Trio woke, or only looked: turn the in-loop reactor if its epoll was
+        ready or something is unfinished, then drain. Never raises."""
+        cdef Reactor *reactor
+        wk_u32_store(&self.hub.asleep, 0)
+        if self.hub.in_loop:
+            reactor = self.hub.reactors[0]
+            if rung or not list_empty(&reactor.ready):
+                with nogil:
+                    reactor_turn(reactor, 0)
+        self._drain()
+
+    def still(self):
+        """Read the eventfd that woke Trio, so that it may ring again."""
+        if not self.hub.in_loop:
+            still_bell(self.hub.wakefd)
+
+    def unfinished(self):
+        """Whether the in-loop reactor wants another turn without waiting."""
+        return self.hub.in_loop and not list_empty(&self.hub.reactors[0].ready)
+
+    cdef void _drain(self) noexcept:
+        """Hand completions to their endpoints: those that are there now. What
+        they do is reschedule tasks, or post commands."""
+        cdef Letter *letter
+        cdef Letter *following
+        cdef Slot *slot
+        cdef Endpoint endpoint
+        cdef uint32_t bits
+        if not mailbox_waiting(&self.hub.completions):
+            return
+        letter = mailbox_take(&self.hub.completions)
+        while letter != NULL:
+            following = letter.next
+            slot = <Slot *>letter.subject
+            bits = letter_take(letter)
+            if slot == self.hub.beacon:
+                self._tell_quiet()
+            elif bits & RELEASED:
+                matrix_return(self.hub.matrix, slot)
+            elif slot.owner != NULL:
+                # A reference of our own: a finalizer may run while tasks are
+                # rescheduled, and drop the last other one.
+                endpoint = <Endpoint>slot.owner
+                endpoint.completed(bits)
+            letter = following
+
+    cdef void _tell_quiet(self) noexcept:
+        told, self.on_quiet = self.on_quiet, None
+        if told is not None:
+            told()
+
+    # --- for endpoints -----------------------------------------------------
+
+    cdef void post(self, Slot *slot, uint32_t bits) noexcept:
+        """Send a command down. In-loop it is carried out here and now: this is
+        the reactor's thread, and no turn is under way."""
+        cdef Reactor *reactor = <Reactor *>slot.reactor
+        # A finalizer may let go in any thread that collects garbage.
+        if not self.hub.in_loop or self.thread != PyThread_get_thread_ident():
+            reactor_post(slot, bits)
+            return
+        reactor.now = monotonic_ns()
+        command(reactor, slot, bits)
+        publish(reactor)
+
+    cdef void start(self, Slot *slot) noexcept:
+        """Have a slot's descriptor watched."""
+        if slot.kind == CONNECTION:
+            wk_u32_add(&(<Reactor *>slot.reactor).connections, 1)
+        self.post(slot, ADD)
+
+    cdef Slot *new_slot(self, int fd, int family, Limits limits) except NULL:
+        """A slot for a descriptor the caller owns, with the least loaded reactor."""
+        cdef Slot *slot = matrix_take(self.hub.matrix)
+        cdef Reactor *reactor = self.hub.reactors[0]
+        cdef uint32_t i
+        if slot == NULL:
+            raise MemoryError
+        for i in range(self.hub.count):
+            if (wk_u32_load_relaxed(&self.hub.reactors[i].connections)
+                    < wk_u32_load_relaxed(&reactor.connections)):
+                reactor = self.hub.reactors[i]
+        slot.fd = fd
+        slot.family = family
+        slot.limits = limits
+        slot.reactor = reactor
+        slot.opened = monotonic_ns()
+        return slot
+
+    # --- the end -----------------------------------------------------------
+
+    def let_go_of_all(self):
+        """Close every endpoint; whoever waits on one is told."""
+        cdef Endpoint endpoint
+        while self.endpoints != NULL:
+            endpoint = <Endpoint>self.endpoints
+            endpoint.engine_closed()
+
+    def close(self):
+        """Close what is left. Only when no reactor thread runs any more, so
+        that this thread may do every reactor's work."""
+        cdef uint32_t i
+        cdef uint32_t cursor = 0
+        cdef Reactor *reactor
+        cdef Slot *slot
+        if self.closed:
+            return
+        self.let_go_of_all()
+        for i in range(self.hub.count):
+            reactor = self.hub.reactors[i]
+            reactor_turn(reactor, 0)
+            if reactor.spare != NULL:
+                matrix_return(self.hub.matrix, reactor.spare)
+                reactor.spare = NULL
+        slot = matrix_each(self.hub.matrix, &cursor)
+        while slot != NULL:
+            if slot.kind != LISTENER and slot.state != GONE:
+                close_now(<Reactor *>slot.reactor, slot)
+            slot = matrix_each(self.hub.matrix, &cursor)
+        for i in range(self.hub.count):
+            publish(self.hub.reactors[i])
+        self._drain()
+        self.closed = True
+        hub_free(self.hub)
+        self.hub = NULL
+
+    def quiet(self, on_quiet):
+        """Whether no connection is left, not even one that lingers. If not,
+        `on_quiet()` is called when a reactor has closed its last one, once:
+        look again then."""
+        cdef uint32_t i
+        self.on_quiet = on_quiet
+        wk_u32_store(&self.hub.quiet_wanted, 1)
+        wk_fence()
+        for i in range(self.hub.count):
+            if wk_u32_load(&self.hub.reactors[i].connections):
+                return False
+        self.on_quiet = None
+        return True
+
+    # --- statistics --------------------------------------------------------
+
+    def statistics(self):
+        """(wakes, [(connections, turns, events, bytes kept, bytes in use)])"""
+        cdef uint32_t i
+        cdef Reactor *reactor
+        self.check()
+        rows = []
+        for i in range(self.hub.count):
+            reactor = self.hub.reactors[i]
+            rows.append((
+                wk_u32_load(&reactor.connections),
+                wk_u64_load_relaxed(&reactor.turns),
+                wk_u64_load_relaxed(&reactor.events_seen),
+                wk_u64_load_relaxed(&reactor.pool.kept),
+                wk_u64_load_relaxed(&reactor.pool.live),
+            ))
+        return wk_u64_load_relaxed(&self.hub.wakes), rows

@@ -1,0 +1,15 @@
+from trio_wknet._native.core cimport Endpoint
+from trio_wknet._native.operation cimport Operation
+
+
+cdef class NativeListener(Endpoint):
+    cdef Operation acceptor     # parked in accept
+    cdef object trap
+    cdef list ports             # addresses of their slots
+    cdef object make_conn       # called without arguments, gives a Stream
+    cdef tuple final
+
+    cdef list take(self, Py_ssize_t most)
+    cdef void wake_acceptor(self) noexcept
+    cdef void resume_ports(self) noexcept
+    cdef tuple counters(self)

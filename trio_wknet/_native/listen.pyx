@@ -1,0 +1,243 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""A listener, as the Trio side holds it: a queue that ports feed.
+
+A port is a listening socket watched by a reactor. One listener may have several
+(a name with several addresses, or one for each reactor with reuse_port); they
+all accept into the listener's queue, which belongs to the listener's slot and
+lives until the last port is closed.
+"""
+cimport cython
+from libc.stdint cimport int32_t, uint32_t
+
+from trio_wknet._native.atomics cimport (
+    wk_u32_add, wk_u32_load_relaxed, wk_u64_load_relaxed,
+)
+from trio_wknet._native.conn cimport (
+    ACCEPTED, CLOSE, DROP, LISTENER, PORT, RESUME, Limits, Slot,
+)
+from trio_wknet._native.core cimport Core, make_limits
+from trio_wknet._native.linux cimport pthread_mutex_lock, pthread_mutex_unlock
+from trio_wknet._native.operation cimport ABORT_SUCCEEDED, Operation, make_trap
+from trio_wknet._native.stream cimport Stream
+
+import os
+
+import trio
+
+
+cdef class NativeListener(Endpoint):
+
+    def _listen(self, Core core, list descriptors, limits, bint spread, make_conn):
+        """Take over listening descriptors, as (descriptor, family) pairs. With
+        `spread` each goes to a reactor of its own, which keeps what it accepts."""
+        cdef Slot *listener
+        cdef Slot *port
+        cdef Limits native = make_limits(limits)
+        cdef uint32_t i
+        core.check()
+        listener = core.new_slot(-1, 0, native)
+        listener.kind = LISTENER
+        self.attach(core, listener)
+        self.make_conn = make_conn
+        self.ports = []
+        wk_u32_add(&listener.users, 1)
+        for i, (fd, family) in enumerate(descriptors):
+            port = core.new_slot(fd, family, native)
+            port.kind = PORT
+            port.listener = listener
+            port.keeps = spread
+            if spread:
+                port.reactor = core.hub.reactors[i % core.hub.count]
+            else:
+                port.reactor = core.hub.reactors[0]
+            wk_u32_add(&listener.users, 1)
+            self.ports.append(<size_t>port)
+        for address in self.ports:
+            core.start(<Slot *><size_t>address)
+
+    # --- accepting -----------------------------------------------------------
+
+    def accept(self):
+        cdef Accept operation = Accept.__new__(Accept)
+        operation.listener = self
+        operation.most = 1
+        return operation
+
+    def _accept_batch(self, Py_ssize_t most):
+        """Like accept, but gives a list of up to `most` connections."""
+        cdef Accept operation = Accept.__new__(Accept)
+        operation.listener = self
+        operation.most = most
+        operation.batch = True
+        return operation
+
+    cdef list take(self, Py_ssize_t most):
+        """Up to `most` waiting connections; an empty list after arranging for a
+        wake, under the lock under which ports add."""
+        cdef Slot *listener = self.slot
+        cdef Slot *slot
+        cdef Slot *first
+        cdef Stream conn
+        cdef Py_ssize_t n = 0
+        cdef int32_t error = 0
+        cdef bint room, ended
+        if listener == NULL:
+            raise trio.ClosedResourceError("this listener was already closed")
+        pthread_mutex_lock(&listener.lock)
+        first = listener.oldest
+        slot = first
+        while slot != NULL and n < most:
+            n += 1
+            slot = slot.chain
+        listener.oldest = slot
+        if slot == NULL:
+            listener.newest = NULL
+        listener.waiting -= <uint32_t>n
+        room = listener.waiting <= listener.limits.accept_queue // 2
+        if n == 0:
+            error = listener.error
+            listener.accept_wanted = error == 0 and not listener.ended
+        ended = listener.ended
+        pthread_mutex_unlock(&listener.lock)
+        if error:
+            raise OSError(error, os.strerror(error))
+        if n == 0 and ended:
+            raise trio.ClosedResourceError("this listener stopped accepting")
+        if n and room:
+            self.resume_ports()
+        conns = []
+        while n > 0:
+            slot = first
+            first = slot.chain
+            conn = self.make_conn()
+            conn.attach(self.core, slot)
+            conns.append(conn)
+            n -= 1
+        return conns
+
+    cdef void resume_ports(self) noexcept:
+        cdef Slot *port
+        cdef bint paused
+        for address in self.ports:
+            port = <Slot *><size_t>address
+            pthread_mutex_lock(&self.slot.lock)
+            paused = port.paused
+            port.paused = False
+            pthread_mutex_unlock(&self.slot.lock)
+            if paused:
+                self.core.post(port, RESUME)
+
+    def _abort_accept(self, raise_cancel):
+        self.acceptor = None
+        return ABORT_SUCCEEDED
+
+    cdef void wake_acceptor(self) noexcept:
+        cdef Operation operation = self.acceptor
+        if operation is not None:
+            self.acceptor = None
+            operation.wake()
+
+    cdef void completed(self, uint32_t bits) noexcept:
+        if bits & ACCEPTED:
+            self.wake_acceptor()
+
+    # --- the end -------------------------------------------------------------
+
+    cdef void engine_closed(self) noexcept:
+        self._close()
+
+    def _stop(self):
+        """Close the ports, once they have accepted what the kernel had queued.
+        Accepting goes on until the queue is empty, and then says Closed."""
+        if self.slot == NULL:
+            return
+        for address in self.ports:
+            self.core.post(<Slot *><size_t>address, CLOSE)
+        self.ports = []
+
+    def _close(self):
+        """Close every port, and every connection that nobody accepted."""
+        cdef Slot *listener = self.slot
+        cdef Slot *slot
+        cdef Slot *following
+        cdef Core core = self.core
+        if listener == NULL:
+            return
+        self.final = self.counters()
+        pthread_mutex_lock(&listener.lock)
+        listener.refusing = True
+        slot = listener.oldest
+        listener.oldest = NULL
+        listener.newest = NULL
+        listener.waiting = 0
+        pthread_mutex_unlock(&listener.lock)
+        self.leave()
+        if not core.forked:
+            while slot != NULL:
+                following = slot.chain
+                core.post(slot, DROP)
+                slot = following
+            for address in self.ports:
+                core.post(<Slot *><size_t>address, DROP)
+            core.post(listener, DROP)
+        self.ports = []
+        self.wake_acceptor()
+        self.trap = None
+        self.make_conn = None
+
+    # --- facts ---------------------------------------------------------------
+
+    @property
+    def _open(self):
+        return self.slot != NULL
+
+    @property
+    def _fds(self):
+        """The ports' descriptors."""
+        return [(<Slot *><size_t>address).fd for address in self.ports]
+
+    cdef tuple counters(self):
+        if self.slot == NULL:
+            return self.final
+        return (
+            wk_u64_load_relaxed(&self.slot.accepted),
+            self.slot.waiting,
+            wk_u32_load_relaxed(&self.slot.starved),
+        )
+
+    def _counters(self):
+        """(accepted, waiting, ports that are out of descriptors)"""
+        return self.counters()
+
+
+@cython.final
+cdef class Accept(Operation):
+    cdef NativeListener listener
+    cdef Py_ssize_t most
+    cdef bint batch
+
+    cdef object start(self):
+        self.listener.ensure_usable()
+        trap = self.enter()
+        if trap is not None:
+            return trap
+        if self.listener.acceptor is not None:
+            raise trio.BusyResourceError("another task is accepting on this listener")
+        conns = self.listener.take(self.most)
+        if conns:
+            return self.complete(conns if self.batch else conns[0])
+        return self.park()
+
+    cdef object proceed(self):
+        conns = self.listener.take(self.most)
+        if not conns:
+            return self.park()
+        self.result = conns if self.batch else conns[0]
+        return None
+
+    cdef object park(self):
+        if self.listener.trap is None:
+            self.listener.trap = make_trap(self.listener._abort_accept)
+        trap = self.parked(self.listener.trap)
+        self.listener.acceptor = self
+        return trap

@@ -1,0 +1,33 @@
+# An operation is an awaitable written by hand: what the async methods of a
+# connection or listener return. It speaks Trio's own protocol with its scheduler
+# (it yields the very objects that trio.lowlevel's functions yield), so every
+# checkpoint is a real one, and does without a coroutine frame for each layer.
+cdef object WOKEN               # what a parked operation is rescheduled with
+cdef object ABORT_SUCCEEDED
+
+
+cdef class Operation:
+    cdef object task            # while parked
+    cdef object result          # what the await gives
+    cdef object failure         # or raises, after a last checkpoint
+    cdef object inner           # Trio's own coroutine, when it is to raise Cancelled
+    cdef int state
+
+    # For subclasses: begin, and go on after a wake. Each returns what to yield
+    # next, or None when the operation is complete.
+    cdef object start(self)
+    cdef object proceed(self)
+    # Called exactly once, however the operation ends.
+    cdef void finish(self) noexcept
+
+    cdef object enter(self)
+    cdef object complete(self, object result)
+    cdef object fail(self, object failure)
+    cdef object parked(self, object trap)
+    cdef void wake(self) noexcept
+    cdef object resume(self, object sent)
+    cdef object _step(self, object sent)
+    cdef void _end(self) noexcept
+
+
+cdef object make_trap(object abort)

@@ -1,0 +1,185 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""Awaitables by hand. What they are stands in operation.pxd.
+
+The life of an operation:
+
+    start     Arguments are checked; `enter` raises Cancelled where Trio would.
+    complete  Done without waiting: one schedule point (a shielded checkpoint),
+              then the result. Together with `enter` a full checkpoint.
+    parked    Waiting, like any task in wait_task_rescheduled. Whoever has news
+              calls `wake`; Trio's abort function ends the wait with Cancelled.
+    proceed   After a wake: complete, or park again (a wake may be spurious).
+
+The objects yielded are caught from Trio's public functions, not built here: each
+function is run up to its first yield. One caught from wait_task_rescheduled
+carries the abort function and may be yielded any number of times.
+"""
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_XDECREF
+
+import outcome
+from trio.lowlevel import (
+    Abort,
+    cancel_shielded_checkpoint,
+    checkpoint_if_cancelled,
+    current_task,
+    reschedule,
+    wait_task_rescheduled,
+)
+
+
+cdef extern from "Python.h":
+    enum:
+        PYGEN_RETURN
+    # Gives -1 with an exception set, PYGEN_RETURN or PYGEN_NEXT.
+    int PyIter_Send(object iterator, object value, PyObject **result) except -1
+
+
+cdef enum:
+    CREATED
+    RAISING         # running Trio's own coroutine, which ends in an exception
+    PARKED
+    COMPLETING      # at the last schedule point
+    DONE
+
+
+# Shared by all wakes, and so never unwrapped: an Outcome may be unwrapped once.
+WOKEN = outcome.Value(None)
+ABORT_SUCCEEDED = Abort.SUCCEEDED
+
+cdef object _caught = cancel_shielded_checkpoint()
+cdef object SCHEDULE_POINT = _caught.send(None)
+_caught.close()
+_caught = None
+
+
+cdef object make_trap(object abort):
+    """What a task yields to sleep until it is rescheduled or aborted."""
+    waiting = wait_task_rescheduled(abort)
+    trap = waiting.send(None)
+    waiting.close()
+    return trap
+
+
+cdef class Operation:
+    cdef object start(self):
+        raise NotImplementedError
+
+    cdef object proceed(self):
+        raise NotImplementedError
+
+    cdef void finish(self) noexcept:
+        pass
+
+    cdef object enter(self):
+        """checkpoint_if_cancelled: None, or what to yield on the way to raising."""
+        cdef PyObject *yielded = NULL
+        inner = checkpoint_if_cancelled()
+        if PyIter_Send(inner, None, &yielded) == PYGEN_RETURN:
+            Py_XDECREF(yielded)
+            return None
+        self.inner = inner
+        self.state = RAISING
+        trap = <object>yielded
+        Py_XDECREF(yielded)
+        return trap
+
+    cdef object complete(self, object result):
+        """Complete with a schedule point, for an operation that never slept."""
+        self.result = result
+        self.state = COMPLETING
+        return SCHEDULE_POINT
+
+    cdef object fail(self, object failure):
+        """The same with an exception."""
+        self.failure = failure
+        self.state = COMPLETING
+        return SCHEDULE_POINT
+
+    cdef object parked(self, object trap):
+        self.task = current_task()
+        self.state = PARKED
+        return trap
+
+    cdef void wake(self) noexcept:
+        """Reschedule the parked task. Once for each wait: the caller has taken
+        the operation from where wakers look for it."""
+        task, self.task = self.task, None
+        reschedule(task, WOKEN)
+
+    cdef object _step(self, object sent):
+        cdef object trap
+        if self.state == COMPLETING:
+            if self.failure is not None:
+                failure, self.failure = self.failure, None
+                raise failure
+            trap = None
+        elif self.state == CREATED:
+            trap = self.start()
+        elif self.state == PARKED:
+            if sent is not WOKEN:
+                sent.unwrap()       # raises Cancelled, or KeyboardInterrupt
+            trap = self.proceed()
+        elif self.state == RAISING:
+            return self.inner.send(sent)
+        else:
+            raise RuntimeError("cannot reuse already awaited operation")
+        if trap is None:
+            self.state = DONE
+            self.finish()
+        return trap
+
+    cdef object resume(self, object sent):
+        try:
+            return self._step(sent)
+        except BaseException:
+            self._end()
+            raise
+
+    cdef void _end(self) noexcept:
+        if self.state != DONE:
+            self.state = DONE
+            self.inner = None
+            self.task = None
+            self.finish()
+
+    # --- the coroutine protocol ----------------------------------------------
+    # collections.abc.Coroutine in full, so that nursery.start_soon takes it.
+
+    def __await__(self):
+        return self
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        trap = self.resume(None)
+        if trap is None:
+            raise StopIteration(self.result)
+        return trap
+
+    def send(self, value):
+        trap = self.resume(value)
+        if trap is None:
+            raise StopIteration(self.result)
+        return trap
+
+    def throw(self, kind, value=None, traceback=None):
+        if self.state == RAISING:
+            return self.inner.throw(kind if value is None else value)
+        self._end()
+        if value is None:
+            value = kind() if isinstance(kind, type) else kind
+        raise value if traceback is None else value.with_traceback(traceback)
+
+    def close(self):
+        self._end()
+
+    def __dealloc__(self):
+        if self.state == CREATED:
+            _warn_never_awaited(type(self).__name__)
+
+
+cdef void _warn_never_awaited(str name) noexcept:
+    import warnings
+    warnings.warn(f"operation {name!r} was never awaited", RuntimeWarning)

@@ -1,0 +1,45 @@
+# Blocks of memory for rings, in size classes, reused.
+#
+# A pool belongs to one thread, which alone takes blocks from it and pushes to
+# its free lists. Any thread may give a block back: a foreign one pushes it onto
+# `returned`, a lock-free stack that the owner empties in one exchange when a
+# free list runs dry. Nobody pops a single block from that stack, so it has no
+# ABA problem.
+#
+# What a pool may keep is bounded in bytes; past that a block goes back to the
+# allocator at once, from whichever thread drops it.
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+from trio_wknet._native.atomics cimport wk_ptr, wk_u32, wk_u64
+
+cdef enum:
+    SMALLEST_CLASS_BITS = 9     # 512 bytes
+    LARGEST_CLASS_BITS = 20     # 1 MiB; larger blocks are not kept
+    CLASSES = 12
+    NO_CLASS = 255
+
+# 32 bytes, so that the data behind it stays aligned for a copy.
+cdef struct Block:
+    Pool *pool          # where it is given back to
+    Block *next         # link in a free list, used only while free
+    wk_u32 refs         # the ring, each lease, a flush in progress
+    uint32_t capacity   # bytes of data, a power of two
+    uint8_t size_class
+
+cdef struct Pool:
+    Block *free[CLASSES]    # the owner's
+    wk_ptr returned         # given back by other threads
+    wk_u64 kept             # bytes in free lists and in `returned`
+    wk_u64 live             # bytes in blocks that are in use
+    uint64_t keep_at_most
+    wk_u64 taken            # statistics: calls, and how many needed malloc
+    wk_u64 allocated
+
+cdef Pool *pool_new(uint64_t keep_at_most) noexcept nogil
+cdef void pool_free(Pool *pool) noexcept nogil
+cdef Block *pool_take(Pool *pool, uint32_t size) noexcept nogil
+cdef void pool_drop(Block *block, Pool *mine) noexcept nogil
+cdef void pool_trim(Pool *pool) noexcept nogil
+
+cdef inline unsigned char *block_data(Block *block) noexcept nogil:
+    return <unsigned char *>(block + 1)

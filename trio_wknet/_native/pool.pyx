@@ -1,0 +1,190 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""Pools of memory blocks in size classes. The rules stand in pool.pxd."""
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+
+from trio_wknet._native.atomics cimport (
+    wk_ptr_cas, wk_ptr_exchange, wk_ptr_load_relaxed,
+    wk_u32_load, wk_u32_store_relaxed, wk_u32_sub,
+    wk_u64_add, wk_u64_load_relaxed, wk_u64_sub,
+)
+
+
+cdef inline uint8_t _class_of(uint32_t size) noexcept nogil:
+    """The smallest class whose blocks hold `size` bytes, or NO_CLASS."""
+    cdef uint8_t bits = SMALLEST_CLASS_BITS
+    while bits <= LARGEST_CLASS_BITS:
+        if size <= (<uint32_t>1 << bits):
+            return bits - SMALLEST_CLASS_BITS
+        bits += 1
+    return NO_CLASS
+
+
+cdef inline uint32_t _round_up(uint32_t size) noexcept nogil:
+    cdef uint32_t capacity = 1 << SMALLEST_CLASS_BITS
+    while capacity < size:
+        capacity <<= 1
+    return capacity
+
+
+cdef Pool *pool_new(uint64_t keep_at_most) noexcept nogil:
+    """An empty pool, or NULL without memory."""
+    cdef Pool *pool = <Pool *>calloc(1, sizeof(Pool))
+    if pool != NULL:
+        pool.keep_at_most = keep_at_most
+    return pool
+
+
+cdef void pool_free(Pool *pool) noexcept nogil:
+    """Free the pool. No block of it may be in use any more."""
+    pool_trim(pool)
+    free(pool)
+
+
+cdef void pool_trim(Pool *pool) noexcept nogil:
+    """Give every kept block back to the allocator. The owner's call."""
+    cdef int i
+    cdef Block *block
+    cdef Block *following
+    _collect_returned(pool)
+    for i in range(CLASSES):
+        block = pool.free[i]
+        pool.free[i] = NULL
+        while block != NULL:
+            following = block.next
+            wk_u64_sub(&pool.kept, block.capacity)
+            free(block)
+            block = following
+
+
+cdef void _collect_returned(Pool *pool) noexcept nogil:
+    """Move what other threads gave back to the owner's free lists."""
+    cdef Block *block = <Block *>wk_ptr_exchange(&pool.returned, NULL)
+    cdef Block *following
+    while block != NULL:
+        following = block.next
+        block.next = pool.free[block.size_class]
+        pool.free[block.size_class] = block
+        block = following
+
+
+cdef Block *_allocate(Pool *pool, uint8_t size_class, uint32_t size) noexcept nogil:
+    cdef uint32_t capacity
+    if size_class == NO_CLASS:
+        capacity = _round_up(size)
+    else:
+        capacity = <uint32_t>1 << (size_class + SMALLEST_CLASS_BITS)
+    cdef Block *block = <Block *>malloc(sizeof(Block) + capacity)
+    if block != NULL:
+        block.pool = pool
+        block.capacity = capacity
+        block.size_class = size_class
+        wk_u64_add(&pool.allocated, 1)
+    return block
+
+
+cdef Block *pool_take(Pool *pool, uint32_t size) noexcept nogil:
+    """A block of at least `size` bytes with one reference, or NULL without
+    memory. Only the pool's own thread may call this."""
+    cdef uint8_t size_class = _class_of(size)
+    cdef Block *block = NULL
+    if size_class != NO_CLASS:
+        if pool.free[size_class] == NULL and wk_ptr_load_relaxed(&pool.returned) != NULL:
+            _collect_returned(pool)
+        block = pool.free[size_class]
+    if block != NULL:
+        pool.free[size_class] = block.next
+        wk_u64_sub(&pool.kept, block.capacity)
+    else:
+        block = _allocate(pool, size_class, size)
+        if block == NULL:
+            return NULL
+    wk_u64_add(&pool.taken, 1)
+    wk_u64_add(&pool.live, block.capacity)
+    wk_u32_store_relaxed(&block.refs, 1)
+    return block
+
+
+cdef void _push_returned(Pool *pool, Block *block) noexcept nogil:
+    cdef void *head = wk_ptr_load_relaxed(&pool.returned)
+    while True:
+        block.next = <Block *>head
+        if wk_ptr_cas(&pool.returned, &head, block):
+            return
+
+
+cdef void pool_drop(Block *block, Pool *mine) noexcept nogil:
+    """Drop one reference; the last one gives the block back. `mine` is the
+    pool of the calling thread, or NULL where that is not known: only the
+    owner may touch the free lists."""
+    cdef Pool *pool = block.pool
+    # A sole owner needs no locked instruction: nobody else can add references.
+    if wk_u32_load(&block.refs) != 1 and wk_u32_sub(&block.refs, 1) != 1:
+        return
+    wk_u64_sub(&pool.live, block.capacity)
+    # Two droppers may both pass this check and overshoot the bound by a block
+    # each, which is harmless.
+    if (block.size_class == NO_CLASS
+            or wk_u64_load_relaxed(&pool.kept) + block.capacity > pool.keep_at_most):
+        free(block)
+        return
+    wk_u64_add(&pool.kept, block.capacity)
+    if pool == mine:
+        block.next = pool.free[block.size_class]
+        pool.free[block.size_class] = block
+    else:
+        _push_returned(pool, block)
+
+
+cdef class BlockPool:
+    """A pool with a Python face, for tests: blocks are known by a number.
+
+    Args:
+      keep_at_most: bytes that may wait for reuse.
+    """
+    cdef Pool *_pool
+    cdef dict _blocks
+    cdef int _next
+
+    def __cinit__(self, uint64_t keep_at_most):
+        self._pool = pool_new(keep_at_most)
+        if self._pool == NULL:
+            raise MemoryError
+        self._blocks = {}
+
+    def take(self, uint32_t size):
+        """Take a block of at least `size` bytes; returns its number."""
+        cdef Block *block = pool_take(self._pool, size)
+        if block == NULL:
+            raise MemoryError
+        self._next += 1
+        self._blocks[self._next] = <size_t>block
+        return self._next
+
+    def capacity(self, number):
+        return (<Block *><size_t>self._blocks[number]).capacity
+
+    def address(self, number):
+        return self._blocks[number]
+
+    def give(self, number, bint foreign=False):
+        """Give a block back, as the owner or as another thread does."""
+        cdef Block *block = <Block *><size_t>self._blocks.pop(number)
+        pool_drop(block, NULL if foreign else self._pool)
+
+    def trim(self):
+        pool_trim(self._pool)
+
+    def counts(self):
+        """Bytes kept, bytes in use, blocks taken, blocks allocated."""
+        return (wk_u64_load_relaxed(&self._pool.kept),
+                wk_u64_load_relaxed(&self._pool.live),
+                wk_u64_load_relaxed(&self._pool.taken),
+                wk_u64_load_relaxed(&self._pool.allocated))
+
+    def __dealloc__(self):
+        if self._pool == NULL:
+            return
+        for address in self._blocks.values():
+            pool_drop(<Block *><size_t>address, self._pool)
+        pool_free(self._pool)

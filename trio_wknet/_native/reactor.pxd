@@ -1,0 +1,69 @@
+# One reactor: an epoll instance and what it owns. The rest of the reactor side
+# is functions on this struct: transfer.pyx moves bytes, accept.pyx takes in
+# connections, closing.pyx ends them, reactor.pyx turns the loop.
+#
+# A Hub is what the reactors of one engine share with the Trio side.
+from libc.stdint cimport uint32_t, uint64_t
+
+from trio_wknet._native.atomics cimport wk_u32, wk_u64
+from trio_wknet._native.conn cimport Link, Slot
+from trio_wknet._native.linux cimport epoll_event
+from trio_wknet._native.mailbox cimport Batch, Mailbox, batch_add, letter_mark
+from trio_wknet._native.matrix cimport Matrix
+from trio_wknet._native.pool cimport Pool
+
+cdef enum:
+    RECEIVE_BUFFER = 65536      # bytes, shared by all connections of a reactor
+
+cdef struct Hub:
+    Matrix *matrix
+    Pool *pool              # the Trio side's, for outbound rings
+    Mailbox completions
+    int wakefd              # eventfd that Trio waits on; in-loop: the reactor's
+    wk_u32 asleep           # Trio is about to wait, or waits, and is to be woken
+    wk_u64 wakes            # statistics: how often it was
+    Slot *beacon            # its letter tells that a reactor has no connection left
+    wk_u32 quiet_wanted     # somebody wants to know
+    bint in_loop
+    bint round_robin
+    uint32_t turn           # round robin's next; accepting reactors may race for
+                            # it, which costs evenness and nothing else
+    uint32_t count
+    Reactor **reactors
+
+cdef struct Reactor:
+    Hub *hub
+    int epfd
+    int wakefd
+    int timerfd             # in-loop only, else -1
+    Pool *pool
+    unsigned char *buffer
+    epoll_event *events
+    int capacity
+    uint64_t now            # ns, monotonic, read once a turn
+    uint64_t tick_at        # ns: when to look at `timed` again
+    Mailbox commands
+    Batch batch             # completions of this turn
+    Link ready              # connections that used up their budget of bytes
+    Link timed              # closing connections and disarmed ports
+    Slot *dead              # to be returned once the event batch ends
+    Slot *spare             # for the next accept
+    bint descriptor_freed   # something was closed in this turn
+
+    wk_u32 kicked           # the eventfd has been written and not yet read
+    wk_u32 stopping
+    wk_u32 connections      # statistics and least-connections
+    wk_u64 turns
+    wk_u64 events_seen
+
+cdef Hub *hub_new(uint32_t reactors, bint in_loop, bint round_robin) noexcept nogil
+cdef void hub_free(Hub *hub) noexcept nogil
+cdef void reactor_run(Reactor *reactor) noexcept nogil
+cdef void reactor_turn(Reactor *reactor, int timeout) noexcept nogil
+cdef void command(Reactor *reactor, Slot *slot, uint32_t bits) noexcept nogil
+cdef void publish(Reactor *reactor) noexcept nogil
+
+cdef inline void notify(Reactor *reactor, Slot *slot, uint32_t bits) noexcept nogil:
+    """Tell the Trio side, once the turn ends."""
+    if bits and letter_mark(&slot.up, bits):
+        batch_add(&reactor.batch, &slot.up)

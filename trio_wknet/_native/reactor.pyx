@@ -1,0 +1,316 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""Turning the loop: wait, dispatch, run commands, continue, publish.
+
+A turn is the same code on a reactor's own thread and inside Trio's (in-loop);
+only who waits differs. The steps of a turn are in an order that matters:
+memory is returned last, when no event of the batch can name it any more.
+"""
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.string cimport memset
+
+from trio_wknet._native.accept cimport accept_rest, on_acceptable, rearm, watch
+from trio_wknet._native.atomics cimport (
+    wk_u32_exchange, wk_u32_load, wk_u64_bump,
+)
+from trio_wknet._native.closing cimport (
+    close_gracefully, close_now, forget, leave_listener, on_closing_event, reset,
+)
+from trio_wknet._native.conn cimport (
+    ABORT, ADD, CLOSE, DETACH, DROP, FLUSH, FLUSHING, FORGOTTEN, LINGERING, NEW, OPEN,
+    LISTENER, PORT, RESUME, Link, Slot,
+)
+from trio_wknet._native.linux cimport (
+    CLOCK_MONOTONIC, EFD_CLOEXEC, EFD_NONBLOCK, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT,
+    EPOLLRDHUP, EPOLL_CLOEXEC, EPOLL_CTL_ADD, TFD_CLOEXEC, TFD_NONBLOCK, close, epoll_create1,
+    epoll_ctl, epoll_event, epoll_wait, errno, eventfd, itimerspec, monotonic_ns,
+    timerfd_create, timerfd_settime,
+)
+from trio_wknet._native.links cimport list_empty, list_init, list_remove
+from trio_wknet._native.mailbox cimport (
+    Letter, batch_send, letter_take, mailbox_take, mailbox_waiting,
+)
+from trio_wknet._native.matrix cimport matrix_free, matrix_get, matrix_new, matrix_return, matrix_take
+from trio_wknet._native.pool cimport pool_free, pool_new
+from trio_wknet._native.reactor cimport RECEIVE_BUFFER, Hub, Reactor
+from trio_wknet._native.transfer cimport (
+    end_of_input, flush, on_readable, on_writable, resume_reading,
+)
+from trio_wknet._native.wake cimport hub_wake, still_bell
+
+cdef enum:
+    FIRST_EVENTS = 128
+    MOST_EVENTS = 4096
+    TICK_MS = 50                # how exact lingering and re-arming need be
+    POOL_KEEPS = 16777216       # bytes a pool may keep for reuse
+
+# What epoll_data carries for the descriptors that belong to no slot.
+cdef enum:
+    WAKE_TAG = 0
+    TIMER_TAG = 1
+
+
+cdef bint _watch_own(Reactor *reactor, int fd, uint64_t tag) noexcept nogil:
+    cdef epoll_event event
+    event.events = EPOLLIN
+    event.data.u64 = tag
+    return fd >= 0 and epoll_ctl(reactor.epfd, EPOLL_CTL_ADD, fd, &event) == 0
+
+
+cdef Reactor *_reactor_new(Hub *hub) noexcept nogil:
+    """A reactor ready to turn; NULL with errno set if something is missing."""
+    cdef Reactor *reactor = <Reactor *>calloc(1, sizeof(Reactor))
+    if reactor == NULL:
+        return NULL
+    reactor.hub = hub
+    reactor.timerfd = -1
+    list_init(&reactor.ready)
+    list_init(&reactor.timed)
+    reactor.now = monotonic_ns()
+    reactor.epfd = epoll_create1(EPOLL_CLOEXEC)
+    reactor.wakefd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
+    cdef bint ready = reactor.epfd >= 0 and _watch_own(reactor, reactor.wakefd, WAKE_TAG)
+    if ready and hub.in_loop:
+        # Trio does the waiting, so the tick has to come as a descriptor.
+        reactor.timerfd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)
+        ready = _watch_own(reactor, reactor.timerfd, TIMER_TAG)
+    reactor.capacity = FIRST_EVENTS
+    reactor.events = <epoll_event *>malloc(FIRST_EVENTS * sizeof(epoll_event))
+    reactor.buffer = <unsigned char *>malloc(RECEIVE_BUFFER)
+    reactor.pool = pool_new(POOL_KEEPS)
+    if not ready or reactor.events == NULL or reactor.buffer == NULL or reactor.pool == NULL:
+        _reactor_free(reactor)
+        return NULL
+    return reactor
+
+
+cdef void _reactor_free(Reactor *reactor) noexcept nogil:
+    if reactor.timerfd >= 0:
+        close(reactor.timerfd)
+    if reactor.wakefd >= 0:
+        close(reactor.wakefd)
+    if reactor.epfd >= 0:
+        close(reactor.epfd)
+    if reactor.pool != NULL:
+        pool_free(reactor.pool)
+    free(reactor.events)
+    free(reactor.buffer)
+    free(reactor)
+
+
+cdef Hub *hub_new(uint32_t count, bint in_loop, bint round_robin) noexcept nogil:
+    """A hub with `count` reactors; NULL with errno set if something is missing."""
+    cdef Hub *hub = <Hub *>calloc(1, sizeof(Hub))
+    if hub == NULL:
+        return NULL
+    hub.in_loop = in_loop
+    hub.round_robin = round_robin
+    hub.wakefd = -1
+    hub.matrix = matrix_new()
+    if hub.matrix != NULL:
+        hub.beacon = matrix_take(hub.matrix)
+    hub.reactors = <Reactor **>calloc(count, sizeof(Reactor *))
+    cdef bint ready = hub.beacon != NULL and hub.reactors != NULL
+    while ready and hub.count < count:
+        hub.reactors[hub.count] = _reactor_new(hub)
+        ready = hub.reactors[hub.count] != NULL
+        if ready:
+            hub.count += 1
+    if ready:
+        # In-loop both sides are one thread: one pool, one bell.
+        hub.pool = hub.reactors[0].pool if in_loop else pool_new(POOL_KEEPS)
+        hub.wakefd = (hub.reactors[0].wakefd if in_loop
+                      else eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK))
+        ready = hub.wakefd >= 0 and hub.pool != NULL
+        hub.beacon.kind = LISTENER
+    if not ready:
+        hub_free(hub)
+        return NULL
+    return hub
+
+
+cdef void hub_free(Hub *hub) noexcept nogil:
+    """Free it all. The threads have ended and every slot has been returned."""
+    cdef uint32_t i
+    if not hub.in_loop:
+        if hub.wakefd >= 0:
+            close(hub.wakefd)
+        if hub.pool != NULL:
+            pool_free(hub.pool)
+    for i in range(hub.count):
+        _reactor_free(hub.reactors[i])
+    free(hub.reactors)
+    if hub.matrix != NULL:
+        matrix_free(hub.matrix)
+    free(hub)
+
+
+cdef void reactor_run(Reactor *reactor) noexcept nogil:
+    """A reactor thread's whole life."""
+    cdef int timeout
+    while not wk_u32_load(&reactor.stopping):
+        timeout = -1
+        if not list_empty(&reactor.ready):
+            timeout = 0
+        elif not list_empty(&reactor.timed):
+            timeout = TICK_MS
+        reactor_turn(reactor, timeout)
+
+
+cdef void reactor_turn(Reactor *reactor, int timeout) noexcept nogil:
+    """One turn; waits at most `timeout` milliseconds (-1: for ever)."""
+    cdef int n = epoll_wait(reactor.epfd, reactor.events, reactor.capacity, timeout)
+    cdef int i
+    reactor.now = monotonic_ns()
+    for i in range(n):
+        _dispatch(reactor, &reactor.events[i])
+    _run_commands(reactor)
+    _continue_ready(reactor)
+    _tick(reactor)
+    publish(reactor)
+    wk_u64_bump(&reactor.turns, 1)
+    if n > 0:
+        wk_u64_bump(&reactor.events_seen, n)
+    if n == reactor.capacity:
+        _grow_events(reactor)
+
+
+cdef void publish(Reactor *reactor) noexcept nogil:
+    """Send the turn's completions up in one push, then return dead slots."""
+    cdef Slot *slot
+    if batch_send(&reactor.batch, &reactor.hub.completions):
+        hub_wake(reactor.hub)
+    while reactor.dead != NULL:
+        slot = reactor.dead
+        reactor.dead = slot.chain
+        matrix_return(reactor.hub.matrix, slot)
+
+
+cdef void _grow_events(Reactor *reactor) noexcept nogil:
+    cdef epoll_event *grown
+    if reactor.capacity >= MOST_EVENTS:
+        return
+    grown = <epoll_event *>realloc(reactor.events, 2 * reactor.capacity * sizeof(epoll_event))
+    if grown != NULL:
+        reactor.events = grown
+        reactor.capacity *= 2
+
+
+cdef void _dispatch(Reactor *reactor, epoll_event *event) noexcept nogil:
+    cdef Slot *slot
+    cdef uint32_t events = event.events
+    if event.data.u64 == WAKE_TAG:
+        still_bell(reactor.wakefd)
+        wk_u32_exchange(&reactor.kicked, 0)
+        return
+    if event.data.u64 == TIMER_TAG:
+        still_bell(reactor.timerfd)
+        return
+    slot = matrix_get(reactor.hub.matrix, event.data.u64)
+    if slot == NULL:
+        return
+    if slot.kind == PORT:
+        on_acceptable(reactor, slot)
+    elif slot.state == OPEN:
+        if events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR):
+            on_readable(reactor, slot, events)
+        if events & (EPOLLOUT | EPOLLHUP | EPOLLERR):
+            on_writable(reactor, slot)
+    elif slot.state == FLUSHING or slot.state == LINGERING:
+        on_closing_event(reactor, slot)
+
+
+cdef void _run_commands(Reactor *reactor) noexcept nogil:
+    """Only what was there when it began: a flood of commands cannot keep the
+    reactor from its sockets."""
+    cdef Letter *letter
+    cdef Letter *following
+    if not mailbox_waiting(&reactor.commands):
+        return
+    letter = mailbox_take(&reactor.commands)
+    while letter != NULL:
+        following = letter.next
+        command(reactor, <Slot *>letter.subject, letter_take(letter))
+        letter = following
+
+
+cdef void command(Reactor *reactor, Slot *slot, uint32_t bits) noexcept nogil:
+    """Carry out what a letter asks. When several bits come together their order
+    is that of a connection's life."""
+    if bits & ADD and slot.state == NEW and not watch(reactor, slot):
+        end_of_input(reactor, slot, errno)
+    if bits & RESUME:
+        if slot.kind == PORT:
+            rearm(reactor, slot)
+        elif slot.state == OPEN:
+            resume_reading(reactor, slot)
+    if bits & FLUSH and slot.state == OPEN:
+        flush(reactor, slot)
+    if bits & DETACH:
+        forget(reactor, slot)
+    if slot.kind == LISTENER:
+        if bits & DROP:
+            leave_listener(reactor, slot)
+        return
+    if slot.kind == PORT and bits & CLOSE:
+        accept_rest(reactor, slot)
+        close_now(reactor, slot)
+    elif bits & DROP or (bits & (CLOSE | ABORT) and slot.state == FORGOTTEN):
+        close_now(reactor, slot)
+    elif bits & ABORT:
+        reset(reactor, slot)
+    elif bits & CLOSE:
+        close_gracefully(reactor, slot)
+
+
+cdef void _continue_ready(Reactor *reactor) noexcept nogil:
+    """Continue each connection that used up its budget, once."""
+    cdef Slot *last
+    cdef Slot *slot
+    if list_empty(&reactor.ready):
+        return
+    last = reactor.ready.prev.slot
+    while not list_empty(&reactor.ready):
+        slot = reactor.ready.next.slot
+        list_remove(&slot.ready)
+        if slot.state == OPEN:
+            resume_reading(reactor, slot)
+        else:
+            on_closing_event(reactor, slot)
+        if slot == last:
+            return
+
+
+cdef void _tick(Reactor *reactor) noexcept nogil:
+    """Look at closing connections and disarmed ports, every TICK_MS; at ports
+    also when a descriptor has become free."""
+    cdef Link *link
+    cdef Slot *slot
+    if list_empty(&reactor.timed):
+        reactor.tick_at = 0
+        reactor.descriptor_freed = False
+        return
+    if reactor.tick_at == 0:
+        _set_tick(reactor)
+    elif reactor.now < reactor.tick_at and not reactor.descriptor_freed:
+        return
+    reactor.descriptor_freed = False
+    link = reactor.timed.next
+    while link != &reactor.timed:
+        slot = link.slot
+        link = link.next
+        if slot.kind == PORT:
+            rearm(reactor, slot)
+        elif reactor.now >= slot.deadline:
+            close_now(reactor, slot)
+    if reactor.now >= reactor.tick_at:
+        _set_tick(reactor)
+
+
+cdef void _set_tick(Reactor *reactor) noexcept nogil:
+    cdef itimerspec when
+    reactor.tick_at = reactor.now + <uint64_t>TICK_MS * 1000000
+    if reactor.timerfd >= 0:
+        memset(&when, 0, sizeof(when))
+        when.it_value.tv_nsec = TICK_MS * 1000000
+        timerfd_settime(reactor.timerfd, 0, &when, NULL)

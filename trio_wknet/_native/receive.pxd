@@ -1,0 +1,20 @@
+from libc.stdint cimport uint32_t, uint64_t
+
+from trio_wknet._native.operation cimport Operation
+from trio_wknet._native.stream cimport Stream
+
+
+cdef class ReceiveHalf(Stream):
+    cdef uint64_t taken         # bytes taken out of the ring so far
+
+    cdef int look(self, uint32_t enough, uint32_t *available) except -1
+    cdef void took(self, uint32_t n) noexcept
+    cdef object take(self, uint32_t n, uint32_t skip)
+    cdef object take_some(self, Py_ssize_t most, bint wait)
+
+
+cdef class Receive(Operation):
+    cdef ReceiveHalf conn
+    cdef object argument
+    cdef object validate(self)
+    cdef object attempt(self)

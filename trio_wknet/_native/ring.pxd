@@ -1,0 +1,33 @@
+# A byte ring in one block: free-running indices, a power-of-two mask, at most
+# two copies (the technique of Linux' kfifo). It grows by moving to a larger
+# block and gives its block back the moment it is empty, so an idle connection
+# holds no buffer.
+#
+# A ring is not thread-safe by itself. A connection's rings are touched only
+# under the connection's lock (conn.pxd says by whom).
+#
+# Bytes that a lease shows are pinned: they are unread, so writing never touches
+# them; growing copies them and leaves the old block to the lease; taking or
+# discarding bytes is refused while a lease lives (`pins`).
+from libc.stdint cimport uint32_t
+
+from trio_wknet._native.linux cimport iovec
+from trio_wknet._native.pool cimport Block, Pool
+
+cdef struct Ring:
+    Block *block        # NULL exactly while the ring is empty
+    uint32_t head       # next byte to read
+    uint32_t tail       # next byte to write; tail - head bytes are unread
+    uint32_t pins       # leases alive
+
+cdef inline uint32_t ring_len(Ring *ring) noexcept nogil:
+    return ring.tail - ring.head
+
+cdef bint ring_write(Ring *ring, Pool *pool, const void *data, uint32_t n) noexcept nogil
+cdef void ring_copy(Ring *ring, void *out, uint32_t n, uint32_t offset) noexcept nogil
+cdef int ring_spans(Ring *ring, iovec *spans) noexcept nogil
+cdef void ring_discard(Ring *ring, Pool *mine, uint32_t n) noexcept nogil
+cdef void ring_clear(Ring *ring, Pool *mine) noexcept nogil
+cdef unsigned char *ring_contiguous(Ring *ring, Pool *pool, uint32_t n) noexcept nogil
+cdef long ring_find(Ring *ring, const unsigned char *needle, uint32_t length,
+                    uint32_t start) noexcept nogil

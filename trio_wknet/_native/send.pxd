@@ -1,0 +1,24 @@
+from libc.stdint cimport int32_t, uint32_t
+
+from trio_wknet._native.operation cimport Operation
+from trio_wknet._native.receive cimport ReceiveHalf
+
+
+cdef class SendHalf(ReceiveHalf):
+    cdef int32_t send_error     # errno that broke sending, for good
+    cdef bint eof_sent
+    cdef bint queued            # the outbound ring had bytes when last looked at
+
+    cdef int may_send(self) except -1
+    cdef bint queue_empty(self, bint wait) noexcept
+    cdef int _send_or_queue(self, const char *data, Py_ssize_t n) except -1
+    cdef Py_ssize_t push(self, const char *data, Py_ssize_t n) except -1
+    cdef void arm(self) noexcept
+    cdef bint queue_rest(self, const char *data, uint32_t n) except -1
+
+
+cdef class Sending(Operation):
+    cdef SendHalf conn
+    cdef object argument
+    cdef object validate(self)
+    cdef bint attempt(self) except -1

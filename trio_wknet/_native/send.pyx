@@ -1,0 +1,305 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""The sending half: straight to the socket, else wait, or queue.
+
+send_all goes to the socket from Trio's own thread, and returns once the kernel
+owns every byte: a handler may send, return, and have its connection closed under
+it. send_nowait does the same and leaves what the kernel does not take in the
+outbound ring, which the reactor flushes. While that ring holds bytes nothing is
+sent past it.
+"""
+cimport cython
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SIZE
+from libc.stdint cimport int32_t, uint32_t
+
+from trio_wknet._native.atomics cimport (
+    wk_fence, wk_u32_store, wk_u64_bump, wk_u64_store_relaxed,
+)
+from trio_wknet._native.conn cimport FLUSH, Slot
+from trio_wknet._native.linux cimport (
+    EAGAIN, EINTR, ENOMEM, MSG_DONTWAIT, MSG_NOSIGNAL, POLLOUT, SHUT_WR, errno, monotonic_ns,
+    poll, pollfd, pthread_mutex_lock, pthread_mutex_unlock, send, shutdown,
+)
+from trio_wknet._native.operation cimport Operation
+from trio_wknet._native.ring cimport ring_len, ring_write
+from trio_wknet._native.stream cimport broken
+
+import trio
+
+cdef enum:
+    # Above this a send copies for longer than handing the GIL over takes.
+    HOLD_GIL_UP_TO = 16384
+
+
+cdef class SendHalf(ReceiveHalf):
+
+    cdef int may_send(self) except -1:
+        if self.slot == NULL:
+            raise trio.ClosedResourceError("this connection was already closed")
+        if self.eof_sent:
+            raise trio.ClosedResourceError("can't send data after sending EOF")
+        if self.send_error:
+            raise broken(self.send_error)
+        return 0
+
+    cdef bint queue_empty(self, bint wait) noexcept:
+        """Whether the outbound ring is empty; if not, arrange for a wake."""
+        cdef Slot *slot = self.slot
+        if not self.queued:
+            return True
+        pthread_mutex_lock(&slot.lock)
+        self.queued = ring_len(&slot.outbound) > 0
+        if self.queued and wait:
+            slot.flush_wanted = True
+        # A connection that broke loses its ring; sending will find the error,
+        # but the error itself says more than the EPIPE that sending would give.
+        if slot.error and not self.send_error:
+            self.send_error = slot.error
+        pthread_mutex_unlock(&slot.lock)
+        return not self.queued
+
+    cdef Py_ssize_t push(self, const char *data, Py_ssize_t n) except -1:
+        """Hand bytes to the kernel; how many it took. Fewer than `n` means that
+        it is full, and that the reactor will tell when it is not.
+
+        The reactor's half of the argument that no such wake is lost stands at
+        on_writable: here the flag is set before the last try."""
+        cdef Slot *slot = self.slot
+        cdef Py_ssize_t sent
+        cdef Py_ssize_t total = 0
+        cdef bint armed = False
+        while total < n:
+            if n - total > HOLD_GIL_UP_TO:
+                with nogil:
+                    sent = send(slot.fd, data + total, n - total, MSG_DONTWAIT | MSG_NOSIGNAL)
+            else:
+                sent = send(slot.fd, data + total, n - total, MSG_DONTWAIT | MSG_NOSIGNAL)
+            if sent >= 0:
+                total += sent
+                wk_u64_bump(&slot.sent, sent)
+                wk_u64_bump(&slot.send_calls, 1)
+            elif errno == EAGAIN:
+                if armed:
+                    break
+                self.arm()
+                armed = True
+            elif errno != EINTR:
+                self.send_error = errno
+                raise broken(self.send_error)
+        wk_u64_store_relaxed(&slot.last_sent, monotonic_ns())
+        return total
+
+    cdef void arm(self) noexcept:
+        """Ask to be told when the socket takes bytes. The fence keeps the try
+        that follows behind the store."""
+        wk_u32_store(&self.slot.writable_wanted, 1)
+        wk_fence()
+
+    cdef bint queue_rest(self, const char *data, uint32_t n) except -1:
+        """Put bytes into the outbound ring, if its mark allows; False if not."""
+        cdef Slot *slot = self.slot
+        cdef bint fits, stored = False
+        pthread_mutex_lock(&slot.lock)
+        fits = ring_len(&slot.outbound) + n <= slot.limits.outbound
+        if fits:
+            stored = ring_write(&slot.outbound, self.core.hub.pool, data, n)
+        pthread_mutex_unlock(&slot.lock)
+        if not fits:
+            return False
+        if not stored:
+            raise MemoryError
+        self.queued = True
+        return True
+
+    def send_all(self, data):
+        cdef SendAll operation = SendAll.__new__(SendAll)
+        operation.conn = self
+        operation.argument = data
+        return operation
+
+    def wait_send_all_might_not_block(self):
+        cdef WaitWritable operation = WaitWritable.__new__(WaitWritable)
+        operation.conn = self
+        return operation
+
+    def flush(self):
+        cdef Flush operation = Flush.__new__(Flush)
+        operation.conn = self
+        return operation
+
+    def send_nowait(self, data):
+        cdef Py_buffer view
+        self.ensure_usable()
+        if self.sender is not None:
+            raise trio.BusyResourceError("another task is sending on this connection")
+        self.may_send()
+        if PyBytes_CheckExact(data):
+            self._send_or_queue(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+            return
+        _get_buffer(data, &view)
+        try:
+            self._send_or_queue(<const char *>view.buf, view.len)
+        finally:
+            PyBuffer_Release(&view)
+
+    cdef int _send_or_queue(self, const char *data, Py_ssize_t n) except -1:
+        cdef Slot *slot = self.slot
+        cdef Py_ssize_t sent = 0
+        if n > slot.limits.outbound:
+            raise ValueError(
+                f"data is {n} bytes, more than limits.outbound ({slot.limits.outbound}) can hold"
+            )
+        if self.queue_empty(False):
+            if self.send_error:
+                raise broken(self.send_error)
+            sent = self.push(data, n)
+            if sent == n:
+                return 0
+        elif not self.queue_rest(data, <uint32_t>n):
+            raise trio.WouldBlock
+        else:
+            return 0
+        # The ring was empty, so the rest fits. Without memory the stream has a
+        # hole in it, and must not go on.
+        try:
+            self.queue_rest(data + sent, <uint32_t>(n - sent))
+        except MemoryError:
+            self.send_error = ENOMEM
+            raise
+        self.core.post(slot, FLUSH)
+        return 0
+
+    def _shut_down_sending(self):
+        """Send FIN. The outbound ring is empty."""
+        if shutdown(self.slot.fd, SHUT_WR) < 0:
+            self.send_error = errno
+            raise broken(self.send_error)
+        self.eof_sent = True
+
+    @property
+    def _eof_sent(self):
+        return self.eof_sent
+
+
+cdef int _get_buffer(data, Py_buffer *view) except -1:
+    try:
+        return PyObject_GetBuffer(data, view, PyBUF_SIMPLE)
+    except TypeError:
+        raise TypeError(f"data must be bytes-like, not {type(data).__name__}") from None
+
+
+cdef class Sending(Operation):
+    """What takes the turn to send. Subclasses say what is to be done."""
+
+    cdef object validate(self):
+        pass
+
+    cdef bint attempt(self) except -1:
+        """True when done; False to park, with a wake arranged."""
+        raise NotImplementedError
+
+    cdef object start(self):
+        self.validate()
+        self.conn.ensure_usable()
+        if self.conn.sender is not None:
+            raise trio.BusyResourceError("another task is sending on this connection")
+        self.conn.sender = self
+        trap = self.enter()
+        if trap is not None:
+            return trap
+        if self.attempt():
+            return self.complete(None)
+        return self.conn.park_sender(self)
+
+    cdef object proceed(self):
+        if self.attempt():
+            return None
+        return self.conn.park_sender(self)
+
+    cdef void finish(self) noexcept:
+        if self.conn.sender is self:
+            self.conn.sender = None
+
+
+@cython.final
+
+cdef class SendAll(Sending):
+    cdef Py_buffer view
+    cdef bint held
+    cdef const char *at
+    cdef Py_ssize_t left
+
+    cdef object validate(self):
+        if PyBytes_CheckExact(self.argument):
+            self.at = PyBytes_AS_STRING(self.argument)
+            self.left = PyBytes_GET_SIZE(self.argument)
+        else:
+            _get_buffer(self.argument, &self.view)
+            self.held = True
+            self.at = <const char *>self.view.buf
+            self.left = self.view.len
+
+    cdef bint attempt(self) except -1:
+        cdef Py_ssize_t sent
+        self.conn.may_send()
+        if not self.conn.queue_empty(True):
+            return False
+        if self.conn.send_error:
+            raise broken(self.conn.send_error)
+        sent = self.conn.push(self.at, self.left)
+        self.at += sent
+        self.left -= sent
+        if self.left:
+            return False
+        # The caller may resize its bytearray as soon as the bytes are gone.
+        self.release()
+        return True
+
+    cdef void release(self) noexcept:
+        if self.held:
+            self.held = False
+            PyBuffer_Release(&self.view)
+
+    cdef void finish(self) noexcept:
+        self.release()
+        Sending.finish(self)
+
+
+@cython.final
+cdef class WaitWritable(Sending):
+
+    cdef object start(self):
+        if self.conn.slot == NULL:
+            return self.fail(trio.ClosedResourceError("this connection was already closed"))
+        return Sending.start(self)
+
+    cdef bint attempt(self) except -1:
+        if self.conn.slot == NULL:
+            raise trio.ClosedResourceError("this connection was already closed")
+        if not self.conn.queue_empty(True):
+            return False
+        if self.writable():
+            return True
+        self.conn.arm()
+        return self.writable()
+
+    cdef bint writable(self) noexcept:
+        # Polling marks the socket, so that the kernel raises an edge once it is
+        # writable again.
+        cdef pollfd one
+        one.fd = self.conn.slot.fd
+        one.events = POLLOUT
+        return poll(&one, 1, 0) != 0
+
+
+@cython.final
+cdef class Flush(Sending):
+
+    cdef bint attempt(self) except -1:
+        if self.conn.slot == NULL:
+            raise trio.ClosedResourceError("this connection was already closed")
+        if not self.conn.queue_empty(True):
+            return False
+        if self.conn.send_error:
+            raise broken(self.conn.send_error)
+        return True

@@ -1,0 +1,30 @@
+# What both halves of a connection share: the endpoint, whose turn it is, parking.
+from libc.stdint cimport int32_t, uint32_t
+
+from trio_wknet._native.core cimport Endpoint
+from trio_wknet._native.operation cimport Operation
+
+
+cdef class Stream(Endpoint):
+    cdef Operation reader       # parked in a receive
+    cdef Operation sender       # has the turn to send, parked or not
+    cdef bint sender_parked
+    cdef object read_trap       # made at the first wait, used for all
+    cdef object write_trap
+    cdef object on_end          # to be called once, when the peer ends
+    cdef object on_detached
+    cdef str reason             # why it ended, once let go
+    cdef tuple final            # the counters, once let go
+
+    cdef object park_reader(self, Operation operation)
+    cdef object park_sender(self, Operation operation)
+    cdef void wake_reader(self) noexcept
+    cdef void wake_sender(self) noexcept
+    cdef void let_go(self, uint32_t command, str reason) noexcept
+    cdef void _tell_end(self) noexcept
+    cdef void _tell_detached(self) noexcept
+    cdef str _why(self)
+    cdef tuple counters(self)
+
+
+cdef object broken(int32_t error)

@@ -1,0 +1,223 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""What both halves of a connection share. receive.pyx and send.pyx add the
+halves; Conn, in Python, adds the rest of Trio's contract."""
+from libc.stdint cimport int32_t, uint32_t
+
+from trio_wknet._native.atomics cimport wk_u64_load, wk_u64_load_relaxed
+from trio_wknet._native.conn cimport (
+    ABORT, CLOSE, DETACH, DETACHED, DROP, ENDED, FLUSHED, READABLE, WRITABLE, Slot,
+)
+from trio_wknet._native.core cimport Core, make_limits
+from trio_wknet._native.linux cimport (
+    ECONNRESET, monotonic_ns, pthread_mutex_lock, pthread_mutex_unlock,
+)
+from trio_wknet._native.operation cimport ABORT_SUCCEEDED, Operation, make_trap
+from trio_wknet._native.ring cimport ring_len
+
+import os
+
+import trio
+
+
+cdef object broken(int32_t error):
+    """The exception for a broken connection, with the system's as its cause."""
+    cause = OSError(error, os.strerror(error))
+    exception = trio.BrokenResourceError(f"connection broken: {cause}")
+    exception.__cause__ = cause
+    return exception
+
+
+cdef class Stream(Endpoint):
+    """One connection, as the Trio side holds it."""
+
+    def _adopt(self, Core core, int fd, int family, limits):
+        """Take over a connected descriptor. The reactor owns it from here on."""
+        core.check()
+        cdef Slot *slot = core.new_slot(fd, family, make_limits(limits))
+        self.attach(core, slot)
+        core.start(slot)
+
+    # --- parking -------------------------------------------------------------
+
+    cdef object park_reader(self, Operation operation):
+        if self.read_trap is None:
+            self.read_trap = make_trap(self._abort_read)
+        trap = operation.parked(self.read_trap)
+        self.reader = operation
+        return trap
+
+    cdef object park_sender(self, Operation operation):
+        if self.write_trap is None:
+            self.write_trap = make_trap(self._abort_write)
+        trap = operation.parked(self.write_trap)
+        self.sender_parked = True
+        return trap
+
+    def _abort_read(self, raise_cancel):
+        # A completion may be under way; it will find nobody, or wake the next
+        # reader for nothing. The bytes stay in the ring.
+        self.reader = None
+        pthread_mutex_lock(&self.slot.lock)
+        self.slot.wanted = 0
+        pthread_mutex_unlock(&self.slot.lock)
+        return ABORT_SUCCEEDED
+
+    def _abort_write(self, raise_cancel):
+        self.sender_parked = False
+        return ABORT_SUCCEEDED
+
+    cdef void wake_reader(self) noexcept:
+        cdef Operation operation = self.reader
+        if operation is not None:
+            self.reader = None
+            operation.wake()
+
+    cdef void wake_sender(self) noexcept:
+        if self.sender_parked:
+            self.sender_parked = False
+            self.sender.wake()
+
+    cdef void completed(self, uint32_t bits) noexcept:
+        if bits & READABLE:
+            self.wake_reader()
+        if bits & (WRITABLE | FLUSHED):
+            self.wake_sender()
+        if bits & ENDED:
+            self._tell_end()
+        if bits & DETACHED:
+            self._tell_detached()
+
+    cdef void _tell_end(self) noexcept:
+        told, self.on_end = self.on_end, None
+        if told is not None:
+            told()
+
+    cdef void _tell_detached(self) noexcept:
+        told, self.on_detached = self.on_detached, None
+        if told is not None:
+            told()
+
+    # --- the end -------------------------------------------------------------
+
+    cdef void engine_closed(self) noexcept:
+        self.let_go(DROP, "engine closed")
+
+    cdef void let_go(self, uint32_t command, str reason) noexcept:
+        """Hand the connection back to its reactor for good, and wake everyone
+        who waits on it, once."""
+        cdef Slot *slot = self.slot
+        cdef Core core = self.core
+        if slot == NULL:
+            return
+        self.final = self.counters()
+        self.reason = self._why() or reason
+        self.leave()
+        if not core.forked:
+            core.post(slot, command)
+        self.wake_reader()
+        self.wake_sender()
+        self._tell_end()
+        self._tell_detached()
+        # Each holds a bound method of this object.
+        self.read_trap = None
+        self.write_trap = None
+
+    cdef str _why(self):
+        """What has ended the connection from outside, so far."""
+        cdef Slot *slot = self.slot
+        cdef int32_t error
+        cdef bint ended
+        pthread_mutex_lock(&slot.lock)
+        error = slot.error
+        ended = slot.ended or slot.hung_up
+        pthread_mutex_unlock(&slot.lock)
+        if error:
+            return "reset" if error == ECONNRESET else os.strerror(error)
+        return "eof" if ended else None
+
+    @property
+    def _open(self):
+        return self.slot != NULL
+
+    def _close(self):
+        self.let_go(CLOSE, "closed")
+
+    def _drop(self):
+        self.let_go(DROP, "closed")
+
+    def _abort(self):
+        self.let_go(ABORT, "aborted")
+
+    def _reason(self):
+        return self.reason if self.slot == NULL else self._why()
+
+    def _when_ended(self, told):
+        """Call `told` once the peer has ended or the connection is let go of;
+        at once if that is so already. None takes the wish back."""
+        cdef bint over = self.slot == NULL
+        self.on_end = told
+        if not over:
+            pthread_mutex_lock(&self.slot.lock)
+            over = self.slot.hung_up or self.slot.error != 0
+            self.slot.end_wanted = told is not None and not over
+            pthread_mutex_unlock(&self.slot.lock)
+        if over:
+            self._tell_end()
+
+    def _detach(self, told):
+        """Ask the reactor to forget the descriptor, then call `told`."""
+        self.on_detached = told
+        self.core.post(self.slot, DETACH)
+
+    def _take_descriptor(self):
+        """The descriptor of a forgotten connection, which is let go of here. The
+        reactor has said DETACHED and will not look at the number again before
+        it is told to drop the slot."""
+        cdef int fd = self.slot.fd
+        self.slot.fd = -1
+        self.let_go(DROP, "detached")
+        return fd
+
+    # --- facts ---------------------------------------------------------------
+
+    @property
+    def _fd(self):
+        return self.slot.fd if self.slot != NULL else -1
+
+    @property
+    def _family(self):
+        return self.slot.family if self.slot != NULL else None
+
+    @property
+    def _handle(self):
+        return wk_u64_load(&self.slot.handle) if self.slot != NULL else None
+
+    cdef tuple counters(self):
+        cdef Slot *slot = self.slot
+        cdef uint32_t unread, unsent
+        if slot == NULL:
+            return self.final
+        pthread_mutex_lock(&slot.lock)
+        unread = ring_len(&slot.inbound)
+        unsent = ring_len(&slot.outbound)
+        pthread_mutex_unlock(&slot.lock)
+        cdef object now = monotonic_ns()
+        active = max(
+            slot.opened,
+            wk_u64_load_relaxed(&slot.last_received),
+            wk_u64_load_relaxed(&slot.last_sent),
+            wk_u64_load_relaxed(&slot.last_flushed),
+        )
+        return (
+            wk_u64_load_relaxed(&slot.received),
+            wk_u64_load_relaxed(&slot.receive_calls),
+            wk_u64_load_relaxed(&slot.sent) + wk_u64_load_relaxed(&slot.flushed),
+            wk_u64_load_relaxed(&slot.send_calls) + wk_u64_load_relaxed(&slot.flush_calls),
+            unread,
+            unsent,
+            now - active,
+            now - slot.opened,
+        )
+
+    def _counters(self):
+        return self.counters()

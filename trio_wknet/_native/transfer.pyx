@@ -1,0 +1,202 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""Moving bytes on the reactor: socket to inbound ring, outbound ring to socket.
+
+Sockets are watched edge triggered for both directions from the start, so a
+connection costs one epoll_ctl in its life. What that asks for in return:
+
+* After an edge, read until the kernel has no more. A receive that comes back
+  short has emptied a TCP socket, and saves the call that would say EAGAIN. Not
+  so after RDHUP, HUP or ERR, where the end is still to be read, nor on a unix
+  socket, where ancillary data may cut a receive short.
+* A connection that keeps its reactor busy past a budget goes to the ready list
+  and is continued after the others had their turn.
+* A paused connection (inbound at its mark) is not read, so its edges are lost:
+  resuming reads until EAGAIN.
+"""
+from libc.stdint cimport int32_t, uint32_t
+from libc.string cimport memset
+
+from trio_wknet._native.atomics cimport (
+    wk_u32_add, wk_u32_exchange, wk_u32_load, wk_u64_bump, wk_u64_store_relaxed,
+)
+from trio_wknet._native.conn cimport (
+    ENDED, FLUSHED, READABLE, WRITABLE, Slot,
+)
+from trio_wknet._native.linux cimport (
+    AF_UNIX, EAGAIN, EINTR, ENOMEM, EPOLLERR, EPOLLHUP, EPOLLRDHUP,
+    MSG_DONTWAIT, MSG_NOSIGNAL, errno, iovec, msghdr,
+    pthread_mutex_lock, pthread_mutex_unlock, recv, sendmsg,
+)
+from trio_wknet._native.links cimport list_append
+from trio_wknet._native.pool cimport Block, pool_drop
+from trio_wknet._native.reactor cimport RECEIVE_BUFFER, Reactor, notify
+from trio_wknet._native.ring cimport ring_clear, ring_discard, ring_len, ring_spans, ring_write
+
+cdef enum:
+    READ_BUDGET = 4 * RECEIVE_BUFFER    # bytes for each connection and turn
+
+
+cdef void on_readable(Reactor *reactor, Slot *slot, uint32_t events) noexcept nogil:
+    """An edge for input. A dead or finished peer is noticed here, and told,
+    even while the connection is paused."""
+    cdef bint over = (events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0
+    cdef bint paused
+    cdef uint32_t bits = 0
+    pthread_mutex_lock(&slot.lock)
+    paused = slot.paused
+    if over:
+        slot.hung_up = True
+        if paused and slot.end_wanted:
+            slot.end_wanted = False
+            bits = ENDED
+    pthread_mutex_unlock(&slot.lock)
+    notify(reactor, slot, bits)
+    if not paused:
+        _receive(reactor, slot, over or slot.family == AF_UNIX)
+
+
+cdef void resume_reading(Reactor *reactor, Slot *slot) noexcept nogil:
+    """Go on reading where a pause or the budget stopped it."""
+    cdef bint paused
+    pthread_mutex_lock(&slot.lock)
+    paused = slot.paused or slot.ended or slot.error != 0
+    pthread_mutex_unlock(&slot.lock)
+    if not paused:
+        _receive(reactor, slot, True)
+
+
+cdef void _receive(Reactor *reactor, Slot *slot, bint to_the_end) noexcept nogil:
+    cdef ssize_t n
+    cdef ssize_t budget = READ_BUDGET
+    while budget > 0:
+        n = recv(slot.fd, reactor.buffer, RECEIVE_BUFFER, MSG_DONTWAIT)
+        if n > 0:
+            if not _store(reactor, slot, <uint32_t>n):
+                return
+            if n < RECEIVE_BUFFER and not to_the_end:
+                return
+            budget -= n
+        elif n == 0:
+            end_of_input(reactor, slot, 0)
+            return
+        elif errno == EAGAIN:
+            return
+        elif errno != EINTR:
+            end_of_input(reactor, slot, errno)
+            return
+    list_append(&reactor.ready, &slot.ready, slot)
+
+
+cdef bint _store(Reactor *reactor, Slot *slot, uint32_t n) noexcept nogil:
+    """Put received bytes into the ring; False if reading must stop."""
+    cdef uint32_t bits = 0
+    cdef uint32_t mark
+    cdef uint32_t held
+    cdef bint stored, paused
+    pthread_mutex_lock(&slot.lock)
+    stored = ring_write(&slot.inbound, reactor.pool, reactor.buffer, n)
+    held = ring_len(&slot.inbound)
+    # A receiver that waits for more than the mark raises it while it waits.
+    mark = max(slot.limits.inbound, slot.wanted)
+    if slot.wanted and held >= slot.wanted:
+        slot.wanted = 0
+        bits = READABLE
+    paused = held >= mark
+    slot.paused = paused
+    pthread_mutex_unlock(&slot.lock)
+    if not stored:
+        end_of_input(reactor, slot, ENOMEM)
+        return False
+    wk_u64_bump(&slot.received, n)
+    wk_u64_bump(&slot.receive_calls, 1)
+    wk_u64_store_relaxed(&slot.last_received, reactor.now)
+    notify(reactor, slot, bits)
+    return not paused
+
+
+cdef void end_of_input(Reactor *reactor, Slot *slot, int32_t error) noexcept nogil:
+    """The peer's FIN was read (error 0), or the connection broke. Wakes whoever
+    waits to receive or for the end, and after an error also every sender. An
+    error is kept even if the FIN was read before it."""
+    cdef uint32_t bits = 0
+    pthread_mutex_lock(&slot.lock)
+    slot.hung_up = True
+    if error == 0:
+        slot.ended = True
+    elif slot.error == 0:
+        slot.error = error
+    if slot.wanted:
+        slot.wanted = 0
+        bits |= READABLE
+    if slot.end_wanted:
+        slot.end_wanted = False
+        bits |= ENDED
+    if error != 0:
+        ring_clear(&slot.outbound, reactor.pool)
+        slot.draining = False
+        if slot.flush_wanted:
+            slot.flush_wanted = False
+            bits |= FLUSHED
+    pthread_mutex_unlock(&slot.lock)
+    if error != 0 and wk_u32_exchange(&slot.writable_wanted, 0):
+        bits |= WRITABLE
+    notify(reactor, slot, bits)
+
+
+cdef void on_writable(Reactor *reactor, Slot *slot) noexcept nogil:
+    """An edge for output: flush, or tell a waiting sender.
+
+    No wake is lost: the sender sets `writable_wanted`, then tries once more,
+    and waits only after a second EAGAIN. The kernel raises the edge after that
+    EAGAIN, so the load below sees the flag. A flag set by a sender whose second
+    try succeeded makes one spurious completion, which is harmless."""
+    if slot.draining:
+        flush(reactor, slot)
+    if wk_u32_load(&slot.writable_wanted) and wk_u32_exchange(&slot.writable_wanted, 0):
+        notify(reactor, slot, WRITABLE)
+
+
+cdef void flush(Reactor *reactor, Slot *slot) noexcept nogil:
+    """Send the outbound ring until it is empty or the kernel takes no more.
+
+    The lock is not held in sendmsg. Meanwhile the Trio side may append, even
+    move the ring to a larger block: the reference taken here keeps the spans
+    alive, and the bytes sent are still the ring's first ones. Nobody but the
+    reactor takes bytes out of this ring, and the Trio side sends directly only
+    while it is empty, so the order of bytes is kept."""
+    cdef iovec spans[2]
+    cdef msghdr message
+    cdef Block *block
+    cdef ssize_t sent
+    cdef int32_t error = 0
+    cdef uint32_t bits = 0
+    memset(&message, 0, sizeof(message))
+    message.msg_iov = spans
+    pthread_mutex_lock(&slot.lock)
+    while True:
+        message.msg_iovlen = ring_spans(&slot.outbound, spans)
+        if message.msg_iovlen == 0:
+            slot.draining = False
+            if slot.flush_wanted:
+                slot.flush_wanted = False
+                bits = FLUSHED
+            break
+        slot.draining = True
+        block = slot.outbound.block
+        wk_u32_add(&block.refs, 1)
+        pthread_mutex_unlock(&slot.lock)
+        sent = sendmsg(slot.fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL)
+        error = errno if sent < 0 else 0
+        pthread_mutex_lock(&slot.lock)
+        pool_drop(block, reactor.pool)
+        if sent > 0:
+            ring_discard(&slot.outbound, reactor.pool, <uint32_t>sent)
+            wk_u64_bump(&slot.flushed, sent)
+            wk_u64_bump(&slot.flush_calls, 1)
+            wk_u64_store_relaxed(&slot.last_flushed, reactor.now)
+        elif error != EINTR:
+            break
+    pthread_mutex_unlock(&slot.lock)
+    notify(reactor, slot, bits)
+    if error != 0 and error != EAGAIN and error != EINTR:
+        end_of_input(reactor, slot, error)

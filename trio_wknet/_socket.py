@@ -1,0 +1,90 @@
+"""What ``.socket`` is: a facade that asks and sets, and cannot move bytes."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+@contextmanager
+def borrowed(fd: int, family: int) -> Iterator[socket.socket]:
+    """A socket object over a descriptor that stays its owner's."""
+    if fd < 0:
+        raise trio.ClosedResourceError("this socket was already closed")
+    sock = socket.socket(family, socket.SOCK_STREAM, 0, fileno=fd)
+    try:
+        yield sock
+    finally:
+        sock.detach()
+
+
+class SocketFacade(trio.socket.SocketType):
+    """The socket under a `Conn` or a `Listener`, for software that asks it for
+    names and options. It has no send and no receive: bytes belong to the reactor.
+    """
+
+    def __init__(
+        self,
+        family: int,
+        fileno: Callable[[], int],
+        is_readable: Callable[[], bool],
+    ) -> None:
+        super().__init__()
+        self._family = socket.AddressFamily(family)
+        self._fileno = fileno
+        self._is_readable = is_readable
+
+    def __repr__(self) -> str:
+        return f"<trio_wknet socket fd={self.fileno()} family={self._family.name}>"
+
+    @property
+    def family(self) -> socket.AddressFamily:
+        return self._family
+
+    @property
+    def type(self) -> socket.SocketKind:
+        return socket.SOCK_STREAM
+
+    @property
+    def proto(self) -> int:
+        return 0 if self._family == socket.AF_UNIX else socket.IPPROTO_TCP
+
+    def fileno(self) -> int:
+        """The descriptor; -1 once closed here, even while it lingers."""
+        return self._fileno()
+
+    def getsockname(self) -> Any:
+        with self._borrowed() as sock:
+            return sock.getsockname()
+
+    def getpeername(self) -> Any:
+        with self._borrowed() as sock:
+            return sock.getpeername()
+
+    def getsockopt(self, level: int, optname: int, buflen: int | None = None) -> Any:
+        with self._borrowed() as sock:
+            return sock.getsockopt(level, optname) if buflen is None else sock.getsockopt(
+                level, optname, buflen
+            )
+
+    def setsockopt(
+        self, level: int, optname: int, value: Any, optlen: int | None = None
+    ) -> None:
+        with self._borrowed() as sock:
+            if optlen is None:
+                sock.setsockopt(level, optname, value)
+            else:
+                sock.setsockopt(level, optname, value, optlen)
+
+    def is_readable(self) -> bool:
+        """Whether a receive would not wait: there are bytes, the end, or an error."""
+        return self._is_readable()
+
+    def _borrowed(self) -> Any:
+        return borrowed(self._fileno(), self._family)

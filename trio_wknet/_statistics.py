@@ -1,0 +1,67 @@
+"""What ``statistics()`` returns: frozen snapshots."""
+
+from __future__ import annotations
+
+import attrs
+
+
+@attrs.frozen(kw_only=True)
+class ConnStatistics:
+    """A connection's counters. After it was closed they stay as they were then."""
+
+    bytes_received: int
+    receive_calls: int
+    """recv calls of the reactor that brought bytes."""
+    bytes_sent: int
+    """Bytes that the kernel took. After a cancelled ``send_all`` the difference to
+    before tells how far it came."""
+    send_calls: int
+    buffered_inbound: int
+    """Bytes received and not yet taken."""
+    buffered_outbound: int
+    """Bytes accepted by ``send_nowait`` and not yet taken by the kernel."""
+    idle_time: float
+    """Seconds since bytes last moved in either direction."""
+    uptime: float
+    """Seconds since the connection was accepted or adopted."""
+
+
+@attrs.frozen(kw_only=True)
+class ListenerStatistics:
+    """A listener's counters."""
+
+    accepted: int
+    """Connections accepted so far, with those that still wait for ``accept``."""
+    waiting: int
+    """Connections that wait for ``accept``."""
+    starved: bool
+    """Whether accepting has stopped for lack of file descriptors or memory. It
+    starts again by itself once something is closed."""
+    handlers: int
+    """Handlers of ``serve`` that are running."""
+
+
+@attrs.frozen(kw_only=True)
+class ReactorStatistics:
+    """One reactor's counters."""
+
+    connections: int
+    turns: int
+    """Times that it went through its loop."""
+    events: int
+    """Events that epoll gave it."""
+    pool_kept: int
+    """Bytes of buffers kept for reuse."""
+    pool_in_use: int
+    """Bytes of buffers that hold unread data."""
+
+
+@attrs.frozen(kw_only=True)
+class EngineStatistics:
+    """An engine's counters."""
+
+    connections: int
+    """Connections open, those that are lingering included."""
+    wakes: int
+    """Times that a reactor had to wake Trio's loop."""
+    reactors: tuple[ReactorStatistics, ...]
