@@ -24,6 +24,7 @@ from trio_wknet._native.reactor cimport (
 )
 from trio_wknet._native.wake cimport hub_wake, reactor_post, reactor_stop, still_bell
 
+import contextlib
 import os
 
 
@@ -117,6 +118,12 @@ cdef class Core:
     def run(self, uint32_t index):
         """A reactor thread's body: turns until `stop`."""
         cdef Reactor *reactor = self.hub.reactors[index]
+        # Where both threads share a core, every packet would otherwise preempt
+        # Trio for the sake of one completion. A batch thread waits its turn, and
+        # finds more to do when it comes; with a core to itself nothing changes.
+        # (Pinned to one core, 100 connections: 0.7 of the CPU for each message.)
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         with nogil:
             reactor_run(reactor)
 
