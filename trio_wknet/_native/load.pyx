@@ -57,12 +57,12 @@ cdef class LoadGenerator:
     cdef int timer
     cdef bint used
     cdef bint finished
-    cdef readonly Histogram latency
+    cdef Histogram histogram
 
     def __cinit__(self):
         self.wake = self.timer = self.load.epoll = -1
-        self.latency = Histogram()
-        self.load.latency = &self.latency.data
+        self.histogram = Histogram()
+        self.load.latency = &self.histogram.data
 
     def __init__(
         self, bytes target not None, *, str mode not None, uint32_t connections, uint64_t size,
@@ -171,6 +171,13 @@ cdef class LoadGenerator:
         wk_u32_store(&self.load.stopping, 1)
         write(self.wake, &one, sizeof(one))
 
+    @property
+    def latency(self) -> Histogram:
+        """The latencies in ns. Raises `RuntimeError` while the run writes to it."""
+        if self.used and not self.finished:
+            raise RuntimeError("latencies can be read when the run has ended")
+        return self.histogram
+
     def snapshot(self) -> dict:
         """The counters as they are now, all messages of the run counted. From any thread."""
         cdef uint64_t began = wk_u64_load_relaxed(&self.load.began)
@@ -192,9 +199,6 @@ cdef class LoadGenerator:
         }
 
     cdef dict _result(self, str ended):
-        cdef uint64_t window = 0
-        if self.load.closes_at != <uint64_t>-1:
-            window = self.load.closes_at - self.load.opens_at
         answered = wk_u64_load_relaxed(&self.load.answered)
         return {
             "ended": ended,
@@ -203,7 +207,7 @@ cdef class LoadGenerator:
             "answered": answered,
             "unfinished": self.load.started - answered,
             "messages": self.load.measured,
-            "seconds": window / 1e9,
+            "seconds": self.load.window / 1e9,
             "errors": self._errors(),
             "connect_errno": self.load.connect_errno,
         }

@@ -93,14 +93,16 @@ cdef struct Load:
     # Messages. started == answered + lost + on their way
     uint64_t started
     uint64_t lost
-    uint64_t answered_before  # the measured window
-    uint64_t measured  # answered inside it
+    uint64_t answered_before  # when the measured window opened
+    uint64_t measured  # answered inside the window
     uint64_t failures  # churn: transactions that failed since the last that did not
     # The clock, in ns of CLOCK_MONOTONIC.
     uint64_t ramp_end  # by then at the latest
     uint64_t origin  # traffic begins
     uint64_t opens_at  # the measured window; an edge not reached yet is -1
     uint64_t closes_at
+    uint64_t counted_from  # when it was opened in fact
+    uint64_t window  # and how long it was
     uint64_t grace_end
     uint64_t blocked_since  # a unix connect found the backlog full, or 0
     histogram_t *latency

@@ -222,13 +222,17 @@ cdef void give_up_connects(Load *load) noexcept nogil:
 
 
 cdef void open_window(Load *load, uint64_t now) noexcept nogil:
-    load.opens_at = now
+    # Messages belong to the window by the plan's edge, so that an open loop measures
+    # exactly what it scheduled; throughput is counted from when the counter is read.
+    load.opens_at = load.origin + load.plan.warmup
+    load.counted_from = now
     load.answered_before = answered(load)
     enter(load, MEASURE)
 
 
 cdef void close_window(Load *load, uint64_t now) noexcept nogil:
     load.closes_at = now
+    load.window = now - load.counted_from
     load.measured = answered(load) - load.answered_before
 
 
