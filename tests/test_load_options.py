@@ -101,12 +101,12 @@ def test_how_many_sources(
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "::1"])
 def test_sources_are_for_ipv4_loopback(host: str) -> None:
-    with pytest.raises(ValueError, match="sources: .* so not 2"):
+    with pytest.raises(ValueError, match=r"sources: .* so not 2"):
         _load_target.pick_sources(_load_target.resolve(host, 80, 1), 2, 1, False)
 
 
 def test_an_unknown_host_is_named() -> None:
-    with pytest.raises(socket.gaierror, match="'no such host.invalid'"):
+    with pytest.raises(socket.gaierror, match=r"'no such host\.invalid'"):
         _load_target.resolve("no such host.invalid", 80, 1)
 
 
