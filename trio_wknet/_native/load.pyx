@@ -32,10 +32,10 @@ cdef extern from "<sys/timerfd.h>" nogil:
 
 
 # Each in the order of its enum.
-MODES = ("closed", "open", "churn")
-PHASES = ("ramp", "warmup", "measure", "drain", "done")
-ERRORS = ("connect_refused", "connect_other", "timeout", "reset", "eof", "mismatch")
-ENDINGS = ("duration", "count", "stopped", "unreachable", "server_gone")
+cdef tuple MODES = ("closed", "open", "churn")
+cdef tuple PHASES = ("ramp", "warmup", "measure", "drain", "done")
+cdef tuple ERRORS = ("connect_refused", "connect_other", "timeout", "reset", "eof", "mismatch")
+cdef tuple ENDINGS = ("duration", "count", "stopped", "unreachable", "server_gone")
 
 # In epoll's data, where a connection has its slot and generation.
 cdef enum:
