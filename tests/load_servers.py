@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from trio_wknet._load import LoadResult, run_load
+from trio_wknet._load import LoadProgress, LoadResult, run_load
 from trio_wknet._load_options import LoadOptions
 
 Handler = Callable[[socket.socket], None]
@@ -38,14 +38,15 @@ class Server:
             self.threads[-1].start()
 
     def serve(self, conn: socket.socket) -> None:
-        with conn:
-            with suppress(ConnectionError, EOFError):
-                self.handle(conn)
+        with conn, suppress(ConnectionError, EOFError):
+            self.handle(conn)
 
-    def load(self, **options: Any) -> LoadResult:
-        return run_load(self.options(**options), on_progress=options.get("on_progress"))
+    def load(
+        self, *, on_progress: Callable[[LoadProgress], object] | None = None, **options: Any
+    ) -> LoadResult:
+        return run_load(self.options(**options), on_progress=on_progress)
 
-    def options(self, *, on_progress: object = None, **options: Any) -> LoadOptions:
+    def options(self, **options: Any) -> LoadOptions:
         address = self.listener.getsockname()
         target = (f"unix://{address}",) if isinstance(address, str) else address[:2]
         return LoadOptions(*target, **{**PATIENT, **options})
