@@ -1,0 +1,26 @@
+"""The command line: `python -m trio_wknet`, also installed as `trio-wknet`."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Run the command line; it ends in `SystemExit`."""
+    try:
+        import click
+
+        from trio_wknet._cli_bench import bench
+    except ModuleNotFoundError as missing:
+        package = (missing.name or "").partition(".")[0]
+        if package not in ("click", "rich"):
+            raise
+        sys.exit(f"the command line needs {package}: pip install 'trio-wknet[cli]'")
+    commands = click.Group(
+        "trio-wknet", commands=[bench], help="Tools around trio_wknet, a transport for Trio."
+    )
+    commands.main(prog_name="trio-wknet")
+
+
+if __name__ == "__main__":
+    main()
