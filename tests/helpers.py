@@ -7,7 +7,7 @@ import random
 import socket
 import tempfile
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import trio
@@ -16,13 +16,15 @@ from trio_wknet import Conn, ConnOptions, Engine, Limits
 
 # Small kernel buffers: what a test wants to fill is full soon.
 SMALL = ConnOptions(send_buffer=4096, receive_buffer=4096)
+DEFAULT = Limits()
+PLAIN = ConnOptions()
 PATIENCE = 20.0  # seconds; only a broken library reaches it
 
 
 async def until(condition: Callable[[], object], what: str = "the condition") -> None:
     """Wait for what another thread, or the kernel, brings about."""
     with trio.move_on_after(PATIENCE):
-        while not condition():
+        while not condition():  # noqa: ASYNC110
             await trio.sleep(0.001)
         return
     raise AssertionError(f"{what} did not come about")
@@ -47,7 +49,7 @@ def plain_pair(kind: str = "tcp", options: ConnOptions | None = None) -> tuple[A
             theirs.connect(listener.getsockname())
             ours, _ = listener.accept()
     for sock in (ours, theirs):
-        (options or ConnOptions()).apply(sock)
+        (options or PLAIN).apply(sock)
     return ours, theirs
 
 
@@ -56,12 +58,12 @@ async def conn_and_peer(
     engine: Engine,
     kind: str = "tcp",
     *,
-    limits: Limits = Limits(),
+    limits: Limits = DEFAULT,
     options: ConnOptions | None = None,
 ) -> AsyncIterator[tuple[Conn, Any]]:
     """A connection, and a socket of Trio's as its peer."""
     ours, theirs = plain_pair(kind, options)
-    conn = engine.adopt(ours, limits=limits, options=options or ConnOptions())
+    conn = engine.adopt(ours, limits=limits, options=options or PLAIN)
     assert isinstance(conn, Conn)
     theirs.setblocking(False)
     peer = trio.socket.from_stdlib_socket(theirs)
@@ -77,8 +79,8 @@ async def two_conns(
     engine: Engine,
     kind: str = "tcp",
     *,
-    limits: Limits = Limits(),
-    options: ConnOptions = ConnOptions(),
+    limits: Limits = DEFAULT,
+    options: ConnOptions = PLAIN,
 ) -> AsyncIterator[tuple[Conn, Conn]]:
     """Two connections of the engine, connected with each other."""
     with tempfile.TemporaryDirectory() as folder:
@@ -158,8 +160,6 @@ def descriptors() -> dict[int, str]:
     """This process's open descriptors and what they are."""
     found = {}
     for name in os.listdir("/proc/self/fd"):
-        try:
+        with suppress(FileNotFoundError):  # the one that listed them
             found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
-        except FileNotFoundError:
-            pass  # the one that listed them
     return found
