@@ -103,6 +103,10 @@ cdef bint _store(Reactor *reactor, Slot *slot, uint32_t n) noexcept nogil:
         bits = READABLE
     paused = held >= mark
     slot.paused = paused
+    # The end was announced together with these bytes, and will not be read to.
+    if paused and slot.hung_up and slot.end_wanted:
+        slot.end_wanted = False
+        bits |= ENDED
     pthread_mutex_unlock(&slot.lock)
     if not stored:
         end_of_input(reactor, slot, ENOMEM)
