@@ -229,6 +229,9 @@ cdef class Accept(Operation):
         return self.park()
 
     cdef object proceed(self):
+        # As in Receive.proceed.
+        if self.listener.acceptor is not None:
+            raise trio.BusyResourceError("another task is accepting on this listener")
         conns = self.listener.take(self.most)
         if not conns:
             return self.park()

@@ -247,6 +247,10 @@ cdef class Receive(Operation):
         return self.complete(data)
 
     cdef object proceed(self):
+        # A task that came between the wake and this step may wait by now; it
+        # must not be forgotten for this one.
+        if self.conn.reader is not None:
+            raise trio.BusyResourceError("another task is receiving from this connection")
         data = self.attempt()
         if data is None:
             return self.conn.park_reader(self)
