@@ -31,6 +31,7 @@ cdef class Core:
     cdef void *endpoints        # first of the list
     cdef object on_quiet
 
+    cdef bint _wants_turn(self) noexcept
     cdef void _drain(self) noexcept
     cdef void _tell_quiet(self) noexcept
     cdef int check(self) except -1
