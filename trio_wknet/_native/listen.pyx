@@ -144,7 +144,7 @@ cdef class NativeListener(Endpoint):
     # --- the end -------------------------------------------------------------
 
     cdef void engine_closed(self) noexcept:
-        self._close()
+        self._close_all()
 
     def _stop(self):
         """Close the ports, once they have accepted what the kernel had queued.
@@ -154,6 +154,10 @@ cdef class NativeListener(Endpoint):
         for address in self.ports:
             self.core.post(<Slot *><size_t>address, CLOSE)
         self.ports = []
+
+    def _close_all(self):
+        """What ends the listener; its heir has a socket file to remove, too."""
+        self._close()
 
     def _close(self):
         """Close every port, and every connection that nobody accepted."""
