@@ -55,13 +55,13 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 async def _watch() -> None:
-    await trio.sleep(60)
+    await trio.sleep(30)
     raise AssertionError("the test hangs")
 
 
 @pytest.fixture
 async def engine(nothing_left: None, reactors: int) -> AsyncIterator[Engine]:
-    """An engine; a test that uses it ends after a minute at the latest."""
+    """An engine; a test that uses it ends after half a minute at the latest."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_watch)
         async with open_engine(reactors) as opened:
