@@ -171,6 +171,8 @@ cdef class SendHalf(ReceiveHalf):
 
     def _shut_down_sending(self):
         """Send FIN. The outbound ring is empty."""
+        if self.slot == NULL:
+            raise trio.ClosedResourceError("another task closed this connection")
         if shutdown(self.slot.fd, SHUT_WR) < 0:
             self.send_error = errno
             raise broken(self.send_error)
