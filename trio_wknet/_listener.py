@@ -149,6 +149,9 @@ class Listener(NativeListener, trio.abc.Listener[Conn]):
             # The reactors need one turn for it, so this does not wait for long.
             with trio.CancelScope(shield=True):
                 await closed.wait()
+        self._close_all()
+
+    def _close_all(self) -> None:
         self._close()
         path, self._path = self._path, None
         # Somebody else may have put another socket there since.

@@ -143,8 +143,17 @@ cdef class Core:
         """Trio is about to sleep. The argument stands at hub_wake."""
         wk_u32_store(&self.hub.asleep, 1)
         wk_fence()
-        if mailbox_waiting(&self.hub.completions):
+        if mailbox_waiting(&self.hub.completions) or self._wants_turn():
             hub_wake(self.hub)
+
+    cdef bint _wants_turn(self) noexcept:
+        """Whether a command that was carried out in-loop left something for the
+        reactor's next turn: bytes to read on, or a deadline to set a timer for."""
+        cdef Reactor *reactor = self.hub.reactors[0]
+        return self.hub.in_loop and (
+            not list_empty(&reactor.ready)
+            or (reactor.tick_at == 0 and not list_empty(&reactor.timed))
+        )
 
     cdef void after_wait(self, bint rung) noexcept:
         """Trio woke, or only looked: turn the in-loop reactor if its epoll was

@@ -157,7 +157,7 @@ cdef class NativeListener(Endpoint):
     # --- the end -------------------------------------------------------------
 
     cdef void engine_closed(self) noexcept:
-        self._close()
+        self._close_all()
 
     def _stop(self):
         """Close the ports, once they have accepted what the kernel had queued.
@@ -167,6 +167,10 @@ cdef class NativeListener(Endpoint):
         for address in self.ports:
             self.core.post(<Slot *><size_t>address, CLOSE)
         self.ports = []
+
+    def _close_all(self):
+        """What ends the listener; its heir has a socket file to remove, too."""
+        self._close()
 
     def _close_ports(self, told):
         """Close every port, and every connection that nobody accepted; call `told`
@@ -255,6 +259,9 @@ cdef class Accept(Operation):
         return self.park()
 
     cdef object proceed(self):
+        # As in Receive.proceed.
+        if self.listener.acceptor is not None:
+            raise trio.BusyResourceError("another task is accepting on this listener")
         conns = self.listener.take(self.most)
         if not conns:
             return self.park()

@@ -209,10 +209,12 @@ cdef Py_ssize_t _positive(str name, value, Py_ssize_t default) except -1:
         return default
     try:
         n = value
-    except (TypeError, OverflowError) as exc:
-        raise type(exc)(f"{name} must be an integer, not {value!r}") from None
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, not {value!r}") from None
+    except OverflowError:
+        n = MOST_BYTES if value > 0 else 0
     if n < 1:
-        raise ValueError(f"{name} must be at least 1, not {n}")
+        raise ValueError(f"{name} must be at least 1, not {value}")
     return min(n, <Py_ssize_t>MOST_BYTES)
 
 
@@ -247,6 +249,10 @@ cdef class Receive(Operation):
         return self.complete(data)
 
     cdef object proceed(self):
+        # A task that came between the wake and this step may wait by now; it
+        # must not be forgotten for this one.
+        if self.conn.reader is not None:
+            raise trio.BusyResourceError("another task is receiving from this connection")
         data = self.attempt()
         if data is None:
             return self.conn.park_reader(self)
