@@ -14,8 +14,7 @@ nothing else.
 Trade-off. One Python call for each turn of Trio's loop while an engine is open,
 also in turns that have nothing to do with it.
 
-Trio logs and removes an instrument that raises. These two call one native method
-each, which reports what goes wrong in it to `sys.unraisablehook` and returns.
+Trio logs and removes an instrument that raises; these hooks never do.
 """
 
 from __future__ import annotations
@@ -23,6 +22,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import trio
+
+from trio_wknet._native.bridge import Hooks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,28 +33,18 @@ if TYPE_CHECKING:
 _PARKED = object()
 
 
-class Bridge(trio.abc.Instrument):
-    """One for each engine."""
+class Bridge(Hooks, trio.abc.Instrument):
+    """One for each engine. The hooks themselves are native."""
 
     def __init__(self, core: Core, on_run_end: Callable[[], None]) -> None:
+        super().__init__(core)
         self._core = core
         self._on_run_end = on_run_end
-        self._before_wait = core.before_wait
-        self._after_wait = core.after_wait
         self._open = True
-        self._pump: trio.lowlevel.Task = trio.lowlevel.spawn_system_task(
-            self._run_pump, name="trio_wknet bridge"
+        self._set_pump(
+            trio.lowlevel.spawn_system_task(self._run_pump, name="trio_wknet bridge")
         )
         trio.lowlevel.add_instrument(self)
-
-    def before_io_wait(self, timeout: float) -> None:
-        if timeout > 0:
-            self._before_wait()
-
-    def after_io_wait(self, timeout: float) -> None:
-        # Trio clears custom_sleep_data when it reschedules a task, so this tells
-        # without a system call whether the descriptor was ready.
-        self._after_wait(self._pump.custom_sleep_data is None)
 
     async def _run_pump(self) -> None:
         task = trio.lowlevel.current_task()

@@ -139,7 +139,7 @@ cdef class Core:
         eventfd that reactors ring."""
         return self.hub.reactors[0].epfd if self.hub.in_loop else self.hub.wakefd
 
-    def before_wait(self):
+    cdef void before_wait(self) noexcept:
         """Trio is about to sleep. The argument stands at hub_wake."""
         wk_u32_store(&self.hub.asleep, 1)
         wk_fence()
@@ -155,7 +155,7 @@ cdef class Core:
             or (reactor.tick_at == 0 and not list_empty(&reactor.timed))
         )
 
-    def after_wait(self, bint rung):
+    cdef void after_wait(self, bint rung) noexcept:
         """Trio woke, or only looked: turn the in-loop reactor if its epoll was
         ready or something is unfinished, then drain. Never raises."""
         cdef Reactor *reactor

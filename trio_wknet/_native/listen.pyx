@@ -81,7 +81,7 @@ cdef class NativeListener(Endpoint):
         cdef Py_ssize_t n = 0
         cdef int32_t error = 0
         cdef bint room, ended
-        if listener == NULL:
+        if listener == NULL or self.closing:
             raise trio.ClosedResourceError("this listener was already closed")
         pthread_mutex_lock(&listener.lock)
         first = listener.oldest
@@ -140,6 +140,19 @@ cdef class NativeListener(Endpoint):
     cdef void completed(self, uint32_t bits) noexcept:
         if bits & ACCEPTED:
             self.wake_acceptor()
+            self.tell_if_ended()
+
+    cdef void tell_if_ended(self) noexcept:
+        cdef bint ended
+        if self.on_ended is None:
+            return
+        pthread_mutex_lock(&self.slot.lock)
+        ended = self.slot.ended
+        self.slot.accept_wanted = not ended
+        pthread_mutex_unlock(&self.slot.lock)
+        if ended:
+            told, self.on_ended = self.on_ended, None
+            told()
 
     # --- the end -------------------------------------------------------------
 
@@ -149,7 +162,7 @@ cdef class NativeListener(Endpoint):
     def _stop(self):
         """Close the ports, once they have accepted what the kernel had queued.
         Accepting goes on until the queue is empty, and then says Closed."""
-        if self.slot == NULL:
+        if self.slot == NULL or self.closing:
             return
         for address in self.ports:
             self.core.post(<Slot *><size_t>address, CLOSE)
@@ -159,15 +172,14 @@ cdef class NativeListener(Endpoint):
         """What ends the listener; its heir has a socket file to remove, too."""
         self._close()
 
-    def _close(self):
-        """Close every port, and every connection that nobody accepted."""
+    def _close_ports(self, told):
+        """Close every port, and every connection that nobody accepted; call `told`
+        once the reactors have done it and the addresses are free again."""
         cdef Slot *listener = self.slot
         cdef Slot *slot
         cdef Slot *following
-        cdef Core core = self.core
-        if listener == NULL:
-            return
         self.final = self.counters()
+        self.closing = True
         pthread_mutex_lock(&listener.lock)
         listener.refusing = True
         slot = listener.oldest
@@ -175,17 +187,31 @@ cdef class NativeListener(Endpoint):
         listener.newest = NULL
         listener.waiting = 0
         pthread_mutex_unlock(&listener.lock)
-        self.leave()
-        if not core.forked:
+        if not self.core.forked:
             while slot != NULL:
                 following = slot.chain
-                core.post(slot, DROP)
+                self.core.post(slot, DROP)
                 slot = following
             for address in self.ports:
-                core.post(<Slot *><size_t>address, DROP)
-            core.post(listener, DROP)
+                self.core.post(<Slot *><size_t>address, DROP)
         self.ports = []
+        self.on_ended = told
         self.wake_acceptor()
+        self.tell_if_ended()
+
+    def _close(self):
+        """Let go of the listener, whatever its state."""
+        cdef Slot *listener = self.slot
+        if listener == NULL:
+            return
+        if not self.closing:
+            self._close_ports(None)
+        self.leave()
+        if not self.core.forked:
+            self.core.post(listener, DROP)
+        told, self.on_ended = self.on_ended, None
+        if told is not None:
+            told()
         self.trap = None
         self.make_conn = None
 
@@ -193,7 +219,7 @@ cdef class NativeListener(Endpoint):
 
     @property
     def _open(self):
-        return self.slot != NULL
+        return self.slot != NULL and not self.closing
 
     @property
     def _fds(self):
@@ -201,7 +227,7 @@ cdef class NativeListener(Endpoint):
         return [(<Slot *><size_t>address).fd for address in self.ports]
 
     cdef tuple counters(self):
-        if self.slot == NULL:
+        if self.slot == NULL or self.closing:
             return self.final
         return (
             wk_u64_load_relaxed(&self.slot.accepted),
