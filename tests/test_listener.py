@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import os
-import resource
 import socket
 import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
-from helpers import content, dial, read, read_all, until, url
+from helpers import content, dial, few_descriptors, read, read_all, until, url
 from trio.testing import open_stream_to_socket_listener, wait_all_tasks_blocked
 
 from trio_wknet import Conn, ConnOptions, Engine, Limits, Listener, open_wknet_listener
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup
 
 LOCAL = "tcp://127.0.0.1:0"
 
@@ -383,7 +385,7 @@ async def test_a_handlers_exception_ends_serve_and_the_others(engine: Engine) ->
             ended.append(conn)
 
     with dialled(listener, 3) as socks:
-        with pytest.raises(BaseExceptionGroup) as raised:  # noqa: F821
+        with pytest.raises(BaseExceptionGroup) as raised:
             async with trio.open_nursery() as nursery:
                 await nursery.start(listener.serve, handler)
                 await until(lambda: listener.statistics().handlers == 3)
@@ -514,27 +516,6 @@ async def test_drain_without_serve_closes(engine: Engine) -> None:
 
 
 # -- out of descriptors ------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def few_descriptors(free: int) -> Iterator[None]:
-    """Let this process open so many more."""
-    probe = os.open("/dev/null", os.O_RDONLY)
-    os.close(probe)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    fillers = []
-    resource.setrlimit(resource.RLIMIT_NOFILE, (probe + 64, hard))
-    try:
-        with contextlib.suppress(OSError):
-            while True:
-                fillers.append(os.open("/dev/null", os.O_RDONLY))
-        for _ in range(free):
-            os.close(fillers.pop())
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        for filler in fillers:
-            os.close(filler)
 
 
 async def test_out_of_descriptors(engine: Engine) -> None:
