@@ -204,5 +204,3 @@ async def test_socket_options(engine: Engine) -> None:
             conn.setsockopt(1, 2, 3, 4)  # type: ignore[call-overload]
         with pytest.raises(OSError, match="Protocol not available"):
             conn.getsockopt(socket.SOL_SOCKET, 9999)
-
-

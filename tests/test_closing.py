@@ -242,9 +242,10 @@ async def test_the_end_is_noticed_without_receiving(
     engine: Engine, kind: str, end: Callable[[Conn, Any], None], paused: bool
 ) -> None:
     options = ConnOptions(send_buffer=200_000, receive_buffer=200_000)
-    async with conn_and_peer(
-        engine, kind, limits=Limits(inbound=1000), options=options
-    ) as (conn, sock):
+    async with conn_and_peer(engine, kind, limits=Limits(inbound=1000), options=options) as (
+        conn,
+        sock,
+    ):
         if paused:
             await send(sock, bytes(2000))
             await until(lambda: conn.statistics().buffered_inbound >= 1000)
@@ -402,7 +403,7 @@ async def test_detach_while_another_task_closes(engine: Engine, turns: int) -> N
 
             async def take() -> None:
                 with suppress(trio.ClosedResourceError, trio.BusyResourceError):
-                    plain, _ = await conn.detach()  # noqa: B023
+                    plain, _ = await conn.detach()
                     plain.close()
 
             async with trio.open_nursery() as nursery:
@@ -422,7 +423,7 @@ async def test_send_eof_while_another_task_closes(engine: Engine, turns: int) ->
 
             async def end() -> None:
                 with suppress(trio.ClosedResourceError):
-                    await conn.send_eof()  # noqa: B023
+                    await conn.send_eof()
 
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(end)

@@ -16,7 +16,17 @@ from typing import Any
 
 import pytest
 import trio
-from helpers import content, dial, few_descriptors, plain_pair, read, read_all, two_conns, until, url
+from helpers import (
+    content,
+    dial,
+    few_descriptors,
+    plain_pair,
+    read,
+    read_all,
+    two_conns,
+    until,
+    url,
+)
 from trio.testing import MockClock
 
 from trio_wknet import Conn, Engine, Listener, open_engine
@@ -53,13 +63,12 @@ async def test_the_default_number_of_reactors(monkeypatch: pytest.MonkeyPatch) -
 
 
 async def test_engines_are_independent(reactors: int) -> None:
-    async with open_engine(reactors) as one:
-        async with two_conns(one) as (client, server):
-            async with open_engine(reactors) as other, two_conns(other) as (a, b):
-                await a.send_all(b"x")
-                assert await read(b, 1) == b"x"
-            await client.send_all(b"y")
-            assert await read(server, 1) == b"y"
+    async with open_engine(reactors) as one, two_conns(one) as (client, server):
+        async with open_engine(reactors) as other, two_conns(other) as (a, b):
+            await a.send_all(b"x")
+            assert await read(b, 1) == b"x"
+        await client.send_all(b"y")
+        assert await read(server, 1) == b"y"
 
 
 async def test_round_robin() -> None:
@@ -166,17 +175,16 @@ async def test_from_another_thread(reactors: int) -> None:
 
 
 async def test_after_it_was_closed(reactors: int) -> None:
-    async with open_engine(reactors) as engine:
-        async with two_conns(engine) as (conn, _):
-            listener = await engine.listen(LOCAL)
-            await engine._aclose()
-            await engine._aclose()
-            with pytest.raises(trio.ClosedResourceError):
-                await conn.receive_some()
-            with pytest.raises(trio.ClosedResourceError):
-                await listener.accept()
-            await listener.aclose()
-            assert conn.close_reason == "engine closed"
+    async with open_engine(reactors) as engine, two_conns(engine) as (conn, _):
+        listener = await engine.listen(LOCAL)
+        await engine._aclose()
+        await engine._aclose()
+        with pytest.raises(trio.ClosedResourceError):
+            await conn.receive_some()
+        with pytest.raises(trio.ClosedResourceError):
+            await listener.accept()
+        await listener.aclose()
+        assert conn.close_reason == "engine closed"
     one, other = plain_pair()
     with one, other:
         for call in (
@@ -207,19 +215,16 @@ async def test_closing_wakes_everyone(reactors: int) -> None:
         await conn.wait_closed()
         woken.append("end")
 
-    async with trio.open_nursery() as nursery:
-        async with open_engine(reactors) as engine:
-            async with two_conns(engine) as (conn, _):
-                listener = await engine.listen(LOCAL)
-                nursery.start_soon(expect_closed, "accept", listener.accept)
-                nursery.start_soon(expect_closed, "receive", conn.receive_some)
-                nursery.start_soon(
-                    expect_closed, "send", lambda: conn.send_all(bytes(100_000_000))
-                )
-                nursery.start_soon(wait, conn)
-                await trio.testing.wait_all_tasks_blocked()
-                assert woken == []
-                await engine._aclose()
+    async with trio.open_nursery() as nursery, open_engine(reactors) as engine:
+        async with two_conns(engine) as (conn, _):
+            listener = await engine.listen(LOCAL)
+            nursery.start_soon(expect_closed, "accept", listener.accept)
+            nursery.start_soon(expect_closed, "receive", conn.receive_some)
+            nursery.start_soon(expect_closed, "send", lambda: conn.send_all(bytes(100_000_000)))
+            nursery.start_soon(wait, conn)
+            await trio.testing.wait_all_tasks_blocked()
+            assert woken == []
+            await engine._aclose()
     assert sorted(woken) == ["accept", "end", "receive", "send"]
 
 

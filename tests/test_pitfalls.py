@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.lowlevel
 from helpers import (
     SMALL,
     clog,
@@ -123,7 +124,7 @@ async def test_a_duplicate_elsewhere_keeps_no_registration(engine: Engine) -> No
             before = engine.statistics()
             for _ in range(100):
                 os.write(sock.fileno(), b"boo")
-                await trio.sleep(0)
+                await trio.lowlevel.checkpoint()
             after = engine.statistics()
             assert [r.events for r in after.reactors] == [r.events for r in before.reactors]
         finally:
@@ -257,7 +258,7 @@ async def test_a_paused_connection_does_not_spin(engine: Engine, kind: str) -> N
         await until(lambda: conn.statistics().buffered_inbound >= 1000)
         before = sum(r.turns for r in engine.statistics().reactors)
         for _ in range(500):
-            await trio.sleep(0)
+            await trio.lowlevel.checkpoint()
         with trio.move_on_after(0.05):
             await trio.sleep_forever()
         assert sum(r.turns for r in engine.statistics().reactors) - before < 20

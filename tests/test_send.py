@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.lowlevel
 from helpers import SMALL, clog, conn_and_peer, content, read, read_all, two_conns, until
 from trio.testing import wait_all_tasks_blocked
 
@@ -131,9 +132,10 @@ async def test_order_of_the_ways_to_send(engine: Engine, kind: str) -> None:
 
 
 async def test_send_nowait_is_bounded_and_refuses_whole(engine: Engine, kind: str) -> None:
-    async with conn_and_peer(
-        engine, kind, limits=Limits(outbound=10_000), options=SMALL
-    ) as (conn, sock):
+    async with conn_and_peer(engine, kind, limits=Limits(outbound=10_000), options=SMALL) as (
+        conn,
+        sock,
+    ):
         accepted = []
         while True:
             piece = content(len(accepted), 777)
@@ -143,7 +145,7 @@ async def test_send_nowait_is_bounded_and_refuses_whole(engine: Engine, kind: st
                 # TCP may still be moving what the kernel took.
                 if conn.statistics().buffered_outbound > 9223:
                     break
-                await trio.sleep(0)
+                await trio.lowlevel.checkpoint()
                 continue
             accepted.append(piece)
         assert conn.statistics().buffered_outbound <= 10_000
