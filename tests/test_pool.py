@@ -71,7 +71,7 @@ class PoolMachine(RuleBasedStateMachine):
         address, capacity = self.live[number]
         alone = capacity not in self.kept
         self.give(number, True)
-        again = self.take(capacity)
+        again: int = self.take(capacity)  # type: ignore[assignment]
         if alone and capacity <= LARGEST_KEPT and self.allocated_last == self.allocated:
             assert self.live[again][0] == address
         return again

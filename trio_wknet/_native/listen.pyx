@@ -58,6 +58,18 @@ cdef class NativeListener(Endpoint):
     # --- accepting -----------------------------------------------------------
 
     def accept(self):
+        """Wait for a connection, and return it: a `Conn`. A checkpoint.
+
+        Cancelled, it has taken none: the next accept gets it.
+
+        Raises:
+          trio.ClosedResourceError: closed here, before or meanwhile; or `drain`
+              was called, and no connection is left.
+          trio.BusyResourceError: another task is accepting.
+          OSError: the listening socket failed for good. Lack of descriptors does
+              not count: accepting goes on once there are some
+              (``statistics().starved`` tells).
+        """
         cdef Accept operation = Accept.__new__(Accept)
         operation.listener = self
         operation.most = 1

@@ -30,8 +30,8 @@ cdef enum:
 cdef class RingBuffer(Lender):
     """A first-in, first-out buffer of bytes: ``RingBuffer(capacity)``.
 
-    It holds no memory to speak of while it is empty, and grows in powers of two
-    up to ``capacity`` as bytes come. ``len()`` tells how many are unread.
+    It grows in powers of two up to ``capacity`` as bytes come, and keeps at most
+    64 KiB of that once it is empty. ``len()`` tells how many bytes are unread.
 
     Each call is atomic under the GIL. What several calls add up to (`peek`, then
     `discard`) is not: one thread at a time should take bytes out.
@@ -83,7 +83,9 @@ cdef class RingBuffer(Lender):
         try:
             PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
         except (TypeError, BufferError):
-            raise TypeError(f"data must be contiguous and bytes-like, not {data!r}") from None
+            raise TypeError(
+                f"data must be contiguous and bytes-like, not {type(data).__name__}"
+            ) from None
         n = <uint32_t>min(view.len, self.most - <Py_ssize_t>ring_len(&self.ring))
         stored = ring_write(&self.ring, self.pool, view.buf, n)
         PyBuffer_Release(&view)
