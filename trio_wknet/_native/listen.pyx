@@ -209,11 +209,15 @@ cdef class NativeListener(Endpoint):
         return [(<Slot *><size_t>address).fd for address in self.ports]
 
     cdef tuple counters(self):
+        cdef uint32_t waiting
         if self.slot == NULL:
             return self.final
+        pthread_mutex_lock(&self.slot.lock)
+        waiting = self.slot.waiting
+        pthread_mutex_unlock(&self.slot.lock)
         return (
             wk_u64_load_relaxed(&self.slot.accepted),
-            self.slot.waiting,
+            waiting,
             wk_u32_load_relaxed(&self.slot.starved),
         )
 

@@ -225,6 +225,8 @@ cdef class SendHalf(ReceiveHalf):
 
     def _shut_down_sending(self):
         """Send FIN. The outbound ring is empty."""
+        # The connection may have been closed since that was found out.
+        self.may_send()
         if shutdown(self.slot.fd, SHUT_WR) < 0:
             self.send_error = errno
             raise broken(self.send_error)
