@@ -46,9 +46,8 @@ def demo(
     Exit code 1: a server failed, or connections to it did. 2: the options are no good.
     """
     try:
-        options = LoadOptions(
-            HOST, 1, connections=connections, size=size, duration=duration, warmup=WARMUP
-        )
+        options = LoadOptions(HOST, 1, connections=connections, size=size, duration=duration)
+        options = attrs.evolve(options, warmup=min(WARMUP, duration))
         found = compare(options, reactors, Console(stderr=True))
     except (ValueError, TypeError) as bad:
         raise click.UsageError(str(bad)) from None

@@ -13,6 +13,7 @@ from typing import IO, Any
 
 START_TIMEOUT = 20.0
 END_TIMEOUT = 5.0
+DYING_TIMEOUT = 1.0
 
 
 class ServerFailed(Exception):
@@ -95,7 +96,10 @@ class ServerProcess:
 
     def epitaph(self) -> str:
         """The last words, to append to a message, of a server that has died."""
-        return "" if self._process.poll() is None else f"; {self.last_words()}"
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(DYING_TIMEOUT)  # its sockets close before it has ended
+            return f"; {self.last_words()}"
+        return ""
 
     def last_words(self) -> str:
         """How the server ended, and the last that it wrote to stderr."""
