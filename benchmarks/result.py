@@ -118,7 +118,7 @@ class Result:
         """A row for each server, beside the peers' ratios to it."""
         where = "server and load pinned" if self.scenario.pinned else "not pinned"
         table = Table(title=f"{self.scenario.title} ({where})", title_justify="left")
-        table.add_column("server")
+        table.add_column("server", no_wrap=True)
         for head in (self.scenario.unit, "lowest", "highest", "p50", "p99", "CPU µs"):
             table.add_column(head, justify="right")
         best = self.best()

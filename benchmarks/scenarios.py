@@ -120,7 +120,7 @@ SCENARIOS = (
 SWEEP = tuple(
     Scenario(
         name=f"sweep-{connections}",
-        title=f"echo, 64 B, {connections} connections",
+        title=f"echo, 64 B, {connections} connection{'s' * (connections > 1)}",
         ours=ECHO,
         others=("trio", "asyncio-streams", "uvloop-streams"),
         connections=connections,
