@@ -10,6 +10,7 @@ cdef class ReceiveHalf(Stream):
     cdef int look(self, uint32_t enough, uint32_t *available) except -1
     cdef void took(self, uint32_t n) noexcept
     cdef object take(self, uint32_t n, uint32_t skip)
+    cdef bint nothing_yet(self) noexcept
     cdef object take_some(self, Py_ssize_t most, bint wait)
 
 
@@ -17,4 +18,5 @@ cdef class Receive(Operation):
     cdef ReceiveHalf conn
     cdef object argument
     cdef object validate(self)
+    cdef bint must_wait(self)
     cdef object attempt(self)

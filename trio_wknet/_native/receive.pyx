@@ -129,6 +129,20 @@ cdef class ReceiveHalf(Stream):
             self.core.post(slot, RESUME)
         return data
 
+    cdef bint nothing_yet(self) noexcept:
+        """Whether the connection is alive and has no bytes; then a wake is
+        arranged."""
+        cdef Slot *slot = self.slot
+        cdef bint nothing
+        if slot == NULL:
+            return False
+        pthread_mutex_lock(&slot.lock)
+        nothing = ring_len(&slot.inbound) == 0 and not slot.ended and slot.error == 0
+        if nothing:
+            slot.wanted = 1
+        pthread_mutex_unlock(&slot.lock)
+        return nothing
+
     def receive_some(self, max_bytes=None):
         cdef ReceiveSome operation = ReceiveSome.__new__(ReceiveSome)
         operation.conn = self
@@ -208,16 +222,25 @@ cdef class Receive(Operation):
     cdef object validate(self):
         pass
 
+    cdef bint must_wait(self):
+        """True if it is plain that there is nothing, with a wake arranged."""
+        return False
+
     cdef object attempt(self):
         raise NotImplementedError
 
     cdef object start(self):
         self.validate()
         self.conn.ensure_usable()
+        if self.conn.reader is not None:
+            raise trio.BusyResourceError("another task is receiving from this connection")
+        if self.must_wait():
+            # Trio delivers a pending cancellation to a task that parks, so the
+            # look at the cancel status that `enter` takes can be saved.
+            return self.conn.park_reader(self)
         trap = self.enter()
         if trap is not None:
             return trap
-        self.conn._require_no_receiver()
         data = self.attempt()
         if data is None:
             return self.conn.park_reader(self)
@@ -238,6 +261,9 @@ cdef class ReceiveSome(Receive):
 
     cdef object validate(self):
         self.most = _positive("max_bytes", self.argument, MOST_BYTES)
+
+    cdef bint must_wait(self):
+        return self.conn.nothing_yet()
 
     cdef object attempt(self):
         return self.conn.take_some(self.most, True)
