@@ -302,9 +302,9 @@ async def test_a_reset_wakes_whoever_sends(engine: Engine, kind: str, call: str)
 async def test_data_of_the_wrong_type(peer: Peer) -> None:
     conn, sock = peer
     for value in ("text", 5, None, ["x"]):
-        with pytest.raises(TypeError, match="data must be bytes-like"):
+        with pytest.raises(TypeError, match="data must be contiguous and bytes-like"):
             await conn.send_all(value)  # type: ignore[arg-type]
-        with pytest.raises(TypeError, match="data must be bytes-like"):
+        with pytest.raises(TypeError, match="data must be contiguous and bytes-like"):
             conn.send_nowait(value)  # type: ignore[arg-type]
     with pytest.raises((BufferError, TypeError)):
         await conn.send_all(memoryview(b"abcdef")[::2])

@@ -255,13 +255,15 @@ async def open_wknet_listener(
         finally:
             await listener.aclose()
         return
-    async with open_engine(reactors) as own:
-        async with open_wknet_listener(
+    async with (
+        open_engine(reactors) as own,
+        open_wknet_listener(
             address,
             engine=own,
             backlog=backlog,
             reuse_port=reuse_port,
             limits=limits,
             options=options,
-        ) as listener:
-            yield listener
+        ) as listener,
+    ):
+        yield listener

@@ -58,6 +58,18 @@ cdef class NativeListener(Endpoint):
     # --- accepting -----------------------------------------------------------
 
     def accept(self):
+        """Wait for a connection, and return it: a `Conn`. A checkpoint.
+
+        Cancelled, it has taken none: the next accept gets it.
+
+        Raises:
+          trio.ClosedResourceError: closed here, before or meanwhile; or `drain`
+              was called, and no connection is left.
+          trio.BusyResourceError: another task is accepting.
+          OSError: the listening socket failed for good. Lack of descriptors does
+              not count: accepting goes on once there are some
+              (``statistics().starved`` tells).
+        """
         cdef Accept operation = Accept.__new__(Accept)
         operation.listener = self
         operation.most = 1
@@ -227,11 +239,15 @@ cdef class NativeListener(Endpoint):
         return [(<Slot *><size_t>address).fd for address in self.ports]
 
     cdef tuple counters(self):
+        cdef uint32_t waiting
         if self.slot == NULL or self.closing:
             return self.final
+        pthread_mutex_lock(&self.slot.lock)
+        waiting = self.slot.waiting
+        pthread_mutex_unlock(&self.slot.lock)
         return (
             wk_u64_load_relaxed(&self.slot.accepted),
-            self.slot.waiting,
+            waiting,
             wk_u32_load_relaxed(&self.slot.starved),
         )
 
