@@ -87,7 +87,7 @@ class Listener(NativeListener, trio.abc.Listener[Conn]):
                 task_status.started(self)
                 await self._accept_all(handler, handler_nursery or nursery)
         finally:
-            self._close_all()
+            await self._close_and_wait()
             self._serving -= 1
             self._check_served()
 
@@ -131,15 +131,25 @@ class Listener(NativeListener, trio.abc.Listener[Conn]):
         if self._open and self._serving:
             self._stop()
         else:
-            self._close_all()
+            await self._close_and_wait()
         self._check_served()
         await self._served.wait()
 
     async def aclose(self) -> None:
         """Stop listening, and close connections that nobody accepted. A checkpoint.
-        Connections that were accepted live on. Again does nothing."""
-        self._close_all()
+        Connections that were accepted live on. Again does nothing. Afterwards the
+        address can be bound again."""
+        await self._close_and_wait()
         await trio.lowlevel.checkpoint()
+
+    async def _close_and_wait(self) -> None:
+        if self._open:
+            closed = trio.Event()
+            self._close_ports(closed.set)
+            # The reactors need one turn for it, so this does not wait for long.
+            with trio.CancelScope(shield=True):
+                await closed.wait()
+        self._close_all()
 
     def _close_all(self) -> None:
         self._close()
@@ -237,13 +247,15 @@ async def open_wknet_listener(
         finally:
             await listener.aclose()
         return
-    async with open_engine(reactors) as own:
-        async with open_wknet_listener(
+    async with (
+        open_engine(reactors) as own,
+        open_wknet_listener(
             address,
             engine=own,
             backlog=backlog,
             reuse_port=reuse_port,
             limits=limits,
             options=options,
-        ) as listener:
-            yield listener
+        ) as listener,
+    ):
+        yield listener

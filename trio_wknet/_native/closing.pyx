@@ -20,6 +20,7 @@ from trio_wknet._native.linux cimport (
 )
 from trio_wknet._native.links cimport list_append, list_remove
 from trio_wknet._native.mailbox cimport letter_mark
+from trio_wknet._native.pool cimport block_data
 from trio_wknet._native.reactor cimport RECEIVE_BUFFER, Reactor, notify
 from trio_wknet._native.ring cimport ring_clear
 from trio_wknet._native.transfer cimport flush
@@ -66,7 +67,7 @@ cdef void _discard_input(Reactor *reactor, Slot *slot) noexcept nogil:
     cdef ssize_t n
     cdef ssize_t budget = DISCARD_BUDGET
     while budget > 0 and not slot.ended and slot.error == 0:
-        n = recv(slot.fd, reactor.buffer, RECEIVE_BUFFER, MSG_DONTWAIT)
+        n = recv(slot.fd, block_data(reactor.buffer), RECEIVE_BUFFER, MSG_DONTWAIT)
         if n > 0:
             budget -= n
             slot.discarded += <uint32_t>n

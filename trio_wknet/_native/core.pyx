@@ -22,7 +22,7 @@ from trio_wknet._native.matrix cimport matrix_each, matrix_return, matrix_take
 from trio_wknet._native.reactor cimport (
     Reactor, command, hub_free, hub_new, publish, reactor_run, reactor_turn,
 )
-from trio_wknet._native.wake cimport hub_wake, reactor_post, reactor_stop, still_bell
+from trio_wknet._native.wake cimport hub_wake, reactor_post, reactor_stop, ring_bell, still_bell
 
 import contextlib
 import os
@@ -139,14 +139,14 @@ cdef class Core:
         eventfd that reactors ring."""
         return self.hub.reactors[0].epfd if self.hub.in_loop else self.hub.wakefd
 
-    def before_wait(self):
+    cdef void before_wait(self) noexcept:
         """Trio is about to sleep. The argument stands at hub_wake."""
         wk_u32_store(&self.hub.asleep, 1)
         wk_fence()
         if mailbox_waiting(&self.hub.completions):
             hub_wake(self.hub)
 
-    def after_wait(self, bint rung):
+    cdef void after_wait(self, bint rung) noexcept:
         """Trio woke, or only looked: turn the in-loop reactor if its epoll was
         ready or something is unfinished, then drain. Never raises."""
         cdef Reactor *reactor
@@ -211,6 +211,18 @@ cdef class Core:
         reactor.now = monotonic_ns()
         command(reactor, slot, bits)
         publish(reactor)
+        if self._wants_turn():
+            ring_bell(reactor.wakefd)   # or Trio might sleep on it
+
+    cdef bint _wants_turn(self) noexcept:
+        """Whether a command that was carried out in-loop left something to do:
+        completions, bytes to read on, or a deadline to set a timer for."""
+        cdef Reactor *reactor = self.hub.reactors[0]
+        return (
+            mailbox_waiting(&self.hub.completions)
+            or not list_empty(&reactor.ready)
+            or (reactor.tick_at == 0 and not list_empty(&reactor.timed))
+        )
 
     cdef void start(self, Slot *slot) noexcept:
         """Have a slot's descriptor watched."""

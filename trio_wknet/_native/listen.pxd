@@ -7,9 +7,12 @@ cdef class NativeListener(Endpoint):
     cdef object trap
     cdef list ports             # addresses of their slots
     cdef object make_conn       # called without arguments, gives a Stream
+    cdef bint closing           # the ports have been told to close
+    cdef object on_ended        # to be called when they have
     cdef tuple final
 
     cdef list take(self, Py_ssize_t most)
     cdef void wake_acceptor(self) noexcept
     cdef void resume_ports(self) noexcept
+    cdef void tell_if_ended(self) noexcept
     cdef tuple counters(self)

@@ -58,6 +58,18 @@ cdef class NativeListener(Endpoint):
     # --- accepting -----------------------------------------------------------
 
     def accept(self):
+        """Wait for a connection, and return it: a `Conn`. A checkpoint.
+
+        Cancelled, it has taken none: the next accept gets it.
+
+        Raises:
+          trio.ClosedResourceError: closed here, before or meanwhile; or `drain`
+              was called, and no connection is left.
+          trio.BusyResourceError: another task is accepting.
+          OSError: the listening socket failed for good. Lack of descriptors does
+              not count: accepting goes on once there are some
+              (``statistics().starved`` tells).
+        """
         cdef Accept operation = Accept.__new__(Accept)
         operation.listener = self
         operation.most = 1
@@ -81,7 +93,7 @@ cdef class NativeListener(Endpoint):
         cdef Py_ssize_t n = 0
         cdef int32_t error = 0
         cdef bint room, ended
-        if listener == NULL:
+        if listener == NULL or self.closing:
             raise trio.ClosedResourceError("this listener was already closed")
         pthread_mutex_lock(&listener.lock)
         first = listener.oldest
@@ -140,30 +152,46 @@ cdef class NativeListener(Endpoint):
     cdef void completed(self, uint32_t bits) noexcept:
         if bits & ACCEPTED:
             self.wake_acceptor()
+            self.tell_if_ended()
+
+    cdef void tell_if_ended(self) noexcept:
+        cdef bint ended
+        if self.on_ended is None:
+            return
+        pthread_mutex_lock(&self.slot.lock)
+        ended = self.slot.ended
+        self.slot.accept_wanted = not ended
+        pthread_mutex_unlock(&self.slot.lock)
+        if ended:
+            told, self.on_ended = self.on_ended, None
+            told()
 
     # --- the end -------------------------------------------------------------
 
     cdef void engine_closed(self) noexcept:
-        self._close()
+        self._close_all()
 
     def _stop(self):
         """Close the ports, once they have accepted what the kernel had queued.
         Accepting goes on until the queue is empty, and then says Closed."""
-        if self.slot == NULL:
+        if self.slot == NULL or self.closing:
             return
         for address in self.ports:
             self.core.post(<Slot *><size_t>address, CLOSE)
         self.ports = []
 
-    def _close(self):
-        """Close every port, and every connection that nobody accepted."""
+    def _close_all(self):
+        """What ends the listener; its heir has a socket file to remove, too."""
+        self._close()
+
+    def _close_ports(self, told):
+        """Close every port, and every connection that nobody accepted; call `told`
+        once the reactors have done it and the addresses are free again."""
         cdef Slot *listener = self.slot
         cdef Slot *slot
         cdef Slot *following
-        cdef Core core = self.core
-        if listener == NULL:
-            return
         self.final = self.counters()
+        self.closing = True
         pthread_mutex_lock(&listener.lock)
         listener.refusing = True
         slot = listener.oldest
@@ -171,17 +199,31 @@ cdef class NativeListener(Endpoint):
         listener.newest = NULL
         listener.waiting = 0
         pthread_mutex_unlock(&listener.lock)
-        self.leave()
-        if not core.forked:
+        if not self.core.forked:
             while slot != NULL:
                 following = slot.chain
-                core.post(slot, DROP)
+                self.core.post(slot, DROP)
                 slot = following
             for address in self.ports:
-                core.post(<Slot *><size_t>address, DROP)
-            core.post(listener, DROP)
+                self.core.post(<Slot *><size_t>address, DROP)
         self.ports = []
+        self.on_ended = told
         self.wake_acceptor()
+        self.tell_if_ended()
+
+    def _close(self):
+        """Let go of the listener, whatever its state."""
+        cdef Slot *listener = self.slot
+        if listener == NULL:
+            return
+        if not self.closing:
+            self._close_ports(None)
+        self.leave()
+        if not self.core.forked:
+            self.core.post(listener, DROP)
+        told, self.on_ended = self.on_ended, None
+        if told is not None:
+            told()
         self.trap = None
         self.make_conn = None
 
@@ -189,7 +231,7 @@ cdef class NativeListener(Endpoint):
 
     @property
     def _open(self):
-        return self.slot != NULL
+        return self.slot != NULL and not self.closing
 
     @property
     def _fds(self):
@@ -197,11 +239,15 @@ cdef class NativeListener(Endpoint):
         return [(<Slot *><size_t>address).fd for address in self.ports]
 
     cdef tuple counters(self):
-        if self.slot == NULL:
+        cdef uint32_t waiting
+        if self.slot == NULL or self.closing:
             return self.final
+        pthread_mutex_lock(&self.slot.lock)
+        waiting = self.slot.waiting
+        pthread_mutex_unlock(&self.slot.lock)
         return (
             wk_u64_load_relaxed(&self.slot.accepted),
-            self.slot.waiting,
+            waiting,
             wk_u32_load_relaxed(&self.slot.starved),
         )
 
@@ -229,6 +275,9 @@ cdef class Accept(Operation):
         return self.park()
 
     cdef object proceed(self):
+        # As in Receive.proceed.
+        if self.listener.acceptor is not None:
+            raise trio.BusyResourceError("another task is accepting on this listener")
         conns = self.listener.take(self.most)
         if not conns:
             return self.park()

@@ -10,10 +10,10 @@ from trio_wknet._native.conn cimport Link, Slot
 from trio_wknet._native.linux cimport epoll_event
 from trio_wknet._native.mailbox cimport Batch, Mailbox, batch_add, letter_mark
 from trio_wknet._native.matrix cimport Matrix
-from trio_wknet._native.pool cimport Pool
+from trio_wknet._native.pool cimport Block, Pool
 
 cdef enum:
-    RECEIVE_BUFFER = 65536      # bytes, shared by all connections of a reactor
+    RECEIVE_BUFFER = 65536      # bytes, one for all connections of a reactor
 
 cdef struct Hub:
     Matrix *matrix
@@ -37,7 +37,7 @@ cdef struct Reactor:
     int wakefd
     int timerfd             # in-loop only, else -1
     Pool *pool
-    unsigned char *buffer
+    Block *buffer           # where receives land; handed on whole when large
     epoll_event *events
     int capacity
     uint64_t now            # ns, monotonic, read once a turn

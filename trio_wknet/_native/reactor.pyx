@@ -31,7 +31,7 @@ from trio_wknet._native.mailbox cimport (
     Letter, batch_send, letter_take, mailbox_take, mailbox_waiting,
 )
 from trio_wknet._native.matrix cimport matrix_free, matrix_get, matrix_new, matrix_return, matrix_take
-from trio_wknet._native.pool cimport pool_free, pool_new
+from trio_wknet._native.pool cimport pool_drop, pool_free, pool_new, pool_take
 from trio_wknet._native.reactor cimport RECEIVE_BUFFER, Hub, Reactor
 from trio_wknet._native.transfer cimport (
     end_of_input, flush, on_readable, on_writable, resume_reading,
@@ -76,8 +76,9 @@ cdef Reactor *_reactor_new(Hub *hub) noexcept nogil:
         ready = _watch_own(reactor, reactor.timerfd, TIMER_TAG)
     reactor.capacity = FIRST_EVENTS
     reactor.events = <epoll_event *>malloc(FIRST_EVENTS * sizeof(epoll_event))
-    reactor.buffer = <unsigned char *>malloc(RECEIVE_BUFFER)
     reactor.pool = pool_new(POOL_KEEPS)
+    if reactor.pool != NULL:
+        reactor.buffer = pool_take(reactor.pool, RECEIVE_BUFFER)
     if not ready or reactor.events == NULL or reactor.buffer == NULL or reactor.pool == NULL:
         _reactor_free(reactor)
         return NULL
@@ -91,10 +92,11 @@ cdef void _reactor_free(Reactor *reactor) noexcept nogil:
         close(reactor.wakefd)
     if reactor.epfd >= 0:
         close(reactor.epfd)
+    if reactor.buffer != NULL:
+        pool_drop(reactor.buffer, reactor.pool)
     if reactor.pool != NULL:
         pool_free(reactor.pool)
     free(reactor.events)
-    free(reactor.buffer)
     free(reactor)
 
 

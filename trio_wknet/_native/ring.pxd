@@ -24,6 +24,7 @@ cdef inline uint32_t ring_len(Ring *ring) noexcept nogil:
     return ring.tail - ring.head
 
 cdef bint ring_write(Ring *ring, Pool *pool, const void *data, uint32_t n) noexcept nogil
+cdef void ring_adopt(Ring *ring, Block *block, uint32_t n) noexcept nogil
 cdef void ring_copy(Ring *ring, void *out, uint32_t n, uint32_t offset) noexcept nogil
 cdef int ring_spans(Ring *ring, iovec *spans) noexcept nogil
 cdef void ring_discard(Ring *ring, Pool *mine, uint32_t n) noexcept nogil

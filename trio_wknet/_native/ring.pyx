@@ -49,6 +49,13 @@ cdef bint ring_write(Ring *ring, Pool *pool, const void *data, uint32_t n) noexc
     return True
 
 
+cdef void ring_adopt(Ring *ring, Block *block, uint32_t n) noexcept nogil:
+    """Give an empty ring a block whose first `n` bytes are written."""
+    ring.block = block
+    ring.head = 0
+    ring.tail = n
+
+
 cdef void ring_copy(Ring *ring, void *out, uint32_t n, uint32_t offset) noexcept nogil:
     """Copy `n` unread bytes from `offset` on, which must be there, to `out`."""
     if n == 0:

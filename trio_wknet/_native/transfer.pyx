@@ -6,8 +6,9 @@ connection costs one epoll_ctl in its life. What that asks for in return:
 
 * After an edge, read until the kernel has no more. A receive that comes back
   short has emptied a TCP socket, and saves the call that would say EAGAIN. Not
-  so after RDHUP, HUP or ERR, where the end is still to be read, nor on a unix
-  socket, where ancillary data may cut a receive short.
+  so after RDHUP, HUP or ERR, where the end is still to be read, nor where a
+  receive may be cut short: at TCP's urgent byte (PRI tells of it), and by
+  ancillary data on a unix socket.
 * A connection that keeps its reactor busy past a budget goes to the ready list
   and is continued after the others had their turn.
 * A paused connection (inbound at its mark) is not read, so its edges are lost:
@@ -23,17 +24,20 @@ from trio_wknet._native.conn cimport (
     ENDED, FLUSHED, READABLE, WRITABLE, Slot,
 )
 from trio_wknet._native.linux cimport (
-    AF_UNIX, EAGAIN, EINTR, ENOMEM, EPOLLERR, EPOLLHUP, EPOLLRDHUP,
+    AF_UNIX, EAGAIN, EINTR, ENOMEM, EPOLLERR, EPOLLHUP, EPOLLPRI, EPOLLRDHUP,
     MSG_DONTWAIT, MSG_NOSIGNAL, errno, iovec, msghdr,
     pthread_mutex_lock, pthread_mutex_unlock, recv, sendmsg,
 )
 from trio_wknet._native.links cimport list_append
-from trio_wknet._native.pool cimport Block, pool_drop
+from trio_wknet._native.pool cimport Block, block_data, pool_drop, pool_take
 from trio_wknet._native.reactor cimport RECEIVE_BUFFER, Reactor, notify
-from trio_wknet._native.ring cimport ring_clear, ring_discard, ring_len, ring_spans, ring_write
+from trio_wknet._native.ring cimport (
+    Ring, ring_adopt, ring_clear, ring_discard, ring_len, ring_spans, ring_write,
+)
 
 cdef enum:
     READ_BUDGET = 4 * RECEIVE_BUFFER    # bytes for each connection and turn
+    HAND_ON_FROM = 16384                # bytes; below that copying is cheaper
 
 
 cdef void on_readable(Reactor *reactor, Slot *slot, uint32_t events) noexcept nogil:
@@ -52,7 +56,7 @@ cdef void on_readable(Reactor *reactor, Slot *slot, uint32_t events) noexcept no
     pthread_mutex_unlock(&slot.lock)
     notify(reactor, slot, bits)
     if not paused:
-        _receive(reactor, slot, over or slot.family == AF_UNIX)
+        _receive(reactor, slot, over or slot.family == AF_UNIX or (events & EPOLLPRI) != 0)
 
 
 cdef void resume_reading(Reactor *reactor, Slot *slot) noexcept nogil:
@@ -69,7 +73,7 @@ cdef void _receive(Reactor *reactor, Slot *slot, bint to_the_end) noexcept nogil
     cdef ssize_t n
     cdef ssize_t budget = READ_BUDGET
     while budget > 0:
-        n = recv(slot.fd, reactor.buffer, RECEIVE_BUFFER, MSG_DONTWAIT)
+        n = recv(slot.fd, block_data(reactor.buffer), RECEIVE_BUFFER, MSG_DONTWAIT)
         if n > 0:
             if not _store(reactor, slot, <uint32_t>n):
                 return
@@ -94,7 +98,8 @@ cdef bint _store(Reactor *reactor, Slot *slot, uint32_t n) noexcept nogil:
     cdef uint32_t held
     cdef bint stored, paused
     pthread_mutex_lock(&slot.lock)
-    stored = ring_write(&slot.inbound, reactor.pool, reactor.buffer, n)
+    stored = (_hand_on(reactor, &slot.inbound, n)
+              or ring_write(&slot.inbound, reactor.pool, block_data(reactor.buffer), n))
     held = ring_len(&slot.inbound)
     # A receiver that waits for more than the mark raises it while it waits.
     mark = max(slot.limits.inbound, slot.wanted)
@@ -103,6 +108,10 @@ cdef bint _store(Reactor *reactor, Slot *slot, uint32_t n) noexcept nogil:
         bits = READABLE
     paused = held >= mark
     slot.paused = paused
+    # The end was announced together with these bytes, and will not be read to.
+    if paused and slot.hung_up and slot.end_wanted:
+        slot.end_wanted = False
+        bits |= ENDED
     pthread_mutex_unlock(&slot.lock)
     if not stored:
         end_of_input(reactor, slot, ENOMEM)
@@ -112,6 +121,21 @@ cdef bint _store(Reactor *reactor, Slot *slot, uint32_t n) noexcept nogil:
     wk_u64_store_relaxed(&slot.last_received, reactor.now)
     notify(reactor, slot, bits)
     return not paused
+
+
+cdef bint _hand_on(Reactor *reactor, Ring *ring, uint32_t n) noexcept nogil:
+    """Make the receive buffer itself the ring's block, and take another: a large
+    receive into an empty ring is not copied. False if that is not the case, or
+    there is no memory."""
+    cdef Block *another
+    if n < HAND_ON_FROM or ring.block != NULL:
+        return False
+    another = pool_take(reactor.pool, RECEIVE_BUFFER)
+    if another == NULL:
+        return False
+    ring_adopt(ring, reactor.buffer, n)
+    reactor.buffer = another
+    return True
 
 
 cdef void end_of_input(Reactor *reactor, Slot *slot, int32_t error) noexcept nogil:
