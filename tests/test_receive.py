@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.lowlevel
 from helpers import conn_and_peer, content, read, read_all, send, until
 from trio.testing import wait_all_tasks_blocked
 
@@ -267,7 +268,7 @@ async def test_no_receiver_is_forgotten_where_several_disregard_that(peer: Peer)
 
         async def receive() -> None:
             try:
-                while await conn.receive_some() != b".":  # noqa: B023
+                while await conn.receive_some() != b".":
                     pass
             except trio.BusyResourceError:
                 pass
@@ -279,9 +280,9 @@ async def test_no_receiver_is_forgotten_where_several_disregard_that(peer: Peer)
                     nursery.start_soon(receive)
                 while len(ended) < 4:
                     await send(sock, b".")
-                    await trio.sleep(0)
+                    await trio.lowlevel.checkpoint()
         with trio.move_on_after(0):
-            await trio.sleep(0)
+            await trio.lowlevel.checkpoint()
         await send(sock, b"!")
         await conn.receive_until(b"!")
 
@@ -296,7 +297,7 @@ async def test_cancelled_at_any_moment_no_byte_is_lost(peer: Peer, long: bool) -
         for at in range(0, len(data), 1009):
             await send(sock, data[at : at + 1009])
             if at % 5 == 0:
-                await trio.sleep(0)
+                await trio.lowlevel.checkpoint()
         sock.shutdown(1)
 
     async def cancel(scope: trio.CancelScope) -> None:
