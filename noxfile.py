@@ -34,7 +34,7 @@ nox.options.download_python = "never"
 def _show_pyenv_versions() -> None:
     """Make the interpreters that pyenv has, and hides, visible to nox."""
     versions = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
-    latest = {}
+    latest: dict[str, int] = {}
     for path in versions.glob("3.*.*"):
         if re.fullmatch(r"3\.\d+\.\d+", path.name):
             minor, patch = path.name.rsplit(".", 1)
@@ -164,9 +164,11 @@ def wheels(session: nox.Session) -> None:
     complaints = [line for line in str(output).splitlines() if COMPLAINT.search(line)]
     if complaints:
         session.error("the build complains:\n" + "\n".join(complaints))
-    session.install(*map(str, dist.glob("*.whl")))
+    (wheel,) = dist.glob("*.whl")
+    session.install(str(wheel))
     with session.chdir(session.create_tmp()):
         session.run("python", "-c", SMOKE_TEST)
+        session.install(f"{wheel}[cli]")
         session.run("python", "-m", "trio_wknet", "--help", silent=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -134,7 +135,7 @@ async def test_send_nowait_is_bounded_and_refuses_whole(engine: Engine, kind: st
     async with conn_and_peer(
         engine, kind, limits=Limits(outbound=10_000), options=SMALL
     ) as (conn, sock):
-        accepted = []
+        accepted: list[bytes] = []
         while True:
             piece = content(len(accepted), 777)
             try:
@@ -196,7 +197,7 @@ async def test_cancelled_flush_and_send_leave_the_ring_alone(engine: Engine, kin
 # -- turns -----------------------------------------------------------------------------
 
 
-SENDERS = {
+SENDERS: dict[str, Callable[[Conn], Awaitable[object]]] = {
     "send_all": lambda conn: conn.send_all(b"x"),
     "wait": lambda conn: conn.wait_send_all_might_not_block(),
     "send_eof": lambda conn: conn.send_eof(),
@@ -256,8 +257,10 @@ async def test_a_broken_connection_stays_broken(peer: Peer) -> None:
     conn, sock = peer
     reset(sock)
     await conn.wait_closed()
+    calls: list[Callable[[], Awaitable[object]]]
+    calls = [lambda: conn.send_all(b"x"), conn.send_eof, conn.flush]
     for _ in range(3):
-        for call in (lambda: conn.send_all(b"x"), conn.send_eof, conn.flush):
+        for call in calls:
             with pytest.raises(trio.BrokenResourceError) as raised:
                 for _ in range(3):
                     await call()
