@@ -160,7 +160,7 @@ async def test_receive_until_with_the_delimiter_split_anywhere(
         async with trio.open_nursery() as nursery:
 
             async def receive() -> None:
-                assert await conn.receive_until(delimiter) == expected
+                assert await conn.receive_until(delimiter) == expected  # noqa: B023
 
             before, _, rest = (b"aa" + delimiter + b"next").partition(delimiter)
             expected = before
@@ -384,6 +384,7 @@ async def test_other_arguments(peer: Peer) -> None:
         await conn.receive_until("\n")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="buffer"):
         await conn.receive_into(bytearray())
-    for buffer in (b"abc", "abc", 3):
+    buffers: list[Any] = [b"abc", "abc", 3]
+    for buffer in buffers:
         with pytest.raises((TypeError, BufferError)):
             await conn.receive_into(buffer)
