@@ -384,6 +384,7 @@ async def test_other_arguments(peer: Peer) -> None:
         await conn.receive_until("\n")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="buffer"):
         await conn.receive_into(bytearray())
-    for buffer in (b"abc", "abc", 3):
+    buffers: list[Any] = [b"abc", "abc", 3]
+    for buffer in buffers:
         with pytest.raises((TypeError, BufferError)):
             await conn.receive_into(buffer)
