@@ -1,14 +1,17 @@
-"""The servers that are compared, each by its name: ``python servers.py NAME``.
+"""The servers that are compared, each by its name: ``python servers.py NAME [CORE]``.
 
-Every server listens on a free loopback port, prints it, and echoes (or, by its
-name, answers once and closes). It ends when its standard input does.
+Every server listens on a free loopback port, prints it, and echoes until the client
+closes. It runs on one core if that is given, and ends when its standard input does.
 """
 
 from __future__ import annotations
 
+import os
+import resource
 import sys
 import threading
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 HOST = "127.0.0.1"
@@ -53,7 +56,7 @@ def trio_streams() -> None:
     async def main() -> None:
         listeners = await trio.open_tcp_listeners(0, host=HOST)
         announce(listeners[0].socket.getsockname()[1])
-        await trio_until_stdin_ends(lambda: trio.serve_listeners(echo, listeners))
+        await trio_until_stdin_ends(partial(trio.serve_listeners, echo, listeners))
 
     trio.run(main)
 
@@ -160,5 +163,13 @@ SERVERS: dict[str, Callable[[], None]] = {
 }
 
 
+def main(name: str, core: str = "") -> None:
+    if core:
+        os.sched_setaffinity(0, {int(core)})
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    SERVERS[name]()
+
+
 if __name__ == "__main__":
-    SERVERS[sys.argv[1]]()
+    main(*sys.argv[1:])

@@ -74,7 +74,8 @@ def test_messages_due_on_a_lost_connection_are_unfinished() -> None:
     with serving(one_bad) as server:
         result = server.load(connections=2, rate=1000.0, duration=0.1)
     assert (result.started, result.answered, result.unfinished) == (100, 50, 50)
-    assert result.errors.eof == 1
+    # A server that closes with bytes unread resets.
+    assert result.errors.eof + result.errors.reset == 1
 
 
 # -- Churn ---------------------------------------------------------------------

@@ -11,13 +11,14 @@ def main() -> None:
         import click
 
         from trio_wknet._cli_bench import bench
+        from trio_wknet._cli_demo import demo
     except ModuleNotFoundError as missing:
         package = (missing.name or "").partition(".")[0]
         if package not in ("click", "rich"):
             raise
         sys.exit(f"the command line needs {package}: pip install 'trio-wknet[cli]'")
     commands = click.Group(
-        "trio-wknet", commands=[bench], help="Tools around trio_wknet, a transport for Trio."
+        "trio-wknet", commands=[bench, demo], help="Tools around trio_wknet, a transport for Trio."
     )
     commands.main(prog_name="trio-wknet")
 

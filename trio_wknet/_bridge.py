@@ -9,7 +9,7 @@ Decision. Completions are drained in an instrument's ``after_io_wait``, which Tr
 calls right where it processes its own events: the tasks woken there run in the
 same turn. The eventfd is rung only if Trio sleeps, which ``before_io_wait`` tells;
 under load it is silent. A system task, the pump, keeps the eventfd armed and does
-nothing else.
+nothing else. In-loop the descriptor is the reactor's own epoll.
 
 Trade-off. One Python call for each turn of Trio's loop while an engine is open,
 also in turns that have nothing to do with it.
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from trio_wknet._native.bridge import Hooks
+from trio_wknet._native.bridge import InLoopHooks, ThreadedHooks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,18 +33,17 @@ if TYPE_CHECKING:
 _PARKED = object()
 
 
-class Bridge(Hooks, trio.abc.Instrument):
-    """One for each engine. The hooks themselves are native."""
+class Bridge:
+    """One for each engine."""
 
     def __init__(self, core: Core, on_run_end: Callable[[], None]) -> None:
-        super().__init__(core)
         self._core = core
         self._on_run_end = on_run_end
         self._open = True
-        self._set_pump(
-            trio.lowlevel.spawn_system_task(self._run_pump, name="trio_wknet bridge")
-        )
-        trio.lowlevel.add_instrument(self)
+        pump = trio.lowlevel.spawn_system_task(self._run_pump, name="trio_wknet bridge")
+        hooks = InLoopHooks if core.in_loop else ThreadedHooks
+        self._hooks = hooks(core, pump)
+        trio.lowlevel.add_instrument(self._hooks)
 
     async def _run_pump(self) -> None:
         task = trio.lowlevel.current_task()
@@ -71,5 +70,5 @@ class Bridge(Hooks, trio.abc.Instrument):
         """Stop draining, and wake the pump out of the descriptor. Idempotent."""
         if self._open:
             self._open = False
-            trio.lowlevel.remove_instrument(self)
+            trio.lowlevel.remove_instrument(self._hooks)
             trio.lowlevel.notify_closing(self._core.fileno())

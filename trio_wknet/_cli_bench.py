@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 
-from trio_wknet._load import LoadErrors, LoadProgress, LoadResult, run_load
+from trio_wknet._load import LoadProgress, LoadResult, run_load
 from trio_wknet._load_options import LoadOptions
+from trio_wknet._load_text import complaint, failures, time_text
 
 _TOTAL = 1000
 
@@ -61,7 +62,7 @@ def bench(host: str, port: int | None, *, as_json: bool, **values: Any) -> None:
         click.echo(_title(options))
         Console().print(_table(result))
     if not result.ok:
-        click.echo(f"Error: {_complaint(result)}", err=True)
+        click.echo(f"Error: {complaint(result)}", err=True)
         sys.exit(1)
 
 
@@ -110,11 +111,11 @@ def _table(result: LoadResult) -> Table:
     table.add_section()
     for name in ("p50", "p90", "p99", "p999", "max", "mean"):
         seconds = getattr(result.latency, name)
-        table.add_row(f"latency {name}", _time(seconds) if result.latency.count else "-")
+        table.add_row(f"latency {name}", time_text(seconds) if result.latency.count else "-")
     table.add_section()
     table.add_row("connections opened", f"{result.opened:,}")
     table.add_row("unfinished", f"{result.unfinished:,}")
-    for name, number in _failures(result.errors):
+    for name, number in failures(result.errors):
         table.add_row(f"errors: {name}", f"{number:,}", style="red")
     table.add_row("ended by", result.ended.replace("_", " "))
     return table
@@ -125,32 +126,3 @@ def _title(options: LoadOptions) -> str:
     how = {"closed": "closed loop", "open": f"{options.rate:,g}/s" if options.rate else ""}
     mode = how.get(options.mode, "churn")
     return f"{where}: {mode}, {options.connections} x {options.real_depth} x {options.size} bytes"
-
-
-def _failures(errors: LoadErrors) -> list[tuple[str, int]]:
-    """The kinds of error that there were."""
-    kinds = ("connect_refused", "connect_other", "timeout", "reset", "eof", "mismatch")
-    counts = [(kind.replace("_", " "), getattr(errors, kind)) for kind in kinds]
-    return [(name, number) for name, number in counts if number]
-
-
-def _time(seconds: float) -> str:
-    if seconds >= 1:
-        return f"{seconds:.2f} s"
-    if seconds >= 1e-3:
-        return f"{seconds * 1e3:.2f} ms"
-    return f"{seconds * 1e6:.0f} µs"
-
-
-def _complaint(result: LoadResult) -> str:
-    """One line on why the exit code is not 0."""
-    found = ", ".join(f"{number} {name}" for name, number in _failures(result.errors))
-    if result.connect_error:
-        found += f" ({result.connect_error})"
-    if result.ended == "unreachable":
-        return f"the server could not be reached: {found}"
-    if result.ended == "server_gone":
-        return f"the server was gone before the end: {found}"
-    if result.errors.mismatch:
-        return f"what came back was not what was sent: {found}"
-    return f"no message was answered: {found or 'the server was silent'}"

@@ -210,9 +210,7 @@ class Conn(SendHalf, HalfCloseableStream):
         """The socket's names and options, for software that asks for them. Its
         ``fileno()`` is -1 once closed here."""
         if self._facade is None:
-            family = self._family
-            if family is None:
-                raise trio.ClosedResourceError("this connection was already closed")
+            family = socket.AF_UNSPEC if self._family is None else self._family
             self._facade = SocketFacade(family, lambda: self._fd, self._is_readable)
         return self._facade
 

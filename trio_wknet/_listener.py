@@ -149,6 +149,9 @@ class Listener(NativeListener, trio.abc.Listener[Conn]):
             # The reactors need one turn for it, so this does not wait for long.
             with trio.CancelScope(shield=True):
                 await closed.wait()
+        self._close_all()
+
+    def _close_all(self) -> None:
         self._close()
         path, self._path = self._path, None
         # Somebody else may have put another socket there since.
@@ -244,13 +247,15 @@ async def open_wknet_listener(
         finally:
             await listener.aclose()
         return
-    async with open_engine(reactors) as own:
-        async with open_wknet_listener(
+    async with (
+        open_engine(reactors) as own,
+        open_wknet_listener(
             address,
             engine=own,
             backlog=backlog,
             reuse_port=reuse_port,
             limits=limits,
             options=options,
-        ) as listener:
-            yield listener
+        ) as listener,
+    ):
+        yield listener

@@ -22,7 +22,7 @@ from trio_wknet._native.atomics cimport (
 from trio_wknet._native.conn cimport ACCEPTED, ADD, DROP, OPEN, PORT, Slot
 from trio_wknet._native.linux cimport (
     EAGAIN, EBADF, EINVAL, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOTSOCK, EOPNOTSUPP,
-    EPOLLET, EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLL_CTL_ADD, EPOLL_CTL_MOD,
+    EPOLLET, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD,
     SOCK_CLOEXEC, SOCK_NONBLOCK, accept4, epoll_ctl, epoll_event, errno,
     pthread_mutex_lock, pthread_mutex_unlock,
 )
@@ -41,7 +41,7 @@ cdef bint watch(Reactor *reactor, Slot *slot) noexcept nogil:
     cdef epoll_event event
     event.events = EPOLLIN
     if slot.kind != PORT:
-        event.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET
+        event.events = EPOLLIN | EPOLLPRI | EPOLLOUT | EPOLLRDHUP | EPOLLET
     event.data.u64 = wk_u64_load(&slot.handle)
     slot.state = OPEN
     return epoll_ctl(reactor.epfd, EPOLL_CTL_ADD, slot.fd, &event) == 0
@@ -206,7 +206,9 @@ cdef void _fail(Reactor *reactor, Slot *port, int error) noexcept nogil:
     """The listening socket itself is broken: whoever accepts is told."""
     cdef Slot *listener = port.listener
     cdef uint32_t bits = 0
-    _arm(reactor, port, 0)
+    cdef epoll_event unused
+    # EPOLLHUP cannot be disarmed, and would be told in every turn.
+    epoll_ctl(reactor.epfd, EPOLL_CTL_DEL, port.fd, &unused)
     pthread_mutex_lock(&listener.lock)
     listener.error = error
     if listener.accept_wanted:

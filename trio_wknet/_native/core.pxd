@@ -33,6 +33,7 @@ cdef class Core:
 
     cdef void before_wait(self) noexcept
     cdef void after_wait(self, bint rung) noexcept
+    cdef bint _wants_turn(self) noexcept
     cdef void _drain(self) noexcept
     cdef void _tell_quiet(self) noexcept
     cdef int check(self) except -1

@@ -22,7 +22,7 @@ from trio_wknet._native.matrix cimport matrix_each, matrix_return, matrix_take
 from trio_wknet._native.reactor cimport (
     Reactor, command, hub_free, hub_new, publish, reactor_run, reactor_turn,
 )
-from trio_wknet._native.wake cimport hub_wake, reactor_post, reactor_stop, still_bell
+from trio_wknet._native.wake cimport hub_wake, reactor_post, reactor_stop, ring_bell, still_bell
 
 import contextlib
 import os
@@ -211,6 +211,18 @@ cdef class Core:
         reactor.now = monotonic_ns()
         command(reactor, slot, bits)
         publish(reactor)
+        if self._wants_turn():
+            ring_bell(reactor.wakefd)   # or Trio might sleep on it
+
+    cdef bint _wants_turn(self) noexcept:
+        """Whether a command that was carried out in-loop left something to do:
+        completions, bytes to read on, or a deadline to set a timer for."""
+        cdef Reactor *reactor = self.hub.reactors[0]
+        return (
+            mailbox_waiting(&self.hub.completions)
+            or not list_empty(&reactor.ready)
+            or (reactor.tick_at == 0 and not list_empty(&reactor.timed))
+        )
 
     cdef void start(self, Slot *slot) noexcept:
         """Have a slot's descriptor watched."""

@@ -32,6 +32,7 @@ cdef extern from "<sys/epoll.h>" nogil:
         epoll_data_t data
     uint32_t EPOLLIN
     uint32_t EPOLLOUT
+    uint32_t EPOLLPRI
     uint32_t EPOLLERR
     uint32_t EPOLLHUP
     uint32_t EPOLLRDHUP

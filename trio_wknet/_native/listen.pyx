@@ -58,6 +58,18 @@ cdef class NativeListener(Endpoint):
     # --- accepting -----------------------------------------------------------
 
     def accept(self):
+        """Wait for a connection, and return it: a `Conn`. A checkpoint.
+
+        Cancelled, it has taken none: the next accept gets it.
+
+        Raises:
+          trio.ClosedResourceError: closed here, before or meanwhile; or `drain`
+              was called, and no connection is left.
+          trio.BusyResourceError: another task is accepting.
+          OSError: the listening socket failed for good. Lack of descriptors does
+              not count: accepting goes on once there are some
+              (``statistics().starved`` tells).
+        """
         cdef Accept operation = Accept.__new__(Accept)
         operation.listener = self
         operation.most = 1
@@ -157,7 +169,7 @@ cdef class NativeListener(Endpoint):
     # --- the end -------------------------------------------------------------
 
     cdef void engine_closed(self) noexcept:
-        self._close()
+        self._close_all()
 
     def _stop(self):
         """Close the ports, once they have accepted what the kernel had queued.
@@ -167,6 +179,10 @@ cdef class NativeListener(Endpoint):
         for address in self.ports:
             self.core.post(<Slot *><size_t>address, CLOSE)
         self.ports = []
+
+    def _close_all(self):
+        """What ends the listener; its heir has a socket file to remove, too."""
+        self._close()
 
     def _close_ports(self, told):
         """Close every port, and every connection that nobody accepted; call `told`
@@ -223,11 +239,15 @@ cdef class NativeListener(Endpoint):
         return [(<Slot *><size_t>address).fd for address in self.ports]
 
     cdef tuple counters(self):
+        cdef uint32_t waiting
         if self.slot == NULL or self.closing:
             return self.final
+        pthread_mutex_lock(&self.slot.lock)
+        waiting = self.slot.waiting
+        pthread_mutex_unlock(&self.slot.lock)
         return (
             wk_u64_load_relaxed(&self.slot.accepted),
-            self.slot.waiting,
+            waiting,
             wk_u32_load_relaxed(&self.slot.starved),
         )
 
@@ -255,6 +275,9 @@ cdef class Accept(Operation):
         return self.park()
 
     cdef object proceed(self):
+        # As in Receive.proceed.
+        if self.listener.acceptor is not None:
+            raise trio.BusyResourceError("another task is accepting on this listener")
         conns = self.listener.take(self.most)
         if not conns:
             return self.park()

@@ -144,24 +144,81 @@ cdef class ReceiveHalf(Stream):
         return nothing
 
     def receive_some(self, max_bytes=None):
+        """Wait for bytes, and return what is there. A checkpoint.
+
+        Args:
+          max_bytes: how many at most, 1 or more; by default all that are there.
+
+        Returns ``b""`` when the peer has finished sending. Cancelled, it has taken
+        nothing.
+
+        Raises:
+          trio.ClosedResourceError: closed here, before or meanwhile.
+          trio.BrokenResourceError: the connection broke, and every byte that came
+              before has been received. Its cause is the `OSError`.
+          trio.BusyResourceError: another task is receiving.
+          TypeError, ValueError: for ``max_bytes``.
+        """
         cdef ReceiveSome operation = ReceiveSome.__new__(ReceiveSome)
         operation.conn = self
         operation.argument = max_bytes
         return operation
 
     def receive_into(self, buffer):
+        """Like `receive_some`, but into a writable buffer (a `bytearray`, a
+        `memoryview`, an array). A checkpoint.
+
+        The buffer cannot be resized while this waits.
+
+        Returns how many bytes were written to its start: from 1 to all it holds, or 0
+        when the peer has finished sending. Cancelled, it has taken nothing.
+
+        Raises as `receive_some` does, and:
+          TypeError: ``buffer`` is not writable, contiguous and bytes-like.
+          ValueError: it holds no byte.
+        """
         cdef ReceiveInto operation = ReceiveInto.__new__(ReceiveInto)
         operation.conn = self
         operation.argument = buffer
         return operation
 
     def receive_exactly(self, n):
+        """Wait until ``n`` bytes are there, and return them. A checkpoint.
+
+        Args:
+          n: how many bytes, from 1 to 2**30. More than ``limits.inbound`` are
+              allowed: the bound is lifted to ``n`` while this waits.
+
+        Cancelled, it has taken nothing.
+
+        Raises as `receive_some` does, and:
+          IncompleteRead: the peer finished sending before. The bytes that came
+              stay, for `receive_some`.
+        """
         cdef ReceiveExactly operation = ReceiveExactly.__new__(ReceiveExactly)
         operation.conn = self
         operation.argument = n
         return operation
 
     def receive_until(self, delimiter, max_bytes=None):
+        """Wait for a delimiter, and return the bytes before it. A checkpoint.
+
+        The delimiter itself is taken out too, and not returned. Bytes are searched
+        once, however many pieces they come in.
+
+        Args:
+          delimiter: one byte or longer.
+          max_bytes: how many bytes may stand before it, 1 or more; by default
+              ``limits.inbound``.
+
+        Cancelled, it has taken nothing.
+
+        Raises as `receive_some` does, and:
+          DelimiterNotFound: more than ``max_bytes`` bytes came without it. They
+              stay, for `receive_some`.
+          IncompleteRead: the peer finished sending before it. So do they.
+          TypeError, ValueError: for a delimiter that is not bytes-like, or empty.
+        """
         cdef ReceiveUntil operation = ReceiveUntil.__new__(ReceiveUntil)
         operation.conn = self
         operation.argument = delimiter
@@ -169,6 +226,12 @@ cdef class ReceiveHalf(Stream):
         return operation
 
     def receive_nowait(self, max_bytes=None):
+        """Return what is there, like `receive_some`, without waiting. Not a
+        checkpoint.
+
+        Raises as `receive_some` does, and:
+          trio.WouldBlock: nothing is there, and more may come.
+        """
         cdef Py_ssize_t most = _positive("max_bytes", max_bytes, MOST_BYTES)
         self.ensure_usable()
         self._require_no_receiver()
@@ -209,10 +272,12 @@ cdef Py_ssize_t _positive(str name, value, Py_ssize_t default) except -1:
         return default
     try:
         n = value
-    except (TypeError, OverflowError) as exc:
-        raise type(exc)(f"{name} must be an integer, not {value!r}") from None
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, not {value!r}") from None
+    except OverflowError:
+        n = MOST_BYTES if value > 0 else 0
     if n < 1:
-        raise ValueError(f"{name} must be at least 1, not {n}")
+        raise ValueError(f"{name} must be at least 1, not {value}")
     return min(n, <Py_ssize_t>MOST_BYTES)
 
 
@@ -247,6 +312,10 @@ cdef class Receive(Operation):
         return self.complete(data)
 
     cdef object proceed(self):
+        # A task that came between the wake and this step may wait by now; it
+        # must not be forgotten for this one.
+        if self.conn.reader is not None:
+            raise trio.BusyResourceError("another task is receiving from this connection")
         data = self.attempt()
         if data is None:
             return self.conn.park_reader(self)
@@ -275,7 +344,12 @@ cdef class ReceiveInto(Receive):
     cdef bint held
 
     cdef object validate(self):
-        PyObject_GetBuffer(self.argument, &self.view, PyBUF_SIMPLE | PyBUF_WRITABLE)
+        try:
+            PyObject_GetBuffer(self.argument, &self.view, PyBUF_SIMPLE | PyBUF_WRITABLE)
+        except (TypeError, BufferError):
+            raise TypeError(
+                f"buffer must be writable, contiguous and bytes-like, not {self.argument!r}"
+            ) from None
         self.held = True
         if self.view.len == 0:
             raise ValueError("buffer must hold at least 1 byte")

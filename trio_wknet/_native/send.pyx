@@ -112,22 +112,76 @@ cdef class SendHalf(ReceiveHalf):
         return True
 
     def send_all(self, data):
+        """Send all of ``data``, and return once the kernel owns every byte. A
+        checkpoint.
+
+        What `send_nowait` left is sent before it. ``data`` is any contiguous
+        bytes-like object; it is not copied, and must not change meanwhile. Empty
+        data sends nothing, and is a checkpoint still.
+
+        Cancelled, or broken, a part may have been sent, and the stream cannot be
+        gone on with: ``statistics().bytes_sent`` tells how much.
+
+        Raises:
+          trio.ClosedResourceError: closed here, before or meanwhile, or `send_eof`
+              was called.
+          trio.BrokenResourceError: the connection broke. Its cause is the `OSError`.
+          trio.BusyResourceError: another task is sending.
+          TypeError: ``data`` is not bytes-like.
+        """
         cdef SendAll operation = SendAll.__new__(SendAll)
         operation.conn = self
         operation.argument = data
         return operation
 
     def wait_send_all_might_not_block(self):
+        """Wait until the kernel takes bytes again, or the connection is broken. A
+        checkpoint.
+
+        A hint: `send_all` may yet wait. Returns too where `send_all` would raise
+        `trio.BrokenResourceError`.
+
+        Raises:
+          trio.ClosedResourceError: closed here, before or meanwhile.
+          trio.BusyResourceError: another task is sending.
+        """
         cdef WaitWritable operation = WaitWritable.__new__(WaitWritable)
         operation.conn = self
         return operation
 
     def flush(self):
+        """Wait until the kernel owns every byte that `send_nowait` left. A
+        checkpoint. Cancelled, the reactor goes on sending.
+
+        Raises:
+          trio.ClosedResourceError: closed here, before or meanwhile.
+          trio.BrokenResourceError: the connection broke. Its cause is the `OSError`.
+          trio.BusyResourceError: another task is sending.
+        """
         cdef Flush operation = Flush.__new__(Flush)
         operation.conn = self
         return operation
 
     def send_nowait(self, data):
+        """Send without waiting: what the kernel does not take at once is copied,
+        and sent by the reactor. Not a checkpoint.
+
+        All of ``data`` or, where this raises, none of it is sent, unless the
+        connection broke. `flush` waits for the rest, and `Conn.aclose` sees to it.
+
+        Args:
+          data: any contiguous bytes-like object, of at most ``limits.outbound``
+              bytes. It may be changed once this has returned.
+
+        Raises:
+          trio.WouldBlock: with ``data`` more than ``limits.outbound`` bytes would
+              be unsent.
+          trio.ClosedResourceError: closed here, or `send_eof` was called.
+          trio.BrokenResourceError: the connection broke. Its cause is the `OSError`.
+          trio.BusyResourceError: a task is sending.
+          ValueError: ``data`` is longer than ``limits.outbound``.
+          TypeError: ``data`` is not bytes-like.
+        """
         cdef Py_buffer view
         self.ensure_usable()
         if self.sender is not None:
@@ -171,6 +225,8 @@ cdef class SendHalf(ReceiveHalf):
 
     def _shut_down_sending(self):
         """Send FIN. The outbound ring is empty."""
+        # The connection may have been closed since that was found out.
+        self.may_send()
         if shutdown(self.slot.fd, SHUT_WR) < 0:
             self.send_error = errno
             raise broken(self.send_error)
@@ -184,8 +240,10 @@ cdef class SendHalf(ReceiveHalf):
 cdef int _get_buffer(data, Py_buffer *view) except -1:
     try:
         return PyObject_GetBuffer(data, view, PyBUF_SIMPLE)
-    except TypeError:
-        raise TypeError(f"data must be bytes-like, not {type(data).__name__}") from None
+    except (TypeError, BufferError):
+        raise TypeError(
+            f"data must be contiguous and bytes-like, not {type(data).__name__}"
+        ) from None
 
 
 cdef class Sending(Operation):

@@ -166,6 +166,8 @@ cdef class Stream(Endpoint):
 
     def _detach(self, told):
         """Ask the reactor to forget the descriptor, then call `told`."""
+        if self.slot == NULL:
+            raise trio.ClosedResourceError("this connection was already closed")
         self.on_detached = told
         self.core.post(self.slot, DETACH)
 

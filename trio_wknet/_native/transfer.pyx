@@ -6,8 +6,9 @@ connection costs one epoll_ctl in its life. What that asks for in return:
 
 * After an edge, read until the kernel has no more. A receive that comes back
   short has emptied a TCP socket, and saves the call that would say EAGAIN. Not
-  so after RDHUP, HUP or ERR, where the end is still to be read, nor on a unix
-  socket, where ancillary data may cut a receive short.
+  so after RDHUP, HUP or ERR, where the end is still to be read, nor where a
+  receive may be cut short: at TCP's urgent byte (PRI tells of it), and by
+  ancillary data on a unix socket.
 * A connection that keeps its reactor busy past a budget goes to the ready list
   and is continued after the others had their turn.
 * A paused connection (inbound at its mark) is not read, so its edges are lost:
@@ -23,7 +24,7 @@ from trio_wknet._native.conn cimport (
     ENDED, FLUSHED, READABLE, WRITABLE, Slot,
 )
 from trio_wknet._native.linux cimport (
-    AF_UNIX, EAGAIN, EINTR, ENOMEM, EPOLLERR, EPOLLHUP, EPOLLRDHUP,
+    AF_UNIX, EAGAIN, EINTR, ENOMEM, EPOLLERR, EPOLLHUP, EPOLLPRI, EPOLLRDHUP,
     MSG_DONTWAIT, MSG_NOSIGNAL, errno, iovec, msghdr,
     pthread_mutex_lock, pthread_mutex_unlock, recv, sendmsg,
 )
@@ -55,7 +56,7 @@ cdef void on_readable(Reactor *reactor, Slot *slot, uint32_t events) noexcept no
     pthread_mutex_unlock(&slot.lock)
     notify(reactor, slot, bits)
     if not paused:
-        _receive(reactor, slot, over or slot.family == AF_UNIX)
+        _receive(reactor, slot, over or slot.family == AF_UNIX or (events & EPOLLPRI) != 0)
 
 
 cdef void resume_reading(Reactor *reactor, Slot *slot) noexcept nogil:
@@ -107,6 +108,10 @@ cdef bint _store(Reactor *reactor, Slot *slot, uint32_t n) noexcept nogil:
         bits = READABLE
     paused = held >= mark
     slot.paused = paused
+    # The end was announced together with these bytes, and will not be read to.
+    if paused and slot.hung_up and slot.end_wanted:
+        slot.end_wanted = False
+        bits |= ENDED
     pthread_mutex_unlock(&slot.lock)
     if not stored:
         end_of_input(reactor, slot, ENOMEM)

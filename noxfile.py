@@ -1,0 +1,240 @@
+"""What is run on this project, each in an environment of its own.
+
+``nox -s tests`` is the test suite on this interpreter, and on the others that the
+project supports where they are found. Arguments after ``--`` go to the tool that a
+session is about, so ``nox -s tests -- -k ring`` works, and ``nox -s tsan -- --long``
+takes its time.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import nox
+
+HERE = Path(__file__).parent
+PROJECT = nox.project.load_toml("pyproject.toml")["project"]
+THIS = f"{sys.version_info[0]}.{sys.version_info[1]}"
+PYTHONS = [THIS, *(version for version in ("3.10", "3.12", "3.13") if version != THIS)]
+
+nox.needs_version = ">= 2024.4.15"
+nox.options.sessions = ["lint", "types", "docs", "tests"]
+nox.options.error_on_missing_interpreters = False
+
+
+def _show_pyenv_versions() -> None:
+    """Make the interpreters that pyenv has, and hides, visible to nox."""
+    versions = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    latest = {}
+    for path in versions.glob("3.*.*"):
+        if re.fullmatch(r"3\.\d+\.\d+", path.name):
+            minor, patch = path.name.rsplit(".", 1)
+            latest[minor] = max(int(patch), latest.get(minor, 0))
+    found = [f"{minor}.{latest[minor]}" for minor in PYTHONS if minor in latest]
+    if found:
+        os.environ.setdefault("PYENV_VERSION", ":".join(found))
+
+
+_show_pyenv_versions()
+
+
+def _requirements(*extras: str) -> list[str]:
+    """What the package needs, without the package: for what need not build it."""
+    optional = PROJECT["optional-dependencies"]
+    listed = [*PROJECT["dependencies"], *(line for extra in extras for line in optional[extra])]
+    return [line for line in listed if not line.startswith(PROJECT["name"])]
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """The test suite. ``-- --long`` runs the long form of the stress tests."""
+    session.install(".[tests]")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style and format."""
+    session.install(*_requirements("lint"))
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Types of the package, and of its tests. ``tests/test_stubs.py`` compares the
+    stubs with the compiled modules."""
+    session.install(*_requirements("cli", "tests"), "nox")
+    session.run("mypy")
+    session.run("mypy", "tests", "noxfile.py")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation, with warnings as errors, into docs/_build/html."""
+    session.install(".[docs]")
+    # A clean build: what is not read again cannot warn.
+    session.run(
+        *("sphinx-build", "-W", "--keep-going", "-E", "-b", "html"),
+        *("docs", "docs/_build/html", *session.posargs),
+    )
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """The demonstration that users get."""
+    session.install(".[cli]")
+    session.run("python", "-m", "trio_wknet", "demo", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """The benchmark. Minutes, and best alone on the machine."""
+    session.install(".[bench]")
+    session.run("python", "benchmarks/run.py", *session.posargs)
+
+
+# -- Building apart --------------------------------------------------------------
+
+
+@contextmanager
+def _copied_source() -> Iterator[Path]:
+    """A copy of the source without anything that was ever built: what is built
+    there starts from scratch, and leaves nothing here."""
+    ignored = shutil.ignore_patterns(
+        ".*_cache", ".git", ".nox", ".hypothesis", "build", "dist", "_build", "*.egg-info",
+        "__pycache__", "*.so",
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="trio_wknet-") as folder:
+        source = Path(folder) / "source"
+        shutil.copytree(HERE, source, ignore=ignored)
+        for pyx in source.glob("trio_wknet/_native/*.pyx"):
+            pyx.with_suffix(".c").unlink(missing_ok=True)
+        yield source
+
+
+COMPLAINT = re.compile(r"performance hint|\bwarning: .*(\.pyx|\.pxd)|\.(c|h|pyx|pxd):\d+.*warning")
+
+SMOKE_TEST = """
+import trio, trio_wknet
+
+async def echo(conn):
+    async for data in conn:
+        await conn.send_all(data)
+
+async def main(reactors):
+    async with trio_wknet.open_wknet_listener("tcp://127.0.0.1:0", reactors=reactors) as listener:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(listener.serve, echo)
+            stream = await trio.open_tcp_stream(*listener.address[:2])
+            await stream.send_all(b"there and back")
+            assert await stream.receive_some() == b"there and back"
+            nursery.cancel_scope.cancel()
+
+for reactors in (0, 1):
+    trio.run(main, reactors)
+print("works:", trio_wknet.__file__)
+"""
+
+
+@nox.session
+def wheels(session: nox.Session) -> None:
+    """Build sdist, and wheel from the sdist, into dist/. Fails on a performance hint
+    of Cython or a warning of the C compiler. Then tries the wheel by itself."""
+    session.install("build")
+    dist = HERE / "dist"
+    shutil.rmtree(dist, ignore_errors=True)
+    with _copied_source() as source:
+        output = session.run("python", "-m", "build", "-o", str(dist), str(source), silent=True)
+    complaints = [line for line in str(output).splitlines() if COMPLAINT.search(line)]
+    if complaints:
+        session.error("the build complains:\n" + "\n".join(complaints))
+    session.install(*map(str, dist.glob("*.whl")))
+    with session.chdir(session.create_tmp()):
+        session.run("python", "-c", SMOKE_TEST)
+        session.run("python", "-m", "trio_wknet", "--help", silent=True)
+
+
+# -- Sanitizers --------------------------------------------------------------------
+
+# What they watch in the short form: every native part at work, few idle waits.
+WATCHED = [
+    "ring", "pool", "matrix", "mailbox", "load", "load_modes", "stream_contract", "churn",
+]  # fmt: skip
+
+
+def _runtime(session: nox.Session, library: str) -> str:
+    found = subprocess.run(
+        ["gcc", f"-print-file-name={library}"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    if not Path(found).is_file():
+        session.error(f"{library} is missing; it comes with gcc")
+    return found
+
+
+def _fixed_addresses() -> list[str]:
+    """ThreadSanitizer's shadow memory and much address randomisation do not go
+    together. Not everybody may switch it off."""
+    command = ["setarch", "-R"]
+    works = subprocess.run([*command, "true"], capture_output=True, check=False).returncode == 0
+    return command if works else []
+
+
+def _run_watched(session: nox.Session, command: Sequence[str], env: dict[str, str]) -> None:
+    """Run a command whose sanitizer writes reports to `report.*`, and show them."""
+    folder = Path(session.create_tmp())
+    for old in folder.glob("report.*"):
+        old.unlink()
+    try:
+        session.run(*command, env=env, external=True)
+    finally:
+        reports = sorted(folder.glob("report.*"))
+        for report in reports:
+            print(report.read_text(errors="replace"))
+        if reports:
+            session.error(f"the sanitizer has found something: {len(reports)} reports above")
+
+
+def _sanitize(session: nox.Session, kind: str, library: str, options: str) -> None:
+    if shutil.which("gcc") is None:
+        session.error("gcc is needed")
+    runtime = _runtime(session, library)
+    session.install(*_requirements("cli", "tests"))
+    with _copied_source() as source:
+        flags = f"-fsanitize={kind} -fno-omit-frame-pointer -g -O1"
+        session.install("--no-deps", str(source), env={"CFLAGS": flags})
+    posargs = list(session.posargs)
+    if not [argument for argument in posargs if not argument.startswith("-")]:
+        files = [HERE / "tests" / f"test_{name}.py" for name in WATCHED]
+        short = [str(path) for path in files if path.exists()]
+        posargs += ["tests"] if "--long" in posargs else short
+    env = {
+        "LD_PRELOAD": runtime,
+        # Blocks of Python's own allocator are beyond a sanitizer's sight.
+        "PYTHONMALLOC": "malloc",
+        f"{library[3:7].upper()}_OPTIONS": f"log_path={session.create_tmp()}/report:{options}",
+    }
+    # The script, because `python -m pytest` imports from the current folder.
+    pytest = str(Path(session.bin) / "pytest")
+    _run_watched(session, [*_fixed_addresses(), pytest, *posargs], env)
+
+
+@nox.session
+def asan(session: nox.Session) -> None:
+    """Tests under AddressSanitizer: a few, or with ``-- --long`` all."""
+    # Python itself does not free everything at its end.
+    _sanitize(session, "address", "libasan.so", "detect_leaks=0:detect_stack_use_after_return=1")
+
+
+@nox.session
+def tsan(session: nox.Session) -> None:
+    """Tests under ThreadSanitizer: a few, or with ``-- --long`` all."""
+    _sanitize(session, "thread", "libtsan.so", "second_deadlock_stack=1:history_size=4")

@@ -1,0 +1,83 @@
+"""Fixtures and options of all tests.
+
+``--long`` runs the randomised and repeated tests for as long as they are worth:
+hundreds of rounds of Trio's stream checks, minutes of churn. Without it the suite
+runs a few rounds of each.
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+import trio
+from helpers import conn_and_peer, descriptors, two_conns
+
+from trio_wknet import Conn, Engine, open_engine
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="run the long form of stress tests")
+
+
+@pytest.fixture
+def long(request: pytest.FixtureRequest) -> bool:
+    """Whether this is a long run."""
+    return bool(request.config.getoption("--long"))
+
+
+@pytest.fixture
+def nothing_left() -> Iterator[None]:
+    """Asserts that a test leaves no descriptor and no thread behind."""
+    gc.collect()
+    before, threads = descriptors(), set(threading.enumerate())
+    yield
+    gc.collect()
+    after = descriptors()
+    assert {fd: what for fd, what in after.items() if before.get(fd) != what} == {}
+    # Trio's cache keeps idle worker threads (getaddrinfo) for ten seconds.
+    left = [t for t in threading.enumerate() if t not in threads and "Trio" not in t.name]
+    assert left == []
+
+
+@pytest.fixture(params=[0, 1, 2], ids=["in-loop", "1-reactor", "2-reactors"])
+def reactors(request: pytest.FixtureRequest) -> int:
+    """How many reactor threads."""
+    return int(request.param)
+
+
+@pytest.fixture(params=["tcp", "unix"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+async def _watch() -> None:
+    await trio.sleep(30)
+    raise AssertionError("the test hangs")
+
+
+@pytest.fixture
+async def engine(nothing_left: None, reactors: int) -> AsyncIterator[Engine]:
+    """An engine; a test that uses it ends after half a minute at the latest."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_watch)
+        async with open_engine(reactors) as opened:
+            yield opened
+        nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+async def peer(engine: Engine, kind: str) -> AsyncIterator[tuple[Conn, Any]]:
+    """A connection, and a Trio socket as its peer."""
+    async with conn_and_peer(engine, kind) as pair:
+        yield pair
+
+
+@pytest.fixture
+async def pair(engine: Engine, kind: str) -> AsyncIterator[tuple[Conn, Conn]]:
+    """Two connections, connected with each other."""
+    async with two_conns(engine, kind) as conns:
+        yield conns

@@ -1,0 +1,165 @@
+"""What the behavioural tests share: connected pairs, checked streams of bytes, waiting."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import trio
+
+from trio_wknet import Conn, ConnOptions, Engine, Limits
+
+# Small kernel buffers: what a test wants to fill is full soon.
+SMALL = ConnOptions(send_buffer=4096, receive_buffer=4096)
+DEFAULT = Limits()
+PLAIN = ConnOptions()
+PATIENCE = 20.0  # seconds; only a broken library reaches it
+
+
+async def until(condition: Callable[[], object], what: str = "the condition") -> None:
+    """Wait for what another thread, or the kernel, brings about."""
+    with trio.move_on_after(PATIENCE):
+        while not condition():  # noqa: ASYNC110
+            await trio.sleep(0.001)
+        return
+    raise AssertionError(f"{what} did not come about")
+
+
+def content(seed: object, size: int) -> bytes:
+    """Bytes that tell when one is lost, doubled or misplaced."""
+    return random.Random(repr(seed)).randbytes(size)
+
+
+def plain_pair(kind: str = "tcp", options: ConnOptions | None = None) -> tuple[Any, Any]:
+    """Two connected sockets of the standard library, blocking."""
+    if kind == "unix":
+        ours, theirs = socket.socketpair(socket.AF_UNIX)
+    else:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            if options is not None:
+                options.apply(listener)
+            theirs = socket.socket()
+            if options is not None:
+                options.apply(theirs)
+            theirs.connect(listener.getsockname())
+            ours, _ = listener.accept()
+    for sock in (ours, theirs):
+        (options or PLAIN).apply(sock)
+    return ours, theirs
+
+
+@asynccontextmanager
+async def conn_and_peer(
+    engine: Engine,
+    kind: str = "tcp",
+    *,
+    limits: Limits = DEFAULT,
+    options: ConnOptions | None = None,
+) -> AsyncIterator[tuple[Conn, Any]]:
+    """A connection, and a socket of Trio's as its peer."""
+    ours, theirs = plain_pair(kind, options)
+    conn = engine.adopt(ours, limits=limits, options=options or PLAIN)
+    assert isinstance(conn, Conn)
+    theirs.setblocking(False)
+    peer = trio.socket.from_stdlib_socket(theirs)
+    try:
+        yield conn, peer
+    finally:
+        peer.close()
+        conn.abort()
+
+
+@asynccontextmanager
+async def two_conns(
+    engine: Engine,
+    kind: str = "tcp",
+    *,
+    limits: Limits = DEFAULT,
+    options: ConnOptions = PLAIN,
+) -> AsyncIterator[tuple[Conn, Conn]]:
+    """Two connections of the engine, connected with each other."""
+    with tempfile.TemporaryDirectory() as folder:
+        address = "tcp://127.0.0.1:0" if kind == "tcp" else f"unix://{folder}/socket"
+        listener = await engine.listen(address, limits=limits, options=options)
+        client = await engine.connect(url(listener), limits=limits, options=options)
+        server = await listener.accept()
+        await listener.aclose()
+    try:
+        yield client, server
+    finally:
+        client.abort()
+        server.abort()
+
+
+def url(listener: Any) -> str:
+    """What connects to a listener."""
+    address = listener.address
+    if isinstance(address, str):
+        return f"unix://{address}"
+    host, port, *_ = address
+    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+
+
+def dial(listener: Any) -> socket.socket:
+    """A plain blocking socket connected to a listener."""
+    address = listener.address
+    if isinstance(address, str):
+        sock = socket.socket(socket.AF_UNIX)
+        sock.connect(address)
+        return sock
+    return socket.create_connection(address[:2])
+
+
+async def send(peer: Any, data: bytes) -> None:
+    """All of it, through a Trio socket."""
+    view = memoryview(data)
+    while view:
+        view = view[await peer.send(view) :]
+
+
+async def read(source: Any, size: int) -> bytes:
+    """Exactly `size` bytes from a stream or a Trio socket."""
+    receive = source.receive_some if hasattr(source, "receive_some") else source.recv
+    data = bytearray()
+    while len(data) < size:
+        more = await receive(min(size - len(data), 65536))
+        if not more:
+            raise EOFError(f"ended after {len(data)} of {size} bytes")
+        data += more
+    return bytes(data)
+
+
+async def read_all(source: Any) -> bytes:
+    """Up to the end."""
+    receive = source.receive_some if hasattr(source, "receive_some") else source.recv
+    data = bytearray()
+    while more := await receive(65536):
+        data += more
+    return bytes(data)
+
+
+async def clog(stream: Any) -> None:
+    """Fill a stream until sending blocks, and goes on to block: a reactor at the
+    other end drains meanwhile, and TCP tries a closed window again after 200 ms."""
+    size, quiet = 65536, 0.005 if stream.socket.family == socket.AF_UNIX else 0.3
+    while True:
+        with trio.move_on_after(quiet) as scope:
+            await stream.send_all(bytes(size))
+        if scope.cancelled_caught:
+            if size == 1:
+                return
+            size = 1
+
+
+def descriptors() -> dict[int, str]:
+    """This process's open descriptors and what they are."""
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # the one that listed them
+            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+    return found

@@ -1,0 +1,309 @@
+"""Sending: order, back-pressure, bounds, and what is known after a failure."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from typing import Any
+
+import pytest
+import trio
+from helpers import SMALL, clog, conn_and_peer, content, read, read_all, two_conns, until
+from trio.testing import wait_all_tasks_blocked
+
+from trio_wknet import Conn, Engine, Limits
+
+Peer = tuple[Conn, Any]
+
+
+def reset(sock: Any) -> None:
+    """Close so that the other end gets a reset."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+# -- send_all ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [bytes, bytearray, memoryview])
+async def test_send_all_under_back_pressure(engine: Engine, kind: str, make: Any) -> None:
+    data = content("pressure", 2_000_000)
+    async with two_conns(engine, kind, limits=Limits(inbound=5000), options=SMALL) as (one, other):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(one.send_all, make(data))
+            assert await read(other, len(data)) == data
+        statistics = one.statistics()
+        assert (statistics.bytes_sent, statistics.buffered_outbound) == (len(data), 0)
+        assert other.statistics().bytes_received == len(data)
+
+
+async def test_send_all_returns_once_the_kernel_owns_the_bytes(peer: Peer) -> None:
+    conn, sock = peer
+    await conn.send_all(b"bye")
+    conn._drop()
+    assert await read_all(sock) == b"bye"
+
+
+async def test_a_bytearray_may_be_resized_after_sending(peer: Peer) -> None:
+    conn, sock = peer
+    data = bytearray(b"abc")
+    await conn.send_all(data)
+    data += b"d"
+    conn.send_nowait(data)
+    data.clear()
+    await conn.flush()
+    assert await read(sock, 7) == b"abcabcd"
+
+
+async def test_a_bytearray_may_be_resized_after_sending_was_cancelled(engine: Engine) -> None:
+    async with conn_and_peer(engine, options=SMALL) as (conn, _):
+        data = bytearray(1_000_000)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(conn.send_all, data)
+            await wait_all_tasks_blocked()
+            with pytest.raises(BufferError):
+                data.append(0)
+            nursery.cancel_scope.cancel()
+        data.append(0)
+
+
+async def test_a_cancelled_send_tells_how_far_it_came(engine: Engine, kind: str) -> None:
+    """Pitfall 17."""
+    async with conn_and_peer(engine, kind, options=SMALL) as (conn, sock):
+        data = content("cancelled", 3_000_000)
+        received = bytearray()
+        sent = 0
+        with trio.move_on_after(0):
+            await conn.send_all(data)
+        assert conn.statistics().bytes_sent == 0
+        for _ in range(5):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(conn.send_all, data[sent:])
+                received += await read(sock, 20_000)
+                nursery.cancel_scope.cancel()
+            sent = conn.statistics().bytes_sent
+            assert len(received) <= sent < len(data)
+        await conn.aclose()
+        received += await read_all(sock)
+        assert received == data[:sent]
+
+
+async def test_wait_send_all_might_not_block(engine: Engine, kind: str) -> None:
+    async with conn_and_peer(engine, kind, options=SMALL) as (conn, sock):
+        await conn.wait_send_all_might_not_block()
+        await clog(conn)
+        sent = conn.statistics().bytes_sent
+        woken = []
+
+        async def wait() -> None:
+            await conn.wait_send_all_might_not_block()
+            woken.append(1)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait)
+            await wait_all_tasks_blocked()
+            assert not woken
+            await read(sock, sent)
+
+
+# -- send_nowait, flush --------------------------------------------------------------
+
+
+async def test_order_of_the_ways_to_send(engine: Engine, kind: str) -> None:
+    """What send_nowait queued is never overtaken."""
+    async with two_conns(engine, kind, options=SMALL) as (one, other):
+        pieces = [content(n, n * 37 % 9000) for n in range(300)]
+
+        async def write() -> None:
+            for n, piece in enumerate(pieces):
+                if n % 3 == 0:
+                    await one.send_all(piece)
+                else:
+                    one.send_nowait(piece)
+                if n % 7 == 0:
+                    await one.flush()
+                    assert one.statistics().buffered_outbound == 0
+            await one.send_eof()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(write)
+            assert await read_all(other) == b"".join(pieces)
+
+
+async def test_send_nowait_is_bounded_and_refuses_whole(engine: Engine, kind: str) -> None:
+    async with conn_and_peer(
+        engine, kind, limits=Limits(outbound=10_000), options=SMALL
+    ) as (conn, sock):
+        accepted = []
+        while True:
+            piece = content(len(accepted), 777)
+            try:
+                conn.send_nowait(piece)
+            except trio.WouldBlock:
+                # TCP may still be moving what the kernel took.
+                if conn.statistics().buffered_outbound > 9223:
+                    break
+                await trio.sleep(0)
+                continue
+            accepted.append(piece)
+        assert conn.statistics().buffered_outbound <= 10_000
+        await conn.aclose()
+        assert await read_all(sock) == b"".join(accepted)
+
+
+async def test_send_nowait_of_more_than_it_may_hold(engine: Engine) -> None:
+    async with conn_and_peer(engine, limits=Limits(outbound=100)) as (conn, sock):
+        with pytest.raises(ValueError, match=r"101 bytes.*limits\.outbound \(100\)"):
+            conn.send_nowait(bytes(101))
+        conn.send_nowait(b"x" * 100)
+        await conn.send_all(b"y" * 101)
+        assert await read(sock, 201) == b"x" * 100 + b"y" * 101
+
+
+async def test_flush_waits_until_the_ring_is_empty(engine: Engine, kind: str) -> None:
+    async with conn_and_peer(engine, kind, options=SMALL) as (conn, sock):
+        data = content("flush", 900_000)
+        conn.send_nowait(data)
+        assert conn.statistics().buffered_outbound > 0
+        flushed = []
+
+        async def flush() -> None:
+            await conn.flush()
+            flushed.append(conn.statistics().buffered_outbound)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(flush)
+            await wait_all_tasks_blocked()
+            assert not flushed
+            assert await read(sock, len(data)) == data
+        assert flushed == [0]
+        assert conn.statistics().bytes_sent == len(data)
+
+
+async def test_cancelled_flush_and_send_leave_the_ring_alone(engine: Engine, kind: str) -> None:
+    async with conn_and_peer(engine, kind, options=SMALL) as (conn, sock):
+        data = content("ring", 900_000)
+        conn.send_nowait(data)
+        for call in (conn.flush, lambda: conn.send_all(b"never"), conn.send_eof):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(call)
+                await wait_all_tasks_blocked()
+                nursery.cancel_scope.cancel()
+        conn.send_nowait(b"end")
+        assert await read(sock, len(data) + 3) == data + b"end"
+
+
+# -- turns -----------------------------------------------------------------------------
+
+
+SENDERS = {
+    "send_all": lambda conn: conn.send_all(b"x"),
+    "wait": lambda conn: conn.wait_send_all_might_not_block(),
+    "send_eof": lambda conn: conn.send_eof(),
+    "flush": lambda conn: conn.flush(),
+    "detach": lambda conn: conn.detach(),
+}
+
+
+@pytest.mark.parametrize("first", ["send_all", "wait", "send_eof", "flush"])
+async def test_one_sender_at_a_time(engine: Engine, first: str) -> None:
+    limits = Limits(outbound=1_000_000)
+    async with conn_and_peer(engine, "unix", limits=limits, options=SMALL) as (conn, _):
+        if first in ("send_eof", "flush"):
+            conn.send_nowait(bytes(500_000))
+        else:
+            await clog(conn)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(SENDERS[first], conn)
+            await wait_all_tasks_blocked()
+            for second in SENDERS.values():
+                with pytest.raises(trio.BusyResourceError):
+                    await second(conn)
+            with pytest.raises(trio.BusyResourceError):
+                conn.send_nowait(b"x")
+            nursery.cancel_scope.cancel()
+        conn.send_nowait(b"x")
+
+
+async def test_receiving_and_sending_do_not_exclude_each_other(peer: Peer) -> None:
+    conn, sock = peer
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(conn.receive_exactly, 1)
+        await wait_all_tasks_blocked()
+        await conn.send_all(b"abc")
+        assert await read(sock, 3) == b"abc"
+        await sock.send(b"x")
+
+
+# -- the end ------------------------------------------------------------------------------
+
+
+async def test_after_send_eof(peer: Peer) -> None:
+    conn, sock = peer
+    conn.send_nowait(b"abc")
+    await conn.send_eof()
+    await conn.send_eof()
+    assert await read_all(sock) == b"abc"
+    with pytest.raises(trio.ClosedResourceError):
+        await conn.send_all(b"x")
+    with pytest.raises(trio.ClosedResourceError):
+        conn.send_nowait(b"x")
+    await sock.send(b"still heard")
+    assert await conn.receive_exactly(11) == b"still heard"
+
+
+async def test_a_broken_connection_stays_broken(peer: Peer) -> None:
+    conn, sock = peer
+    reset(sock)
+    await conn.wait_closed()
+    for _ in range(3):
+        for call in (lambda: conn.send_all(b"x"), conn.send_eof, conn.flush):
+            with pytest.raises(trio.BrokenResourceError) as raised:
+                for _ in range(3):
+                    await call()
+            assert isinstance(raised.value.__cause__, OSError)
+        with pytest.raises(trio.BrokenResourceError) as raised:
+            conn.send_nowait(b"x")
+        assert isinstance(raised.value.__cause__, OSError)
+    await conn.aclose()
+    with pytest.raises(trio.ClosedResourceError):
+        await conn.send_all(b"x")
+
+
+@pytest.mark.parametrize("call", ["send_all", "wait", "send_eof", "flush"])
+async def test_a_reset_wakes_whoever_sends(engine: Engine, kind: str, call: str) -> None:
+    """Pitfall 12: uvicorn's drain hung after a disconnect."""
+    async with conn_and_peer(engine, kind, options=SMALL) as (conn, sock):
+        if call in ("send_eof", "flush"):
+            conn.send_nowait(bytes(500_000))
+        else:
+            await clog(conn)
+
+        async def use() -> None:
+            try:
+                await SENDERS[call](conn)
+            except trio.BrokenResourceError as exc:
+                assert isinstance(exc.__cause__, OSError)
+            else:
+                assert call == "wait"  # which may say so or leave it to send_all
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(use)
+            await wait_all_tasks_blocked()
+            reset(sock)
+        with pytest.raises(trio.BrokenResourceError):
+            await conn.send_all(b"x")
+        await until(lambda: conn.statistics().buffered_outbound == 0)
+
+
+async def test_data_of_the_wrong_type(peer: Peer) -> None:
+    conn, sock = peer
+    for value in ("text", 5, None, ["x"]):
+        with pytest.raises(TypeError, match="data must be contiguous and bytes-like"):
+            await conn.send_all(value)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="data must be contiguous and bytes-like"):
+            conn.send_nowait(value)  # type: ignore[arg-type]
+    with pytest.raises((BufferError, TypeError)):
+        await conn.send_all(memoryview(b"abcdef")[::2])
+    await conn.send_all(b"ok")
+    assert await read(sock, 2) == b"ok"
