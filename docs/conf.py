@@ -63,11 +63,12 @@ def read_sections(
         return
     text = re.sub(
         r"^Raises as (.*) does, and:$",
-        r"Raises what \1 raises, and:\n\nRaises:",
+        r"In addition to what \1 raises:\n\nRaises:",
         "\n".join(lines),
         flags=re.MULTILINE,
     )
-    lines[:] = GoogleDocstring(text, Config(), app, what, name, obj, options).lines()
+    config = Config(napoleon_use_ivar=True)
+    lines[:] = GoogleDocstring(text, config, app, what, name, obj, options).lines()
 
 
 def shorten(
