@@ -131,9 +131,7 @@ CASES = [
     Case("post one, take one", "LetterBox", "post(5, 1); take()", 2, _BOX),
     Case("post one, take one", "deque", "append(5); popleft()", 2, _DEQUE),
     Case("post one, take one", "SimpleQueue", "put(5); get()", 2, _QUEUE),
-    Case(
-        "post 100, take all", "LetterBox", "for i in range(100): post(i, 1)\ntake()", 101, _BOX
-    ),
+    Case("post 100, take all", "LetterBox", "for i in range(100): post(i, 1)\ntake()", 101, _BOX),
     Case(
         "post 100, take all",
         "deque",

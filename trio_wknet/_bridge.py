@@ -19,6 +19,7 @@ Trio logs and removes an instrument that raises; these hooks never do.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import trio
@@ -70,5 +71,7 @@ class Bridge:
         """Stop draining, and wake the pump out of the descriptor. Idempotent."""
         if self._open:
             self._open = False
-            trio.lowlevel.remove_instrument(self._hooks)
-            trio.lowlevel.notify_closing(self._core.fileno())
+            # A run that crashed is not there any more to be told.
+            with suppress(RuntimeError):
+                trio.lowlevel.remove_instrument(self._hooks)
+                trio.lowlevel.notify_closing(self._core.fileno())

@@ -101,9 +101,14 @@ class Listener(NativeListener, trio.abc.Listener[Conn]):
                 if self._draining:
                     return
                 raise
-            for conn in conns:
-                self._handlers += 1
-                nursery.start_soon(self._run_handler, handler, conn, name=handler)
+            try:
+                while conns:
+                    nursery.start_soon(self._run_handler, handler, conns[0], name=handler)
+                    self._handlers += 1
+                    conns.pop(0)
+            finally:
+                for conn in conns:  # the nursery takes no more
+                    conn._drop()
 
     async def _run_handler(
         self, handler: Callable[[Conn], Awaitable[object]], conn: Conn
