@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,19 +28,21 @@ PYTHONS = [THIS, *(version for version in ("3.10", "3.12", "3.13") if version !=
 nox.needs_version = ">= 2024.4.15"
 nox.options.sessions = ["lint", "types", "docs", "tests"]
 nox.options.error_on_missing_interpreters = False
+nox.options.download_python = "never"
 
 
 def _show_pyenv_versions() -> None:
     """Make the interpreters that pyenv has, and hides, visible to nox."""
     versions = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
-    latest = {}
+    latest: dict[str, int] = {}
     for path in versions.glob("3.*.*"):
         if re.fullmatch(r"3\.\d+\.\d+", path.name):
             minor, patch = path.name.rsplit(".", 1)
             latest[minor] = max(int(patch), latest.get(minor, 0))
+    chosen = os.environ.get("PYENV_VERSION", "").split(":")
     found = [f"{minor}.{latest[minor]}" for minor in PYTHONS if minor in latest]
     if found:
-        os.environ.setdefault("PYENV_VERSION", ":".join(found))
+        os.environ["PYENV_VERSION"] = ":".join(dict.fromkeys(filter(None, chosen + found)))
 
 
 _show_pyenv_versions()
@@ -53,10 +55,15 @@ def _requirements(*extras: str) -> list[str]:
     return [line for line in listed if not line.startswith(PROJECT["name"])]
 
 
+# Editable, here and below: `python -m trio_wknet`, which tests start too, finds the
+# package in the current folder before any installed one, and so it must be built
+# there. The modules of several interpreters stand side by side.
+
+
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """The test suite. ``-- --long`` runs the long form of the stress tests."""
-    session.install(".[tests]")
+    session.install("-e", ".[tests]")
     session.run("pytest", *session.posargs)
 
 
@@ -80,7 +87,7 @@ def types(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """The documentation, with warnings as errors, into docs/_build/html."""
-    session.install(".[docs]")
+    session.install("-e", ".[docs]")
     # A clean build: what is not read again cannot warn.
     session.run(
         *("sphinx-build", "-W", "--keep-going", "-E", "-b", "html"),
@@ -91,14 +98,14 @@ def docs(session: nox.Session) -> None:
 @nox.session
 def demo(session: nox.Session) -> None:
     """The demonstration that users get."""
-    session.install(".[cli]")
+    session.install("-e", ".[cli]")
     session.run("python", "-m", "trio_wknet", "demo", *session.posargs)
 
 
 @nox.session
 def bench(session: nox.Session) -> None:
     """The benchmark. Minutes, and best alone on the machine."""
-    session.install(".[bench]")
+    session.install("-e", ".[bench]")
     session.run("python", "benchmarks/run.py", *session.posargs)
 
 
@@ -157,9 +164,11 @@ def wheels(session: nox.Session) -> None:
     complaints = [line for line in str(output).splitlines() if COMPLAINT.search(line)]
     if complaints:
         session.error("the build complains:\n" + "\n".join(complaints))
-    session.install(*map(str, dist.glob("*.whl")))
+    (wheel,) = dist.glob("*.whl")
+    session.install(str(wheel))
     with session.chdir(session.create_tmp()):
         session.run("python", "-c", SMOKE_TEST)
+        session.install(f"{wheel}[cli]")
         session.run("python", "-m", "trio_wknet", "--help", silent=True)
 
 
@@ -172,6 +181,8 @@ WATCHED = [
 
 
 def _runtime(session: nox.Session, library: str) -> str:
+    if shutil.which("gcc") is None:
+        session.error("gcc is needed")
     found = subprocess.run(
         ["gcc", f"-print-file-name={library}"], capture_output=True, text=True, check=True
     ).stdout.strip()
@@ -188,11 +199,30 @@ def _fixed_addresses() -> list[str]:
     return command if works else []
 
 
-def _run_watched(session: nox.Session, command: Sequence[str], env: dict[str, str]) -> None:
-    """Run a command whose sanitizer writes reports to `report.*`, and show them."""
-    folder = Path(session.create_tmp())
-    for old in folder.glob("report.*"):
-        old.unlink()
+def _install_instrumented(session: nox.Session, source: Path, kind: str) -> None:
+    """Build there, install, and leave only the tests: nothing in that folder can be
+    taken for the package."""
+    session.install(*_requirements("cli", "tests"))
+    flags = f"-fsanitize={kind} -fno-omit-frame-pointer -g -O1"
+    session.install("--no-deps", str(source), env={"CFLAGS": flags})
+    shutil.rmtree(source / "trio_wknet")
+
+
+def _selection(session: nox.Session) -> list[str]:
+    posargs = list(session.posargs)
+    if any(not argument.startswith("-") for argument in posargs):
+        return posargs
+    if "--long" in posargs:
+        return [*posargs, "tests"]
+    files = [f"tests/test_{name}.py" for name in WATCHED]
+    return [*posargs, *(file for file in files if (HERE / file).exists())]
+
+
+def _run_watched(session: nox.Session, env: dict[str, str], folder: Path) -> None:
+    """Run pytest, whose sanitizer writes reports to that folder, and show them."""
+    # The script, because `python -m pytest` would import from the current folder.
+    pytest = str(Path(session.bin) / "pytest")
+    command = [*_fixed_addresses(), pytest, "-p", "no:cacheprovider", *_selection(session)]
     try:
         session.run(*command, env=env, external=True)
     finally:
@@ -204,27 +234,17 @@ def _run_watched(session: nox.Session, command: Sequence[str], env: dict[str, st
 
 
 def _sanitize(session: nox.Session, kind: str, library: str, options: str) -> None:
-    if shutil.which("gcc") is None:
-        session.error("gcc is needed")
     runtime = _runtime(session, library)
-    session.install(*_requirements("cli", "tests"))
     with _copied_source() as source:
-        flags = f"-fsanitize={kind} -fno-omit-frame-pointer -g -O1"
-        session.install("--no-deps", str(source), env={"CFLAGS": flags})
-    posargs = list(session.posargs)
-    if not [argument for argument in posargs if not argument.startswith("-")]:
-        files = [HERE / "tests" / f"test_{name}.py" for name in WATCHED]
-        short = [str(path) for path in files if path.exists()]
-        posargs += ["tests"] if "--long" in posargs else short
-    env = {
-        "LD_PRELOAD": runtime,
-        # Blocks of Python's own allocator are beyond a sanitizer's sight.
-        "PYTHONMALLOC": "malloc",
-        f"{library[3:7].upper()}_OPTIONS": f"log_path={session.create_tmp()}/report:{options}",
-    }
-    # The script, because `python -m pytest` imports from the current folder.
-    pytest = str(Path(session.bin) / "pytest")
-    _run_watched(session, [*_fixed_addresses(), pytest, *posargs], env)
+        _install_instrumented(session, source, kind)
+        env = {
+            "LD_PRELOAD": runtime,
+            # Blocks of Python's own allocator are beyond a sanitizer's sight.
+            "PYTHONMALLOC": "malloc",
+            f"{kind[0].upper()}SAN_OPTIONS": f"log_path={source.parent}/report:{options}",
+        }
+        with session.chdir(source):
+            _run_watched(session, env, source.parent)
 
 
 @nox.session

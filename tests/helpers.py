@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 import trio
@@ -163,3 +164,24 @@ def descriptors() -> dict[int, str]:
         with suppress(FileNotFoundError):  # the one that listed them
             found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
     return found
+
+
+@contextmanager
+def few_descriptors(free: int) -> Iterator[None]:
+    """Let this process open so many more."""
+    probe = os.open("/dev/null", os.O_RDONLY)
+    os.close(probe)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    fillers = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (probe + 64, hard))
+    try:
+        with suppress(OSError):
+            while True:
+                fillers.append(os.open("/dev/null", os.O_RDONLY))
+        for _ in range(free):
+            os.close(fillers.pop())
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for filler in fillers:
+            os.close(filler)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.lowlevel
 from helpers import conn_and_peer, content, read, read_all, send, until
 from trio.testing import wait_all_tasks_blocked
 
@@ -159,7 +160,7 @@ async def test_receive_until_with_the_delimiter_split_anywhere(
         async with trio.open_nursery() as nursery:
 
             async def receive() -> None:
-                assert await conn.receive_until(delimiter) == expected
+                assert await conn.receive_until(delimiter) == expected  # noqa: B023
 
             before, _, rest = (b"aa" + delimiter + b"next").partition(delimiter)
             expected = before
@@ -267,7 +268,7 @@ async def test_no_receiver_is_forgotten_where_several_disregard_that(peer: Peer)
 
         async def receive() -> None:
             try:
-                while await conn.receive_some() != b".":  # noqa: B023
+                while await conn.receive_some() != b".":
                     pass
             except trio.BusyResourceError:
                 pass
@@ -279,9 +280,9 @@ async def test_no_receiver_is_forgotten_where_several_disregard_that(peer: Peer)
                     nursery.start_soon(receive)
                 while len(ended) < 4:
                     await send(sock, b".")
-                    await trio.sleep(0)
+                    await trio.lowlevel.checkpoint()
         with trio.move_on_after(0):
-            await trio.sleep(0)
+            await trio.lowlevel.checkpoint()
         await send(sock, b"!")
         await conn.receive_until(b"!")
 
@@ -296,7 +297,7 @@ async def test_cancelled_at_any_moment_no_byte_is_lost(peer: Peer, long: bool) -
         for at in range(0, len(data), 1009):
             await send(sock, data[at : at + 1009])
             if at % 5 == 0:
-                await trio.sleep(0)
+                await trio.lowlevel.checkpoint()
         sock.shutdown(1)
 
     async def cancel(scope: trio.CancelScope) -> None:
@@ -383,6 +384,7 @@ async def test_other_arguments(peer: Peer) -> None:
         await conn.receive_until("\n")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="buffer"):
         await conn.receive_into(bytearray())
-    for buffer in (b"abc", "abc", 3):
+    buffers: list[Any] = [b"abc", "abc", 3]
+    for buffer in buffers:
         with pytest.raises((TypeError, BufferError)):
             await conn.receive_into(buffer)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.lowlevel
 from helpers import SMALL, clog, conn_and_peer, content, read, read_all, two_conns, until
 from trio.testing import wait_all_tasks_blocked
 
@@ -131,9 +132,10 @@ async def test_order_of_the_ways_to_send(engine: Engine, kind: str) -> None:
 
 
 async def test_send_nowait_is_bounded_and_refuses_whole(engine: Engine, kind: str) -> None:
-    async with conn_and_peer(
-        engine, kind, limits=Limits(outbound=10_000), options=SMALL
-    ) as (conn, sock):
+    async with conn_and_peer(engine, kind, limits=Limits(outbound=10_000), options=SMALL) as (
+        conn,
+        sock,
+    ):
         accepted = []
         while True:
             piece = content(len(accepted), 777)
@@ -143,7 +145,7 @@ async def test_send_nowait_is_bounded_and_refuses_whole(engine: Engine, kind: st
                 # TCP may still be moving what the kernel took.
                 if conn.statistics().buffered_outbound > 9223:
                     break
-                await trio.sleep(0)
+                await trio.lowlevel.checkpoint()
                 continue
             accepted.append(piece)
         assert conn.statistics().buffered_outbound <= 10_000
@@ -197,7 +199,7 @@ async def test_cancelled_flush_and_send_leave_the_ring_alone(engine: Engine, kin
 
 
 SENDERS = {
-    "send_all": lambda conn: conn.send_all(b"x"),
+    "send_all": lambda conn: conn.send_all(bytes(10_000_000)),
     "wait": lambda conn: conn.wait_send_all_might_not_block(),
     "send_eof": lambda conn: conn.send_eof(),
     "flush": lambda conn: conn.flush(),
@@ -211,7 +213,7 @@ async def test_one_sender_at_a_time(engine: Engine, first: str) -> None:
     async with conn_and_peer(engine, "unix", limits=limits, options=SMALL) as (conn, _):
         if first in ("send_eof", "flush"):
             conn.send_nowait(bytes(500_000))
-        else:
+        elif first == "wait":
             await clog(conn)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(SENDERS[first], conn)
@@ -276,8 +278,9 @@ async def test_a_reset_wakes_whoever_sends(engine: Engine, kind: str, call: str)
     async with conn_and_peer(engine, kind, options=SMALL) as (conn, sock):
         if call in ("send_eof", "flush"):
             conn.send_nowait(bytes(500_000))
-        else:
-            await clog(conn)
+        elif call == "wait":
+            with trio.move_on_after(0.01):
+                await conn.send_all(bytes(10_000_000))
 
         async def use() -> None:
             try:

@@ -128,4 +128,4 @@ async def test_operations_are_coroutines_in_all_that_trio_asks(pair: tuple[Conn,
     with pytest.raises(RuntimeError, match="already awaited"):
         await operation
     with pytest.warns(RuntimeWarning, match="never awaited"):
-        one.send_all(b"x")
+        one.send_all(b"x")  # type: ignore[unused-coroutine]

@@ -49,6 +49,8 @@ class Bridge:
     async def _run_pump(self) -> None:
         task = trio.lowlevel.current_task()
         core = self._core
+        if not self._open:
+            return  # closed before this task's first step
         descriptor = core.fileno()
         try:
             while self._open:

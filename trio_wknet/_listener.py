@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import warnings
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -42,9 +43,9 @@ class Listener(NativeListener, trio.abc.Listener[Conn]):
         spread: bool,
         path: str | None,
     ) -> None:
+        self._path: str | None = None  # what is removed at the end: not before it listens
         self._family = int(sockets[0].family)
         self._addresses = [sock.getsockname() for sock in sockets]
-        self._path = path
         self._path_id = _file_id(path)
         self._draining = False
         self._handlers = 0
@@ -56,10 +57,17 @@ class Listener(NativeListener, trio.abc.Listener[Conn]):
         self._listen(core, descriptors, limits, spread, Conn)
         for sock in sockets:
             sock.detach()
+        self._path = path
 
     def __repr__(self) -> str:
         state = "" if self._open else " closed"
         return f"<trio_wknet.Listener {self.address!r}{state}>"
+
+    def __del__(self) -> None:
+        # Needed beyond good manners: the engine's list of what is open borrows.
+        if self._open:
+            warnings.warn(f"unclosed listener {self!r}", ResourceWarning, stacklevel=1)
+        self._close_all()
 
     # --- serving -------------------------------------------------------------
 

@@ -1,13 +1,8 @@
-import sys
 from typing import NoReturn, final
-
-if sys.version_info >= (3, 12):
-    from collections.abc import Buffer
-else:
-    from typing_extensions import Buffer
 
 class Lender: ...
 
 @final
-class Lease(Buffer):
+class Lease:
     def __init__(self) -> NoReturn: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...

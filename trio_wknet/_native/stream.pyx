@@ -167,7 +167,9 @@ cdef class Stream(Endpoint):
     def _detach(self, told):
         """Ask the reactor to forget the descriptor, then call `told`."""
         if self.slot == NULL:
-            raise trio.ClosedResourceError("this connection was already closed")
+            raise trio.ClosedResourceError("another task closed this connection")
+        if self.on_detached is not None:
+            raise trio.BusyResourceError("another task is detaching this connection")
         self.on_detached = told
         self.core.post(self.slot, DETACH)
 

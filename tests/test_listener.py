@@ -1,0 +1,601 @@
+"""Listeners: what they listen on, accepting, serving, draining, and running out."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import socket
+import stat
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.lowlevel
+from helpers import content, dial, few_descriptors, read, read_all, until, url
+from trio.testing import open_stream_to_socket_listener, wait_all_tasks_blocked
+
+from trio_wknet import Conn, ConnOptions, Engine, Limits, Listener, open_wknet_listener
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup
+
+LOCAL = "tcp://127.0.0.1:0"
+
+
+@contextlib.contextmanager
+def dialled(listener: Listener, count: int) -> Iterator[list[socket.socket]]:
+    socks: list[socket.socket] = []
+    try:
+        for _ in range(count):
+            socks.append(dial(listener))
+        yield socks
+    finally:
+        for sock in socks:
+            sock.close()
+
+
+async def echo(conn: Conn) -> None:
+    while data := await conn.receive_some():
+        await conn.send_all(data)
+
+
+async def is_served_again(engine: Engine) -> None:
+    async with await engine.listen(LOCAL) as listener, trio.open_nursery() as nursery:
+        nursery.start_soon(listener.serve, echo)
+        await is_served(engine, listener)
+        nursery.cancel_scope.cancel()
+
+
+async def is_served(engine: Engine, listener: Listener, data: bytes = b"hello") -> None:
+    conn = await engine.connect(url(listener))
+    await conn.send_all(data)
+    await conn.send_eof()
+    assert await read_all(conn) == data
+    await conn.aclose()
+
+
+# -- what is listened on ------------------------------------------------------------
+
+
+async def test_port_0_takes_a_free_port(engine: Engine) -> None:
+    async with await engine.listen(LOCAL) as one, await engine.listen(LOCAL) as other:
+        assert one.address[1] != other.address[1]
+        assert one.addresses == [one.address]
+        assert one.socket.getsockname() == one.address
+        with dialled(one, 1):
+            conn = await one.accept()
+            assert conn.local_address == one.address
+            assert conn.remote_address[0] == "127.0.0.1"
+            conn.abort()
+
+
+@pytest.mark.parametrize("address", [0, "tcp://*:0", "tcp://:0"])
+async def test_a_port_alone_is_all_interfaces(engine: Engine, address: str | int) -> None:
+    async with await engine.listen(address) as listener:
+        assert len({a[1] for a in listener.addresses}) == 1
+        port = listener.address[1]
+        hosts = [a[0] for a in listener.addresses]
+        assert "0.0.0.0" in hosts
+        for host in ["127.0.0.1"] + (["::1"] if "::" in hosts else []):
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(socket.create_connection((host, port)))
+                conn = await listener.accept()
+                assert conn.remote_address[0] == host
+                conn.abort()
+
+
+async def test_ipv6(engine: Engine) -> None:
+    try:
+        listener = await engine.listen("tcp://[::1]:0")
+    except OSError:
+        pytest.skip("no IPv6 here")
+    async with listener, trio.open_nursery() as nursery:
+        nursery.start_soon(listener.serve, echo)
+        assert listener.address[0] == "::1"
+        await is_served(engine, listener)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_name_that_resolves_to_several_addresses(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def several(host: Any, port: Any, **_: Any) -> list[Any]:
+        assert host == "several.test"
+        return [
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", (f"127.0.0.{n}", port)) for n in (1, 2, 2)
+        ]
+
+    monkeypatch.setattr(trio.socket, "getaddrinfo", several)
+    async with await engine.listen("tcp://several.test:0") as listener:
+        assert [a[0] for a in listener.addresses] == ["127.0.0.1", "127.0.0.2"]
+        for address in listener.addresses:
+            with socket.create_connection(address):
+                conn = await listener.accept()
+                assert conn.local_address == address
+                conn.abort()
+
+
+async def test_options_reach_accepted_connections(engine: Engine) -> None:
+    options = ConnOptions(nodelay=True, keepalive=True, receive_buffer=20_000)
+    async with await engine.listen(LOCAL, options=options, backlog=3) as listener:
+        with dialled(listener, 1):
+            conn = await listener.accept()
+            assert conn.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
+            assert conn.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) != 0
+            assert conn.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == 40_000
+            conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)
+            assert conn.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 0
+            conn.abort()
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)
+        with dialled(listener, 1):
+            conn = await listener.accept()
+            assert conn.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 0
+            conn.abort()
+
+
+async def test_reuse_port_gives_each_reactor_a_port(engine: Engine) -> None:
+    async with await engine.listen(LOCAL, reuse_port=True) as one:
+        async with await engine.listen(f"tcp://127.0.0.1:{one.address[1]}", reuse_port=True):
+            pass
+        with dialled(one, 40):
+            conns = [await one.accept() for _ in range(40)]
+            shares = [r.connections for r in engine.statistics().reactors]
+            assert sum(shares) == 40
+            assert all(shares), "the kernel spreads by hash"
+            for conn in conns:
+                conn.abort()
+
+
+async def test_connections_are_spread_over_the_reactors(engine: Engine) -> None:
+    async with await engine.listen(LOCAL) as listener:
+        with dialled(listener, 10):
+            conns = [await listener.accept() for _ in range(10)]
+            shares = [r.connections for r in engine.statistics().reactors]
+            assert shares == [10 // len(shares)] * len(shares)
+            for conn in conns:
+                conn.abort()
+
+
+# -- unix socket files ------------------------------------------------------------------
+
+
+async def test_a_socket_file_comes_and_goes(engine: Engine, tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    options = ConnOptions(unix_mode=0o620)
+    async with await engine.listen(f"unix://{path}", options=options) as listener:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o620
+        assert listener.address == str(path)
+        with dialled(listener, 1):
+            (await listener.accept()).abort()
+    assert not path.exists()
+
+
+async def test_a_stale_socket_file_is_replaced(engine: Engine, tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    async with await engine.listen(f"unix://{path}") as listener:
+        with dialled(listener, 1):
+            (await listener.accept()).abort()
+
+
+async def test_another_file_is_left_alone(engine: Engine, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("precious")
+    with pytest.raises(OSError, match=f"unix://{path}"):
+        await engine.listen(f"unix://{path}")
+    assert path.read_text() == "precious"
+
+
+async def test_a_file_that_took_the_place_stays(engine: Engine, tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    one = await engine.listen(f"unix://{path}")
+    async with await engine.listen(f"unix://{path}") as other:
+        await one.aclose()
+        assert path.exists()
+        with dialled(other, 1):
+            (await other.accept()).abort()
+    assert not path.exists()
+
+
+async def test_a_socket_file_ends_with_the_engine(engine: Engine, tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    listener = await engine.listen(f"unix://{path}")
+    await engine._aclose()
+    assert not path.exists()
+    with pytest.raises(trio.ClosedResourceError):
+        await listener.accept()
+
+
+async def test_a_forgotten_listener_closes_and_says_so(engine: Engine, tmp_path: Path) -> None:
+    """The engine must not go on to use it."""
+    path = tmp_path / "socket"
+    with pytest.warns(ResourceWarning, match="unclosed listener"):
+        await engine.listen(f"unix://{path}")
+        gc.collect()
+    assert not path.exists()
+    await is_served_again(engine)
+
+
+# -- adopt and connect --------------------------------------------------------------------
+
+
+async def test_adopt_a_listening_socket(engine: Engine) -> None:
+    sock = socket.create_server(("127.0.0.1", 0))
+    with socket.create_connection(sock.getsockname()) as early:
+        listener = engine.adopt(sock)
+        assert isinstance(listener, Listener)
+        assert sock.fileno() == -1
+        async with listener:
+            conn = await listener.accept()
+            assert conn.remote_address == early.getsockname()
+            conn.abort()
+
+
+async def test_adopt_refuses_and_leaves_alone(engine: Engine) -> None:
+    with socket.socket() as neither, socket.socket(type=socket.SOCK_DGRAM) as datagrams:
+        for sock in (neither, datagrams):
+            with pytest.raises(ValueError, match="sock must"):
+                engine.adopt(sock)
+            assert sock.fileno() >= 0
+            assert sock.getblocking()
+    with pytest.raises(ValueError, match="sock must be open"):
+        engine.adopt(neither)
+    with pytest.raises(TypeError, match="sock must be"):
+        engine.adopt(3)  # type: ignore[arg-type]
+
+
+async def test_connect_to_nobody(engine: Engine, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        port = gone.getsockname()[1]
+    for address in (f"tcp://127.0.0.1:{port}", f"unix://{tmp_path}/none"):
+        with pytest.raises(OSError):  # noqa: PT011
+            await engine.connect(address)
+
+
+async def test_trios_helper_connects(engine: Engine) -> None:
+    async with await engine.listen(LOCAL) as listener:
+        stream = await open_stream_to_socket_listener(listener)  # type: ignore[arg-type]
+        async with stream:
+            (await listener.accept()).abort()
+
+
+# -- accept ------------------------------------------------------------------------------------
+
+
+async def test_accept_one_after_the_other(engine: Engine) -> None:
+    async with await engine.listen(LOCAL) as listener:
+        with dialled(listener, 5) as socks:
+            await until(lambda: listener.statistics().waiting == 5)
+            conns = [await listener.accept() for _ in range(5)]
+            assert [c.remote_address for c in conns] == [s.getsockname() for s in socks]
+            assert len({c.id for c in conns}) == 5
+            assert listener.statistics().accepted == 5
+            assert listener.statistics().waiting == 0
+            for conn in conns:
+                conn.abort()
+
+
+async def test_one_accepts_at_a_time_and_cancelling_loses_nothing(engine: Engine) -> None:
+    async with await engine.listen(LOCAL) as listener:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(listener.accept)
+            await wait_all_tasks_blocked()
+            with pytest.raises(trio.BusyResourceError):
+                await listener.accept()
+            nursery.cancel_scope.cancel()
+        with dialled(listener, 20):
+            accepted = []
+            for n in range(200):
+                with trio.CancelScope() as scope:
+                    if n % 2:
+                        scope.cancel()
+                    if len(accepted) == 20:
+                        break
+                    accepted.append(await listener.accept())
+            assert len(accepted) == 20
+            for conn in accepted:
+                conn.abort()
+
+
+async def test_closing_wakes_who_accepts_and_drops_what_waits(engine: Engine) -> None:
+    listener = await engine.listen(LOCAL)
+    async with trio.open_nursery() as nursery:
+
+        async def accept() -> None:
+            with pytest.raises(trio.ClosedResourceError):
+                await listener.accept()
+
+        nursery.start_soon(accept)
+        await wait_all_tasks_blocked()
+        await listener.aclose()
+    await listener.aclose()
+    with pytest.raises(trio.ClosedResourceError):
+        await listener.accept()
+    with pytest.raises(trio.ClosedResourceError):
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+    other = await engine.listen(LOCAL)
+    with dialled(other, 3) as socks:
+        await until(lambda: other.statistics().waiting == 3)
+        await other.aclose()
+        for sock in socks:
+            sock.settimeout(10)
+            assert sock.recv(1) == b""
+    await until(lambda: engine.statistics().connections == 0)
+    assert other.statistics().accepted == 3
+
+
+async def test_the_accept_queue_is_bounded(engine: Engine) -> None:
+    """At the bound the kernel keeps the rest; accepting goes on once half are taken."""
+    async with await engine.listen(LOCAL, limits=Limits(accept_queue=4)) as listener:
+        with dialled(listener, 20):
+            await until(lambda: listener.statistics().waiting == 4)
+            turns = sum(r.turns for r in engine.statistics().reactors)
+            for _ in range(20):
+                await trio.lowlevel.checkpoint()
+            assert listener.statistics().accepted == 4
+            assert sum(r.turns for r in engine.statistics().reactors) <= turns + 10
+            for n in range(20):
+                (await listener.accept()).abort()
+                assert listener.statistics().waiting <= 4, n
+            assert listener.statistics().accepted == 20
+
+
+# -- serve ---------------------------------------------------------------------------------------
+
+
+async def test_serve_echoes(engine: Engine, kind: str, tmp_path: Path) -> None:
+    address = LOCAL if kind == "tcp" else f"unix://{tmp_path}/socket"
+    async with await engine.listen(address) as listener, trio.open_nursery() as nursery:
+        assert await nursery.start(listener.serve, echo) is listener
+        async with trio.open_nursery() as clients:
+            for n in range(50):
+                clients.start_soon(is_served, engine, listener, content(n, n * 1000))
+        await until(lambda: listener.statistics().handlers == 0)
+        nursery.cancel_scope.cancel()
+
+
+async def test_serve_closes_gracefully_after_the_handler(engine: Engine) -> None:
+    async def respond(conn: Conn) -> None:
+        conn.send_nowait(b"x" * 1_000_000)
+
+    async with await engine.listen(LOCAL) as listener, trio.open_nursery() as nursery:
+        nursery.start_soon(listener.serve, respond)
+        conn = await engine.connect(url(listener))
+        await conn.send_all(b"unread")
+        assert await read_all(conn) == b"x" * 1_000_000
+        await conn.aclose()
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_handlers_exception_ends_serve_and_the_others(engine: Engine) -> None:
+    """As in trio.serve_listeners."""
+    listener = await engine.listen(LOCAL)
+    ended = []
+
+    async def handler(conn: Conn) -> None:
+        try:
+            if await conn.receive_some(1) == b"!":
+                raise KeyError("handler")
+            await trio.sleep_forever()
+        finally:
+            ended.append(conn)
+
+    with dialled(listener, 3) as socks:
+        with pytest.raises(BaseExceptionGroup) as raised:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(listener.serve, handler)
+                await until(lambda: listener.statistics().handlers == 3)
+                socks[1].send(b"!")
+        assert raised.group_contains(KeyError, match="handler")
+        assert len(ended) == 3
+        assert {conn.close_reason for conn in ended} <= {"closed", "eof"}
+        with pytest.raises(trio.ClosedResourceError):
+            await listener.accept()
+
+
+async def test_a_handler_nursery_deals_with_exceptions(engine: Engine) -> None:
+    listener = await engine.listen(LOCAL)
+    seen: list[str] = []
+
+    class Tolerant:
+        def __init__(self, nursery: trio.Nursery) -> None:
+            self.nursery = nursery
+
+        def start_soon(self, function: Any, *args: Any, name: Any = None) -> None:
+            async def run() -> None:
+                try:
+                    await function(*args)
+                except KeyError:
+                    seen.append("caught")
+
+            self.nursery.start_soon(run, name=name)
+
+    async def handler(conn: Conn) -> None:
+        await conn.receive_some()
+        raise KeyError
+
+    async with trio.open_nursery() as nursery, trio.open_nursery() as handlers:
+        tolerant: Any = Tolerant(handlers)
+        server = trio.CancelScope()
+
+        async def serve(task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
+            with server:
+                await listener.serve(handler, handler_nursery=tolerant, task_status=task_status)
+
+        await nursery.start(serve)
+        with dialled(listener, 3) as socks:
+            await until(lambda: listener.statistics().handlers == 3)
+            socks[0].send(b"x")
+            await until(lambda: seen)
+            server.cancel()
+            await until(lambda: listener.socket.fileno() == -1)
+            assert listener.statistics().handlers == 2, "they live on in their nursery"
+            for sock in socks[1:]:
+                sock.send(b"x")
+            await until(lambda: len(seen) == 3)
+    assert listener.statistics().handlers == 0
+
+
+async def test_cancelling_serve_closes_all(engine: Engine) -> None:
+    listener = await engine.listen(LOCAL)
+    with dialled(listener, 5) as socks:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(listener.serve, echo)
+            await until(lambda: listener.statistics().handlers == 5)
+            nursery.cancel_scope.cancel()
+        for sock in socks:
+            sock.settimeout(10)
+            assert sock.recv(1) == b""
+    await until(lambda: engine.statistics().connections == 0)
+
+
+async def test_trio_serves_it(engine: Engine) -> None:
+    listener = await engine.listen(LOCAL)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, echo, [listener])
+        await is_served(engine, listener)
+        nursery.cancel_scope.cancel()
+
+
+# -- drain -----------------------------------------------------------------------------------------
+
+
+async def test_drain_handles_what_the_kernel_had_queued(engine: Engine) -> None:
+    """Pitfall 14: granian #567, pingora #427 reset queued connections."""
+    go = trio.Event()
+
+    async def handler(conn: Conn) -> None:
+        await go.wait()
+        await echo(conn)
+
+    limits = Limits(accept_queue=2)
+    listener = await engine.listen(LOCAL, reuse_port=True, limits=limits)
+    drained = []
+
+    async def drain() -> None:
+        await listener.drain()
+        drained.append(listener.statistics().handlers)
+
+    def refuses() -> bool:
+        try:
+            socket.create_connection(listener.address).close()
+        except ConnectionRefusedError:
+            return True
+        return False
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(listener.serve, handler)
+        await wait_all_tasks_blocked()
+        with dialled(listener, 30) as socks:
+            nursery.start_soon(drain)
+            await until(lambda: listener.statistics().handlers >= 30)
+            await until(refuses)
+            assert not drained
+            go.set()
+            for n, sock in enumerate(socks):
+                sock.settimeout(10)
+                sock.send(b"%d" % n)
+                sock.shutdown(socket.SHUT_WR)
+            # Both return by themselves.
+            await until(lambda: drained)
+            for n, sock in enumerate(socks):
+                assert sock.recv(100) == b"%d" % n
+    assert drained == [0]
+
+
+async def test_drain_without_serve_closes(engine: Engine) -> None:
+    listener = await engine.listen(LOCAL)
+    await listener.drain()
+    await listener.drain()
+    with pytest.raises(trio.ClosedResourceError):
+        await listener.accept()
+
+
+# -- out of descriptors ------------------------------------------------------------------------------
+
+
+async def test_out_of_descriptors(engine: Engine) -> None:
+    """Pitfall 7: gnet stops its engine, wknet spins and logs, libuv drops clients."""
+    async with await engine.listen(LOCAL) as listener:
+        clients = [socket.socket() for _ in range(6)]
+        try:
+            with few_descriptors(3):
+                for client in clients:
+                    client.connect(listener.address)
+                conns = [await listener.accept() for _ in range(3)]
+                await until(lambda: listener.statistics().starved)
+                turns = sum(r.turns for r in engine.statistics().reactors)
+                with trio.move_on_after(0.3):
+                    await listener.accept()
+                    raise AssertionError("there was no descriptor for it")
+                # It tries again every 50 ms, and that is all.
+                assert sum(r.turns for r in engine.statistics().reactors) - turns < 60
+                conns.pop().abort()
+                conns.append(await listener.accept())
+            while len(conns) < 5:
+                conns.append(await listener.accept())
+            await until(lambda: not listener.statistics().starved)
+            # Nobody was dropped: each of the five that are left can talk.
+            for n, conn in enumerate(conns):
+                await conn.send_all(b"%d" % n)
+            for conn in conns:
+                conn.abort()
+        finally:
+            for client in clients:
+                client.close()
+
+
+# -- a socket shared with others ---------------------------------------------------------------------
+
+
+async def test_a_listening_socket_that_is_shut_down(engine: Engine) -> None:
+    """Whoever inherited it may do so. Accepting says so, and no thread spins."""
+    sock = socket.create_server(("127.0.0.1", 0))
+    with sock.dup() as shared:
+        listener = engine.adopt(sock)
+        assert isinstance(listener, Listener)
+        shared.shutdown(socket.SHUT_RDWR)
+    for _ in range(2):
+        with pytest.raises(OSError, match="Invalid argument"):
+            await listener.accept()
+    turns = sum(r.turns for r in engine.statistics().reactors)
+    await trio.sleep(0.05)
+    assert sum(r.turns for r in engine.statistics().reactors) - turns < 20
+    await listener.aclose()
+
+
+# -- open_wknet_listener ---------------------------------------------------------------------------
+
+
+async def test_open_wknet_listener(nothing_left: None, reactors: int) -> None:
+    with trio.fail_after(30):
+        async with open_wknet_listener(LOCAL, reactors=reactors) as listener:
+            with dialled(listener, 1):
+                conn = await listener.accept()
+                await conn.send_all(b"x")
+                conn.abort()
+        with pytest.raises(KeyError):
+            async with open_wknet_listener(LOCAL, reactors=reactors):
+                raise KeyError
+
+
+async def test_open_wknet_listener_on_an_engine(engine: Engine) -> None:
+    async with open_wknet_listener(LOCAL, engine=engine) as listener:
+        with dialled(listener, 1) as socks:
+            conn = await listener.accept()
+            async with open_wknet_listener(LOCAL, engine=engine):
+                pass
+            socks[0].send(b"x")
+            assert await read(conn, 1) == b"x"
+            conn.abort()
+    with pytest.raises(ValueError, match="reactors"):
+        async with open_wknet_listener(LOCAL, engine=engine, reactors=1):
+            pass
+    with pytest.raises(TypeError, match="engine"):
+        async with open_wknet_listener(LOCAL, engine="x"):  # type: ignore[arg-type]
+            pass
