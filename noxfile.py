@@ -77,11 +77,11 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Types of the package, and of its tests. ``tests/test_stubs.py`` compares the
+    """Types of the package, its tests, and the examples. ``tests/test_stubs.py`` compares the
     stubs with the compiled modules."""
     session.install(*_requirements("cli", "tests"), "nox")
     session.run("mypy")
-    session.run("mypy", "tests", "noxfile.py")
+    session.run("mypy", "tests", "examples", "noxfile.py")
 
 
 @nox.session
