@@ -1,0 +1,87 @@
+"""How Sphinx builds the documentation. It needs no network.
+
+The package is imported as it is installed: the folder above holds its source without
+the compiled modules, unless they were built in place.
+
+``-t network`` links to the documentation of Python and Trio, too.
+"""
+
+from __future__ import annotations
+
+import re
+from importlib.metadata import version as version_of
+from typing import Any
+
+from sphinx.application import Sphinx
+from sphinx.ext.napoleon import Config, GoogleDocstring
+
+project = "trio_wknet"
+author = "the trio_wknet developers"
+release = version_of("trio-wknet")
+version = ".".join(release.split(".")[:2])
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinxcontrib_trio"]
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = f"trio_wknet {version}"
+myst_heading_anchors = 3
+
+autodoc_member_order = "bysource"
+autodoc_inherit_docstrings = False
+
+# `name` in a docstring is something of Python's.
+default_role = "py:obj"
+nitpicky = True
+nitpick_ignore_regex = [
+    # Other projects'
+    ("py:.*", r"(trio|socket|collections|contextlib|typing|types|os|signal|threading)\..*"),
+    # Builtins, and what annotations name
+    ("py:.*", r"[A-Z]\w*(Error|Warning|Iterator|Buffer)|Any|Awaitable|Callable|Literal"),
+    ("py:.*", r"bool|bytearray|bytes|float|int|memoryview|None|object|optional|str|tuple|list"),
+    ("py:.*", r"trio_wknet\._socket\..*"),
+]
+
+if tags.has("network"):  # noqa: F821
+    extensions.append("sphinx.ext.intersphinx")
+    intersphinx_mapping = {
+        "python": ("https://docs.python.org/3", None),
+        "trio": ("https://trio.readthedocs.io/en/stable", None),
+    }
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("autodoc-process-docstring", read_sections)
+    app.connect("autodoc-process-signature", shorten)
+
+
+def read_sections(
+    app: Sphinx, what: str, name: str, obj: object, options: Any, lines: list[str]
+) -> None:
+    """Read ``Args:`` and ``Raises:``, as napoleon does; but not in attributes, where it
+    takes what stands before a colon for a type."""
+    if what in ("attribute", "property"):
+        return
+    text = re.sub(
+        r"^Raises as (.*) does, and:$",
+        r"In addition to what \1 raises:\n\nRaises:",
+        "\n".join(lines),
+        flags=re.MULTILINE,
+    )
+    config = Config(napoleon_use_ivar=True)
+    lines[:] = GoogleDocstring(text, config, app, what, name, obj, options).lines()
+
+
+def shorten(
+    app: Sphinx,
+    what: str,
+    name: str,
+    obj: object,
+    options: Any,
+    signature: str | None,
+    returns: str | None,
+) -> tuple[str, str | None] | None:
+    """Defaults as they are written; and a context manager is no iterator to its user."""
+    if signature is None:
+        return None
+    signature = re.sub(r"= (Limits|ConnOptions)\([^)]*\)", r"= \1()", signature)
+    return signature, None if re.match(r"(Async)?Iterator\[", returns or "") else returns

@@ -1,0 +1,47 @@
+"""A TCP proxy: ``python examples/proxy.py [port [upstream]]``.
+
+By default it forwards to ``examples/echo.py``.
+"""
+
+import sys
+from functools import partial
+
+import trio
+from ctrl_c import run_until_ctrl_c
+
+from trio_wknet import Conn, Engine, open_engine
+
+
+async def pump(source: Conn, sink: Conn) -> None:
+    """Forward one direction, and its end."""
+    try:
+        async for data in source:
+            await sink.send_all(data)
+        await sink.send_eof()
+    except (trio.BrokenResourceError, trio.ClosedResourceError):
+        # One of them broke: the other one is to know. This wakes the other pump.
+        source.abort()
+        sink.abort()
+
+
+async def forward(engine: Engine, upstream: str, client: Conn) -> None:
+    try:
+        server = await engine.connect(upstream)
+    except OSError as exc:
+        print("upstream:", exc, flush=True)
+        client.abort()
+        return
+    async with server, trio.open_nursery() as nursery:
+        nursery.start_soon(pump, client, server)
+        nursery.start_soon(pump, server, client)
+
+
+async def main(port: str = "5103", upstream: str = "tcp://127.0.0.1:5100") -> None:
+    async with open_engine() as engine:
+        listener = await engine.listen(f"tcp://127.0.0.1:{port}")
+        print("listening on", listener.address, flush=True)
+        await listener.serve(partial(forward, engine, upstream))
+
+
+if __name__ == "__main__":
+    run_until_ctrl_c(main, *sys.argv[1:])

@@ -1,0 +1,67 @@
+"""What the documentation names is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import trio_wknet
+
+ROOT = Path(__file__).parent.parent
+PAGES = [*(ROOT / "docs").glob("*.md"), ROOT / "README.md"]
+REFERENCE = (ROOT / "docs" / "reference.md").read_text()
+
+
+def public(kind: type) -> list[str]:
+    """What of a class is ours and not private."""
+    return [
+        name
+        for base in kind.__mro__
+        if base.__module__.startswith("trio_wknet")
+        for name in vars(base)
+        if not name.startswith("_")
+    ]
+
+
+@pytest.mark.parametrize("name", trio_wknet.__all__)
+def test_the_reference_has_every_name(name: str) -> None:
+    assert re.search(rf"^\.\. auto\w+:: {name}\b", REFERENCE, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "kind", [trio_wknet.Conn, trio_wknet.Engine, trio_wknet.Listener, trio_wknet.RingBuffer]
+)
+def test_the_reference_has_every_method(kind: Any) -> None:
+    body = REFERENCE.partition(f".. autoclass:: {kind.__name__}(")[2]
+    body = body.partition(".. autoclass::")[0]
+    found = set(
+        re.findall(rf"auto(?:method|property|attribute):: (?:{kind.__name__}\.)?(\w+)", body)
+    )
+    assert found == set(public(kind))
+
+
+def test_tests_that_are_named_exist() -> None:
+    tests = "\n".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    named = {name for page in PAGES for name in re.findall(r"`(test_\w+)`", page.read_text())}
+    assert len(named) > 20
+    assert [name for name in named if f"def {name}(" not in tests] == []
+
+
+def test_files_that_are_named_exist() -> None:
+    """Names of files stand in backquotes; those without a folder are the package's."""
+    folders = [ROOT, ROOT / "trio_wknet", ROOT / "trio_wknet" / "_native"]
+    named = {
+        (page.name, name)
+        for page in PAGES
+        for name in re.findall(r"`([\w/]+\.(?:py|pyx|pxd|md|toml))`", page.read_text())
+    }
+    others = {"_io_epoll.py"}  # trio's
+    missing = [
+        name
+        for _, name in named
+        if name not in others and not any((folder / name).is_file() for folder in folders)
+    ]
+    assert missing == []

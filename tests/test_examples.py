@@ -1,0 +1,280 @@
+"""Each example runs, does what it says, and ends without a word at Ctrl-C."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import select
+import signal
+import socket
+import stat
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import trio_wknet
+
+ROOT = Path(__file__).parent.parent
+PATIENCE = 30  # seconds
+
+
+class Example:
+    """A running example, or what stands for one."""
+
+    def __init__(self, *command: str) -> None:
+        # Whichever trio_wknet is under test is the example's, too.
+        found = str(Path(trio_wknet.__file__).parent.parent)
+        path = os.pathsep.join(filter(None, [found, os.environ.get("PYTHONPATH")]))
+        self.process = subprocess.Popen(
+            [sys.executable, "-X", "dev", *command],
+            env={**os.environ, "PYTHONPATH": path},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        words = self.line()
+        assert words.startswith("listening on "), words + self.process.communicate()[1]
+        self.address = ast.literal_eval(words.removeprefix("listening on "))
+
+    def line(self) -> str:
+        """The next line of its output."""
+        assert self.process.stdout is not None
+        ready, _, _ = select.select([self.process.stdout], [], [], PATIENCE)
+        assert ready, "the example says nothing"
+        return self.process.stdout.readline().rstrip()
+
+    def connect(self) -> socket.socket:
+        family = socket.AF_UNIX if isinstance(self.address, str) else socket.AF_INET
+        sock = socket.socket(family)
+        sock.settimeout(PATIENCE)
+        sock.connect(self.address)
+        return sock
+
+    def end(self, how: signal.Signals = signal.SIGINT) -> str:
+        """Send a signal; the rest of the output, after a clean exit."""
+        self.process.send_signal(how)
+        output, errors = self.process.communicate(timeout=PATIENCE)
+        assert errors == ""
+        assert self.process.returncode == 0
+        return output
+
+
+@contextmanager
+def started(*command: str) -> Iterator[Example]:
+    example = Example(*command)
+    try:
+        yield example
+    finally:
+        example.process.kill()
+        example.process.communicate()
+
+
+@contextmanager
+def running(name: str, *arguments: str) -> Iterator[Example]:
+    with started(str(ROOT / "examples" / f"{name}.py"), *arguments) as example:
+        yield example
+
+
+def receive(sock: socket.socket, n: int) -> bytes:
+    """Exactly `n` bytes, or fewer at the end."""
+    data = b""
+    while len(data) < n and (more := sock.recv(n - len(data))):
+        data += more
+    return data
+
+
+def receive_line(sock: socket.socket) -> bytes:
+    data = b""
+    while not data.endswith(b"\n") and (more := sock.recv(1)):
+        data += more
+    return data
+
+
+def reset(sock: socket.socket) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+def check_echo(example: Example) -> None:
+    """Also after a peer has reset its connection."""
+    with example.connect() as first, example.connect() as second:
+        first.sendall(b"one")
+        assert receive(first, 3) == b"one"
+        reset(first)
+        second.sendall(b"two")
+        assert receive(second, 3) == b"two"
+        second.shutdown(socket.SHUT_WR)
+        assert second.recv(1) == b""
+
+
+def test_every_example_is_here() -> None:
+    found = {path.stem for path in (ROOT / "examples").glob("*.py")}
+    assert found == {"echo", "unix_echo", "ticker", "chat", "proxy", "graceful", "ctrl_c"}
+    assert all(len(path.read_text().splitlines()) < 80 for path in (ROOT / "examples").glob("*.py"))
+
+
+def test_the_program_in_the_readme(tmp_path: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(blocks) == 1
+    tell = 'print("listening on", listener.address, flush=True)\n        await listener.serve'
+    program = blocks[0].replace("5100", "0").replace("await listener.serve", tell)
+    script = tmp_path / "readme.py"
+    script.write_text(program)
+    with started(str(script)) as example:
+        check_echo(example)
+
+
+def test_echo() -> None:
+    with running("echo", "0") as example:
+        check_echo(example)
+        with example.connect() as sock:
+            sock.sendall(b"there")
+            assert receive(sock, 5) == b"there"
+            assert example.end() == ""
+            assert sock.recv(1) == b""
+
+
+def test_unix_echo(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with running("unix_echo", str(path)) as example:
+        assert example.address == str(path)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        check_echo(example)
+        assert example.end() == ""
+    assert not path.exists()
+
+
+def test_ticker() -> None:
+    with running("ticker", "0") as example:
+        with example.connect() as sock:
+            assert receive_line(sock).count(b":") == 2
+        assert example.line() == "left: eof"
+        example.end()
+
+
+@pytest.fixture
+def chat() -> Iterator[Example]:
+    with running("chat", "0") as example:
+        yield example
+
+
+def join(chat: Example, name: bytes) -> socket.socket:
+    sock = chat.connect()
+    assert receive_line(sock) == b"* your name?\n"
+    sock.sendall(name + b"\n")
+    return sock
+
+
+def test_chat(chat: Example) -> None:
+    with join(chat, b"ann") as ann:
+        with join(chat, b"bob") as bob:
+            assert receive_line(ann) == b"* bob is here\n"
+            bob.sendall(b"hello\r\nthere\r\n")
+            assert receive_line(ann) == b"bob: hello\n"
+            assert receive_line(ann) == b"bob: there\n"
+            ann.sendall(b"hi\n")
+            assert receive_line(bob) == b"ann: hi\n"
+        assert receive_line(ann) == b"* bob has left\n"
+        ann.sendall(b"x" * 5000)
+        assert receive_line(ann) == b"* that line is too long\n"
+        assert ann.recv(1) == b""
+    assert chat.end() == ""
+
+
+def test_chat_sends_off_who_does_not_read(chat: Example) -> None:
+    with join(chat, b"ann") as ann, socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.settimeout(PATIENCE)
+        deaf.connect(chat.address)
+        deaf.sendall(b"deaf\n")
+        assert receive_line(ann) == b"* deaf is here\n"
+        for _ in range(2000):
+            ann.sendall((b"x" * 999 + b"\n") * 50)
+            if select.select([ann], [], [], 0)[0]:
+                break
+        assert receive_line(ann) == b"* deaf has left\n"
+        with pytest.raises(ConnectionResetError):
+            receive(deaf, 1 << 30)
+    assert chat.end() == ""
+
+
+def tcp(port: int) -> str:
+    return f"tcp://127.0.0.1:{port}"
+
+
+@contextmanager
+def upstream() -> Iterator[tuple[int, list[bytes]]]:
+    """A server that takes everything before it answers: its port, what it took."""
+    taken: list[bytes] = []
+
+    def serve(listener: socket.socket) -> None:
+        sock, _ = listener.accept()
+        with sock:
+            sock.settimeout(PATIENCE)
+            taken.append(receive(sock, 1 << 30))
+            sock.sendall(b"answer " * 100_000)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(PATIENCE)
+        thread = threading.Thread(target=serve, args=(listener,))
+        thread.start()
+        try:
+            yield listener.getsockname()[1], taken
+        finally:
+            thread.join()
+
+
+def test_proxy_forwards_both_ends_of_the_stream() -> None:
+    question = b"question " * 100_000
+    with upstream() as (port, taken), running("proxy", "0", tcp(port)) as example:
+        with example.connect() as sock:
+            sock.sendall(question)
+            sock.shutdown(socket.SHUT_WR)
+            assert receive(sock, 1 << 30) == b"answer " * 100_000
+        assert example.end() == ""
+    assert taken == [question]
+
+
+def test_proxy_survives_a_reset() -> None:
+    with running("echo", "0") as echo, running("proxy", "0", tcp(echo.address[1])) as example:
+        check_echo(example)
+        example.end()
+        echo.end()
+
+
+def test_proxy_without_upstream() -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and does not listen
+        with running("proxy", "0", tcp(nobody.getsockname()[1])) as example:
+            with example.connect() as sock, pytest.raises(ConnectionResetError):
+                sock.recv(1)
+            assert example.line().startswith("upstream: ")
+            example.end()
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_graceful(how: signal.Signals) -> None:
+    with running("graceful", "0") as example, example.connect() as idle, example.connect() as busy:
+        idle.sendall(b"one\n")
+        assert receive_line(idle) == b"working on one\n"
+        assert receive_line(idle) == b"done with one\n"
+        busy.sendall(b"two\n")
+        assert receive_line(busy) == b"working on two\n"
+        assert example.end(how) == "draining\n"
+        assert receive_line(busy) == b"done with two\n"
+        assert busy.recv(1) == b""
+        assert idle.recv(1) == b""
+
+
+@pytest.mark.parametrize("name", ["echo", "unix_echo", "ticker", "chat", "proxy", "graceful"])
+def test_ctrl_c_before_anybody_connects(name: str, tmp_path: Path) -> None:
+    where = str(tmp_path / "socket") if name == "unix_echo" else "0"
+    with running(name, where) as example:
+        example.end()
