@@ -190,9 +190,10 @@ def test_conn_options(name: str, value: Any, error: type[Exception]) -> None:
 
 
 def test_options_are_by_keyword_and_frozen() -> None:
+    kind: Any
     for kind in (Limits, ConnOptions):
         with pytest.raises(TypeError):
-            kind(1)  # type: ignore[call-arg]
+            kind(1)
     with pytest.raises(AttributeError):
         Limits().inbound = 5  # type: ignore[misc]
 

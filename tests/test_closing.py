@@ -78,7 +78,7 @@ async def test_lingering_is_bounded_in_bytes(engine: Engine, kind: str) -> None:
     limits = Limits(linger_bytes=50_000, linger_time=3600)
     async with conn_and_peer(engine, kind, limits=limits) as (conn, sock):
         await conn.aclose()
-        with pytest.raises(OSError, match=r"reset|pipe"):  # noqa: PT012
+        with pytest.raises(OSError, match=r"reset|pipe"):
             while True:
                 await send(sock, bytes(1000))
         await until(lambda: connections(engine) == 0)

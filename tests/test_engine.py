@@ -67,7 +67,7 @@ async def test_engines_are_independent(reactors: int) -> None:
 
 
 async def test_round_robin() -> None:
-    async with open_engine(3, balance="round_robin") as engine:  # noqa: SIM117
+    async with open_engine(3, balance="round_robin") as engine:
         async with await engine.listen(LOCAL) as listener:
             socks = [dial(listener) for _ in range(9)]
             conns = [await listener.accept() for _ in socks]

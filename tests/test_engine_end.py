@@ -37,7 +37,7 @@ async def test_closing_wakes_everyone(reactors: int) -> None:
         await conn.wait_closed()
         woken.append("end")
 
-    async with trio.open_nursery() as nursery, open_engine(reactors) as engine:  # noqa: SIM117
+    async with trio.open_nursery() as nursery, open_engine(reactors) as engine:
         async with two_conns(engine) as (conn, _):
             listener = await engine.listen(LOCAL)
             nursery.start_soon(expect_closed, "accept", listener.accept)

@@ -16,7 +16,7 @@ import trio.lowlevel
 from helpers import dialled, echo, few_descriptors, is_served, until
 from trio.testing import open_stream_to_socket_listener, wait_all_tasks_blocked
 
-from trio_wknet import ConnOptions, Engine, Limits, Listener
+from trio_wknet import Conn, ConnOptions, Engine, Limits, Listener
 
 if sys.version_info < (3, 11):
     pass
@@ -262,7 +262,7 @@ async def test_one_accepts_at_a_time_and_cancelling_loses_nothing(engine: Engine
                 await listener.accept()
             nursery.cancel_scope.cancel()
         with dialled(listener, 20):
-            accepted = []
+            accepted: list[Conn] = []
             for n in range(200):
                 with trio.CancelScope() as scope:
                     if n % 2:

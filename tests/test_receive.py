@@ -105,7 +105,7 @@ async def test_receive_exactly_waits_for_all_of_it(peer: Peer) -> None:
 async def test_receive_exactly_more_than_the_inbound_mark(engine: Engine, kind: str) -> None:
     """A mark below what is asked for must not keep the reactor from reading it."""
     data = content("mark", 500_000)
-    async with conn_and_peer(engine, kind, limits=Limits(inbound=1000)) as (conn, sock):  # noqa: SIM117
+    async with conn_and_peer(engine, kind, limits=Limits(inbound=1000)) as (conn, sock):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(send, sock, data + data)
             assert await conn.receive_exactly(500_000) == data
@@ -220,7 +220,7 @@ async def test_receive_until_at_the_end_loses_nothing(peer: Peer) -> None:
 
 async def test_receive_until_beyond_the_inbound_mark(engine: Engine) -> None:
     line = content("line", 100_000).replace(b"\n", b".")
-    async with conn_and_peer(engine, limits=Limits(inbound=1000)) as (conn, sock):  # noqa: SIM117
+    async with conn_and_peer(engine, limits=Limits(inbound=1000)) as (conn, sock):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(send, sock, line + b"\n")
             assert await conn.receive_until(b"\n", max_bytes=len(line)) == line

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -136,7 +137,7 @@ async def test_send_nowait_is_bounded_and_refuses_whole(engine: Engine, kind: st
         conn,
         sock,
     ):
-        accepted = []
+        accepted: list[bytes] = []
         while True:
             piece = content(len(accepted), 777)
             try:
@@ -198,7 +199,7 @@ async def test_cancelled_flush_and_send_leave_the_ring_alone(engine: Engine, kin
 # -- turns -----------------------------------------------------------------------------
 
 
-SENDERS = {
+SENDERS: dict[str, Callable[[Conn], Any]] = {
     "send_all": lambda conn: conn.send_all(bytes(10_000_000)),
     "wait": lambda conn: conn.wait_send_all_might_not_block(),
     "send_eof": lambda conn: conn.send_eof(),
@@ -259,8 +260,9 @@ async def test_a_broken_connection_stays_broken(peer: Peer) -> None:
     reset(sock)
     await conn.wait_closed()
     for _ in range(3):
-        for call in (lambda: conn.send_all(b"x"), conn.send_eof, conn.flush):
-            with pytest.raises(trio.BrokenResourceError) as raised:  # noqa: PT012
+        calls: list[Callable[[], Any]] = [lambda: conn.send_all(b"x"), conn.send_eof, conn.flush]
+        for call in calls:
+            with pytest.raises(trio.BrokenResourceError) as raised:
                 for _ in range(3):
                     await call()
             assert isinstance(raised.value.__cause__, OSError)
