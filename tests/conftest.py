@@ -57,16 +57,17 @@ def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-async def _watch() -> None:
-    await trio.sleep(30)
+async def _watch(seconds: float) -> None:
+    await trio.sleep(seconds)
     raise AssertionError("the test hangs")
 
 
 @pytest.fixture
-async def engine(nothing_left: None, reactors: int) -> AsyncIterator[Engine]:
-    """An engine; a test that uses it ends after half a minute at the latest."""
+async def engine(nothing_left: None, reactors: int, long: bool) -> AsyncIterator[Engine]:
+    """An engine; a test that uses it ends after half a minute
+    at the latest (a quarter of an hour in a long run)."""
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_watch)
+        nursery.start_soon(_watch, 900 if long else 30)
         async with open_engine(reactors) as opened:
             yield opened
         nursery.cancel_scope.cancel()
