@@ -174,10 +174,11 @@ def wheels(session: nox.Session) -> None:
 
 # -- Sanitizers --------------------------------------------------------------------
 
-# What they watch in the short form: every native part at work, few idle waits.
-WATCHED = [
-    "ring", "pool", "matrix", "mailbox", "load", "load_modes", "stream_contract", "churn",
-]  # fmt: skip
+# What they watch in the short form: where memory is handed around, where threads meet.
+WATCHED = {
+    "address": ["ring", "pool", "matrix", "mailbox", "close_races", "load_modes", "churn"],
+    "thread": ["mailbox", "close_races", "load_modes", "stream_contract", "churn"],
+}
 
 
 def _runtime(session: nox.Session, library: str) -> str:
@@ -208,21 +209,21 @@ def _install_instrumented(session: nox.Session, source: Path, kind: str) -> None
     shutil.rmtree(source / "trio_wknet")
 
 
-def _selection(session: nox.Session) -> list[str]:
+def _selection(session: nox.Session, kind: str) -> list[str]:
     posargs = list(session.posargs)
     if any(not argument.startswith("-") for argument in posargs):
         return posargs
     if "--long" in posargs:
         return [*posargs, "tests"]
-    files = [f"tests/test_{name}.py" for name in WATCHED]
+    files = [f"tests/test_{name}.py" for name in WATCHED[kind]]
     return [*posargs, *(file for file in files if (HERE / file).exists())]
 
 
-def _run_watched(session: nox.Session, env: dict[str, str], folder: Path) -> None:
+def _run_watched(session: nox.Session, kind: str, env: dict[str, str], folder: Path) -> None:
     """Run pytest, whose sanitizer writes reports to that folder, and show them."""
     # The script, because `python -m pytest` would import from the current folder.
     pytest = str(Path(session.bin) / "pytest")
-    command = [*_fixed_addresses(), pytest, "-p", "no:cacheprovider", *_selection(session)]
+    command = [*_fixed_addresses(), pytest, "-p", "no:cacheprovider", *_selection(session, kind)]
     try:
         session.run(*command, env=env, external=True)
     finally:
@@ -244,7 +245,7 @@ def _sanitize(session: nox.Session, kind: str, library: str, options: str) -> No
             f"{kind[0].upper()}SAN_OPTIONS": f"log_path={source.parent}/report:{options}",
         }
         with session.chdir(source):
-            _run_watched(session, env, source.parent)
+            _run_watched(session, kind, env, source.parent)
 
 
 @nox.session

@@ -185,3 +185,28 @@ def few_descriptors(free: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         for filler in fillers:
             os.close(filler)
+
+
+@contextmanager
+def dialled(listener: Any, count: int) -> Iterator[list[Any]]:
+    socks: list[Any] = []
+    try:
+        for _ in range(count):
+            socks.append(dial(listener))
+        yield socks
+    finally:
+        for sock in socks:
+            sock.close()
+
+
+async def echo(conn: Conn) -> None:
+    while data := await conn.receive_some():
+        await conn.send_all(data)
+
+
+async def is_served(engine: Engine, listener: Any, data: bytes = b"hello") -> None:
+    conn = await engine.connect(url(listener))
+    await conn.send_all(data)
+    await conn.send_eof()
+    assert await read_all(conn) == data
+    await conn.aclose()

@@ -308,7 +308,7 @@ async def test_close_reason_of_each_way(engine: Engine) -> None:
     assert await reason_after(lambda conn, sock: conn.aclose()) == "closed"
     assert await reason_after(lambda conn, sock: conn.abort()) == "aborted"
     assert await reason_after(lambda conn, sock: conn.send_eof(), wait=False) is None
-    assert await reason_after(lambda conn, sock: trio.aclose_forcefully(conn)) == "closed"
+    assert await reason_after(lambda conn, sock: trio.aclose_forcefully(conn)) == "closed"  # noqa: ASYNC105
 
 
 async def test_the_first_reason_stays(peer: Peer) -> None:
@@ -330,10 +330,8 @@ async def test_a_local_close_wakes_everyone_once(engine: Engine, kind: str, way:
         woken = []
 
         async def expect(name: str, call: Callable[[], Any]) -> None:
-            try:
+            with suppress(trio.ClosedResourceError):
                 await call()
-            except trio.ClosedResourceError:
-                pass
             woken.append(name)
 
         async def watch() -> None:

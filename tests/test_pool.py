@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
@@ -109,3 +111,12 @@ def test_blocks_of_other_threads_come_back_all() -> None:
     again = {pool.address(pool.take(512)) for _ in range(100)}
     assert again == addresses
     assert pool.counts() == (0, 51200, 200, 100)
+
+
+def test_a_pool_in_a_cycle_is_collected_with_its_blocks() -> None:
+    """The collector clears what a pool refers to before it ends it."""
+    cycle: list[object] = [BlockPool(0)]
+    cycle.append(cycle)
+    cycle[0].take(512)  # type: ignore[attr-defined]
+    del cycle
+    gc.collect()  # what fails in it fails the test, as an unraisable exception

@@ -263,7 +263,7 @@ async def test_no_receiver_is_forgotten_where_several_disregard_that(peer: Peer)
     """A wakes; before it runs, B takes the bytes and waits again. Then one of the two
     must be told, and neither may sleep through what comes next."""
     conn, sock = peer
-    for _ in range(20):
+    for _ in range(5):
         ended = []
 
         async def receive() -> None:

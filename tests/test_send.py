@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -136,7 +137,7 @@ async def test_send_nowait_is_bounded_and_refuses_whole(engine: Engine, kind: st
         conn,
         sock,
     ):
-        accepted = []
+        accepted: list[bytes] = []
         while True:
             piece = content(len(accepted), 777)
             try:
@@ -198,7 +199,7 @@ async def test_cancelled_flush_and_send_leave_the_ring_alone(engine: Engine, kin
 # -- turns -----------------------------------------------------------------------------
 
 
-SENDERS = {
+SENDERS: dict[str, Callable[[Conn], Any]] = {
     "send_all": lambda conn: conn.send_all(bytes(10_000_000)),
     "wait": lambda conn: conn.wait_send_all_might_not_block(),
     "send_eof": lambda conn: conn.send_eof(),
@@ -259,7 +260,8 @@ async def test_a_broken_connection_stays_broken(peer: Peer) -> None:
     reset(sock)
     await conn.wait_closed()
     for _ in range(3):
-        for call in (lambda: conn.send_all(b"x"), conn.send_eof, conn.flush):
+        calls: list[Callable[[], Any]] = [lambda: conn.send_all(b"x"), conn.send_eof, conn.flush]
+        for call in calls:
             with pytest.raises(trio.BrokenResourceError) as raised:
                 for _ in range(3):
                     await call()
@@ -282,11 +284,13 @@ async def test_a_reset_wakes_whoever_sends(engine: Engine, kind: str, call: str)
             with trio.move_on_after(0.01):
                 await conn.send_all(bytes(10_000_000))
 
+        causes: list[Any] = []
+
         async def use() -> None:
             try:
                 await SENDERS[call](conn)
             except trio.BrokenResourceError as exc:
-                assert isinstance(exc.__cause__, OSError)
+                causes.append(exc.__cause__)
             else:
                 assert call == "wait"  # which may say so or leave it to send_all
 
@@ -294,6 +298,7 @@ async def test_a_reset_wakes_whoever_sends(engine: Engine, kind: str, call: str)
             nursery.start_soon(use)
             await wait_all_tasks_blocked()
             reset(sock)
+        assert all(isinstance(cause, OSError) for cause in causes)
         with pytest.raises(trio.BrokenResourceError):
             await conn.send_all(b"x")
         await until(lambda: conn.statistics().buffered_outbound == 0)

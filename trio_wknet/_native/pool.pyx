@@ -1,5 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """Pools of memory blocks in size classes. The rules stand in pool.pxd."""
+cimport cython
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 
@@ -136,6 +137,9 @@ cdef void pool_drop(Block *block, Pool *mine) noexcept nogil:
         _push_returned(pool, block)
 
 
+# The garbage collector would clear `_blocks` before __dealloc__ needs it; it holds
+# numbers only, so no cycle goes through it.
+@cython.no_gc
 cdef class BlockPool:
     """A pool with a Python face, for tests: blocks are known by a number.
 

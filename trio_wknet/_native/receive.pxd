@@ -3,6 +3,15 @@ from libc.stdint cimport uint32_t, uint64_t
 from trio_wknet._native.operation cimport Operation
 from trio_wknet._native.stream cimport Stream
 
+cdef enum:
+    MOST_BYTES = 1 << 30        # what a ring may grow to
+
+# What `look` found.
+cdef enum:
+    WAIT = 0
+    ENOUGH = 1
+    OVER = 2                    # the peer ended; what is there is all there will be
+
 
 cdef class ReceiveHalf(Stream):
     cdef uint64_t taken         # bytes taken out of the ring so far
@@ -20,3 +29,6 @@ cdef class Receive(Operation):
     cdef object validate(self)
     cdef bint must_wait(self)
     cdef object attempt(self)
+
+
+cdef Py_ssize_t positive(str name, value, Py_ssize_t default) except -1

@@ -1,5 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-"""The receiving half: from the inbound ring to the application.
+"""The receiving half: from the inbound ring to the application, as bytes come.
+receive_sized.pyx adds the forms that know how much they want.
 
 Every receive is the same operation with another idea of when there is enough:
 `attempt` takes bytes or says None, having told the reactor (`wanted`) how many
@@ -7,30 +8,16 @@ bytes to wake it for. That is said under the lock under which the reactor adds
 bytes, so the wake cannot be lost.
 """
 cimport cython
-from cpython.buffer cimport (
-    PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer,
-)
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 
 from trio_wknet._native.conn cimport RESUME, Slot
 from trio_wknet._native.linux cimport pthread_mutex_lock, pthread_mutex_unlock
 from trio_wknet._native.operation cimport Operation
-from trio_wknet._native.ring cimport ring_copy, ring_discard, ring_find, ring_len
+from trio_wknet._native.ring cimport ring_copy, ring_discard, ring_len
 from trio_wknet._native.stream cimport broken
 
 import trio
-
-from trio_wknet._errors import DelimiterNotFound, IncompleteRead
-
-cdef enum:
-    MOST_BYTES = 1 << 30        # what a ring may grow to
-
-# What `look` found.
-cdef enum:
-    WAIT = 0
-    ENOUGH = 1
-    OVER = 2                    # the peer ended; what is there is all there will be
 
 
 cdef class ReceiveHalf(Stream):
@@ -164,67 +151,6 @@ cdef class ReceiveHalf(Stream):
         operation.argument = max_bytes
         return operation
 
-    def receive_into(self, buffer):
-        """Like `receive_some`, but into a writable buffer (a `bytearray`, a
-        `memoryview`, an array). A checkpoint.
-
-        The buffer cannot be resized while this waits.
-
-        Returns how many bytes were written to its start: from 1 to all it holds, or 0
-        when the peer has finished sending. Cancelled, it has taken nothing.
-
-        Raises as `receive_some` does, and:
-          TypeError: ``buffer`` is not writable, contiguous and bytes-like.
-          ValueError: it holds no byte.
-        """
-        cdef ReceiveInto operation = ReceiveInto.__new__(ReceiveInto)
-        operation.conn = self
-        operation.argument = buffer
-        return operation
-
-    def receive_exactly(self, n):
-        """Wait until ``n`` bytes are there, and return them. A checkpoint.
-
-        Args:
-          n: how many bytes, from 1 to 2**30. More than ``limits.inbound`` are
-              allowed: the bound is lifted to ``n`` while this waits.
-
-        Cancelled, it has taken nothing.
-
-        Raises as `receive_some` does, and:
-          IncompleteRead: the peer finished sending before. The bytes that came
-              stay, for `receive_some`.
-        """
-        cdef ReceiveExactly operation = ReceiveExactly.__new__(ReceiveExactly)
-        operation.conn = self
-        operation.argument = n
-        return operation
-
-    def receive_until(self, delimiter, max_bytes=None):
-        """Wait for a delimiter, and return the bytes before it. A checkpoint.
-
-        The delimiter itself is taken out too, and not returned. Bytes are searched
-        once, however many pieces they come in.
-
-        Args:
-          delimiter: one byte or longer.
-          max_bytes: how many bytes may stand before it, 1 or more; by default
-              ``limits.inbound``.
-
-        Cancelled, it has taken nothing.
-
-        Raises as `receive_some` does, and:
-          DelimiterNotFound: more than ``max_bytes`` bytes came without it. They
-              stay, for `receive_some`.
-          IncompleteRead: the peer finished sending before it. So do they.
-          TypeError, ValueError: for a delimiter that is not bytes-like, or empty.
-        """
-        cdef ReceiveUntil operation = ReceiveUntil.__new__(ReceiveUntil)
-        operation.conn = self
-        operation.argument = delimiter
-        operation.max_bytes = max_bytes
-        return operation
-
     def receive_nowait(self, max_bytes=None):
         """Return what is there, like `receive_some`, without waiting. Not a
         checkpoint.
@@ -232,14 +158,13 @@ cdef class ReceiveHalf(Stream):
         Raises as `receive_some` does, and:
           trio.WouldBlock: nothing is there, and more may come.
         """
-        cdef Py_ssize_t most = _positive("max_bytes", max_bytes, MOST_BYTES)
+        cdef Py_ssize_t most = positive("max_bytes", max_bytes, MOST_BYTES)
         self.ensure_usable()
         self._require_no_receiver()
         data = self.take_some(most, False)
         if data is None:
             raise trio.WouldBlock
         return data
-
 
     def _require_no_receiver(self):
         if self.reader is not None:
@@ -265,7 +190,7 @@ cdef class ReceiveHalf(Stream):
         return readable
 
 
-cdef Py_ssize_t _positive(str name, value, Py_ssize_t default) except -1:
+cdef Py_ssize_t positive(str name, value, Py_ssize_t default) except -1:
     """A count of bytes from 1 to MOST_BYTES, or the default for None."""
     cdef Py_ssize_t n
     if value is None:
@@ -324,122 +249,14 @@ cdef class Receive(Operation):
 
 
 @cython.final
-
 cdef class ReceiveSome(Receive):
     cdef Py_ssize_t most
 
     cdef object validate(self):
-        self.most = _positive("max_bytes", self.argument, MOST_BYTES)
+        self.most = positive("max_bytes", self.argument, MOST_BYTES)
 
     cdef bint must_wait(self):
         return self.conn.nothing_yet()
 
     cdef object attempt(self):
         return self.conn.take_some(self.most, True)
-
-
-@cython.final
-cdef class ReceiveInto(Receive):
-    cdef Py_buffer view
-    cdef bint held
-
-    cdef object validate(self):
-        try:
-            PyObject_GetBuffer(self.argument, &self.view, PyBUF_SIMPLE | PyBUF_WRITABLE)
-        except (TypeError, BufferError):
-            raise TypeError(
-                f"buffer must be writable, contiguous and bytes-like, not {self.argument!r}"
-            ) from None
-        self.held = True
-        if self.view.len == 0:
-            raise ValueError("buffer must hold at least 1 byte")
-
-    cdef object attempt(self):
-        cdef uint32_t available
-        cdef int found = self.conn.look(1, &available)
-        cdef Slot *slot = self.conn.slot
-        if found == WAIT:
-            return None
-        if found == OVER:
-            return 0
-        available = <uint32_t>min(<Py_ssize_t>available, self.view.len)
-        pthread_mutex_lock(&slot.lock)
-        ring_copy(&slot.inbound, self.view.buf, available, 0)
-        pthread_mutex_unlock(&slot.lock)
-        self.conn.took(available)
-        return available
-
-    cdef void finish(self) noexcept:
-        if self.held:
-            self.held = False
-            PyBuffer_Release(&self.view)
-
-
-@cython.final
-cdef class ReceiveExactly(Receive):
-    cdef Py_ssize_t count
-
-    cdef object validate(self):
-        if self.argument is None:
-            raise TypeError("n must be an integer, not None")
-        self.count = _positive("n", self.argument, 0)
-        if self.argument > MOST_BYTES:
-            raise ValueError(f"n must be at most {MOST_BYTES}, not {self.argument}")
-
-    cdef object attempt(self):
-        cdef uint32_t available
-        cdef int found = self.conn.look(<uint32_t>self.count, &available)
-        if found == WAIT:
-            return None
-        if found == OVER:
-            raise IncompleteRead(self.count, available)
-        return self.conn.take(<uint32_t>self.count, 0)
-
-
-@cython.final
-cdef class ReceiveUntil(Receive):
-    cdef object max_bytes
-    cdef Py_ssize_t most
-    cdef uint32_t scanned
-    cdef uint64_t taken
-
-    cdef object validate(self):
-        if not isinstance(self.argument, (bytes, bytearray, memoryview)):
-            raise TypeError(f"delimiter must be bytes, not {self.argument!r}")
-        self.argument = bytes(self.argument)
-        if not self.argument:
-            raise ValueError("delimiter must hold at least 1 byte")
-        self.most = _positive("max_bytes", self.max_bytes, self.conn.slot.limits.inbound if self.conn.slot != NULL else 1)
-
-    cdef object attempt(self):
-        cdef bytes delimiter = self.argument
-        cdef uint32_t length = <uint32_t>len(delimiter)
-        cdef uint32_t available
-        cdef long at
-        cdef int found
-        # What was searched stays searched, less what may begin a delimiter;
-        # unless a receive_nowait came in between the wake and this step.
-        if self.taken != self.conn.taken:
-            self.taken = self.conn.taken
-            self.scanned = 0
-        found = self.conn.look(self.scanned + length, &available)
-        while found == ENOUGH:
-            at = self._search(delimiter, length)
-            if at >= 0 and at <= self.most:
-                return self.conn.take(<uint32_t>at, length)
-            if available - length + 1 > self.most:
-                raise DelimiterNotFound(delimiter, self.most)
-            self.scanned = available - length + 1
-            found = self.conn.look(self.scanned + length, &available)
-        if found == OVER:
-            raise IncompleteRead(None, available)
-        return None
-
-    cdef long _search(self, bytes delimiter, uint32_t length):
-        cdef Slot *slot = self.conn.slot
-        cdef long at
-        pthread_mutex_lock(&slot.lock)
-        at = ring_find(&slot.inbound, <const unsigned char *>PyBytes_AS_STRING(delimiter),
-                       length, self.scanned)
-        pthread_mutex_unlock(&slot.lock)
-        return at

@@ -6,9 +6,9 @@
 # A ring is not thread-safe by itself. A connection's rings are touched only
 # under the connection's lock (conn.pxd says by whom).
 #
-# Bytes that a lease shows are pinned: they are unread, so writing never touches
-# them; growing copies them and leaves the old block to the lease; taking or
-# discarding bytes is refused while a lease lives (`pins`).
+# Bytes that a lease (lease.pxd) shows are unread, so writing never touches them;
+# growing copies them and leaves the old block to the lease, by its reference count.
+# That nobody takes them out meanwhile is seen to by who lends them.
 from libc.stdint cimport uint32_t
 
 from trio_wknet._native.linux cimport iovec
@@ -18,7 +18,6 @@ cdef struct Ring:
     Block *block        # NULL exactly while the ring is empty
     uint32_t head       # next byte to read
     uint32_t tail       # next byte to write; tail - head bytes are unread
-    uint32_t pins       # leases alive
 
 cdef inline uint32_t ring_len(Ring *ring) noexcept nogil:
     return ring.tail - ring.head

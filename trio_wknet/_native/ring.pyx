@@ -85,7 +85,7 @@ cdef int ring_spans(Ring *ring, iovec *spans) noexcept nogil:
 
 cdef void ring_discard(Ring *ring, Pool *mine, uint32_t n) noexcept nogil:
     """Forget the first `n` unread bytes; an empty ring gives its block back.
-    The caller has checked `pins`."""
+    The caller has seen to it that no lease shows them."""
     ring.head += n
     if ring.head == ring.tail:
         ring_clear(ring, mine)

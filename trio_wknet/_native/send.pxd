@@ -1,10 +1,10 @@
 from libc.stdint cimport int32_t, uint32_t
 
 from trio_wknet._native.operation cimport Operation
-from trio_wknet._native.receive cimport ReceiveHalf
+from trio_wknet._native.receive_sized cimport ReceiveSized
 
 
-cdef class SendHalf(ReceiveHalf):
+cdef class SendHalf(ReceiveSized):
     cdef int32_t send_error     # errno that broke sending, for good
     cdef bint eof_sent
     cdef bint queued            # the outbound ring had bytes when last looked at

@@ -1,6 +1,6 @@
 import sys
 
-from trio_wknet._native.receive import ReceiveHalf
+from trio_wknet._native.receive_sized import ReceiveSized
 
 if sys.version_info >= (3, 12):
     from collections.abc import Buffer
@@ -8,7 +8,7 @@ else:
     from typing_extensions import Buffer
 
 # An async method gives an Operation, which is a coroutine in all but its type.
-class SendHalf(ReceiveHalf):
+class SendHalf(ReceiveSized):
     async def send_all(self, data: Buffer) -> None: ...
     async def wait_send_all_might_not_block(self) -> None: ...
     async def flush(self) -> None: ...

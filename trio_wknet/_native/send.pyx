@@ -31,7 +31,7 @@ cdef enum:
     HOLD_GIL_UP_TO = 16384
 
 
-cdef class SendHalf(ReceiveHalf):
+cdef class SendHalf(ReceiveSized):
 
     cdef int may_send(self) except -1:
         if self.slot == NULL:
