@@ -57,7 +57,7 @@ async def test_a_handlers_exception_ends_serve_and_the_others(engine: Engine) ->
             ended.append(conn)
 
     with dialled(listener, 3) as socks:
-        with pytest.raises(Exception) as raised:  # noqa: B017, PT011
+        with pytest.raises(Exception) as raised:  # noqa: PT011
             async with trio.open_nursery() as nursery:
                 await nursery.start(listener.serve, handler)
                 await until(lambda: listener.statistics().handlers == 3)
