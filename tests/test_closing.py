@@ -177,10 +177,11 @@ async def test_data_and_hangup_in_one_event(engine: Engine, kind: str) -> None:
         async with conn_and_peer(engine, kind) as (conn, sock):
             data = content("hup", size)
             await conn.send_eof()  # with both directions shut epoll says HUP
-            await send(sock, data)
+            # Without a checkpoint in between: in-loop this is one event.
+            accepted = sock._sock.send(data)
             sock.close()
             await conn.wait_closed()
-            assert await read_all(conn) == data
+            assert await read_all(conn) == data[:accepted]
             assert conn.close_reason == "eof"
 
 
