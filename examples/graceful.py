@@ -14,7 +14,7 @@ import trio
 
 from trio_wknet import Conn, IncompleteRead, Listener, open_wknet_listener
 
-GRACE = 10  # seconds for requests under way
+GRACE = 10  # seconds for requests under way, and for clients to take the answers
 
 waiting: set[trio.CancelScope] = set()  # one for each connection between requests
 stopping = False
@@ -46,14 +46,13 @@ async def stop_on_signal(
     global stopping
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         task_status.started()
-        await signals.__anext__()
+        await anext(signals)
         stopping = True
         for scope in list(waiting):
             scope.cancel()
+        everything.deadline = trio.current_time() + GRACE
         print("draining", flush=True)
-        with trio.move_on_after(GRACE):
-            await listener.drain()
-        everything.cancel()  # nothing is left, or the grace is over
+        await listener.drain()
 
 
 async def main(port: int) -> None:

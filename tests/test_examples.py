@@ -60,6 +60,9 @@ class Example:
     def end(self, how: signal.Signals = signal.SIGINT) -> str:
         """Send a signal; the rest of the output, after a clean exit."""
         self.process.send_signal(how)
+        return self.ended()
+
+    def ended(self) -> str:
         output, errors = self.process.communicate(timeout=PATIENCE)
         assert errors == ""
         assert self.process.returncode == 0
@@ -267,10 +270,15 @@ def test_graceful(how: signal.Signals) -> None:
         assert receive_line(idle) == b"done with one\n"
         busy.sendall(b"two\n")
         assert receive_line(busy) == b"working on two\n"
-        assert example.end(how) == "draining\n"
+        example.process.send_signal(how)
+        assert example.line() == "draining"
+        assert idle.recv(1) == b""
         assert receive_line(busy) == b"done with two\n"
         assert busy.recv(1) == b""
-        assert idle.recv(1) == b""
+        # It waits until they have taken that.
+        idle.close()
+        busy.close()
+        assert example.ended() == ""
 
 
 @pytest.mark.parametrize("name", ["echo", "unix_echo", "ticker", "chat", "proxy", "graceful"])

@@ -315,9 +315,7 @@ async def open_engine(
       OSError: if the system has no descriptors or threads left.
     """
     if balance not in ("least_connections", "round_robin"):
-        raise ValueError(
-            f"balance must be 'least_connections' or 'round_robin', not {balance!r}"
-        )
+        raise ValueError(f"balance must be 'least_connections' or 'round_robin', not {balance!r}")
     engine = Engine(_choose_reactors(reactors), balance)
     try:
         yield engine

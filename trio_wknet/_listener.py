@@ -118,9 +118,7 @@ class Listener(NativeListener, trio.abc.Listener[Conn]):
                 for conn in conns:  # the nursery takes no more
                     conn._drop()
 
-    async def _run_handler(
-        self, handler: Callable[[Conn], Awaitable[object]], conn: Conn
-    ) -> None:
+    async def _run_handler(self, handler: Callable[[Conn], Awaitable[object]], conn: Conn) -> None:
         try:
             await handler(conn)
             conn._close()

@@ -69,13 +69,13 @@ class SocketFacade(trio.socket.SocketType):
 
     def getsockopt(self, level: int, optname: int, buflen: int | None = None) -> Any:
         with self._borrowed() as sock:
-            return sock.getsockopt(level, optname) if buflen is None else sock.getsockopt(
-                level, optname, buflen
+            return (
+                sock.getsockopt(level, optname)
+                if buflen is None
+                else sock.getsockopt(level, optname, buflen)
             )
 
-    def setsockopt(
-        self, level: int, optname: int, value: Any, optlen: int | None = None
-    ) -> None:
+    def setsockopt(self, level: int, optname: int, value: Any, optlen: int | None = None) -> None:
         with self._borrowed() as sock:
             if optlen is None:
                 sock.setsockopt(level, optname, value)
