@@ -171,6 +171,25 @@ async def test_bytes_before_a_reset_are_received_first(engine: Engine) -> None:
         assert conn.close_reason == "reset"
 
 
+async def test_a_reset_behind_a_pause_is_called_so_from_the_first(engine: Engine) -> None:
+    """The reactor does not read then, so it cannot run into the error itself."""
+    async with conn_and_peer(engine, limits=Limits(inbound=1000)) as (conn, sock):
+        data = content("paused", 200_000)
+        sock._sock.send(data)
+        await until(lambda: conn.statistics().buffered_inbound >= 1000)
+        reset(sock)
+        await conn.wait_closed()
+        assert conn.close_reason == "reset"
+        got = bytearray()
+        with pytest.raises(trio.BrokenResourceError) as raised:
+            while True:
+                piece = await conn.receive_some()
+                assert piece, "a reset was taken for an end"
+                got += piece
+        assert isinstance(raised.value.__cause__, ConnectionResetError)
+        assert data.startswith(bytes(got))
+
+
 async def test_data_and_hangup_in_one_event(engine: Engine, kind: str) -> None:
     """Pitfall 8: netty #4317, and wknet, close on HUP without reading."""
     for size in (1, 1000, 100_000):

@@ -311,8 +311,8 @@ async def open_engine(
 
     Raises:
       TypeError, ValueError: for an argument out of range.
-      RuntimeError: outside Trio.
-      OSError: if the system has no descriptors or threads left.
+      RuntimeError: outside Trio, or if the system has no threads left.
+      OSError: if it has no descriptors left.
     """
     if balance not in ("least_connections", "round_robin"):
         raise ValueError(f"balance must be 'least_connections' or 'round_robin', not {balance!r}")

@@ -89,7 +89,8 @@ class ConnOptions:
     send_buffer: int | None = attrs.field(
         default=None, validator=attrs.validators.optional(_integer(1, _MOST_BYTES))
     )
-    """``SO_SNDBUF``, in bytes."""
+    """``SO_SNDBUF``, in bytes. On Linux, connections accepted on a unix socket do not
+    inherit it; set it by `Conn.setsockopt` there."""
 
     unix_mode: int | None = attrs.field(
         default=None, validator=attrs.validators.optional(_integer(0, 0o777))

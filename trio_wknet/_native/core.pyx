@@ -18,7 +18,7 @@ from trio_wknet._native.conn cimport (
 from trio_wknet._native.linux cimport errno, monotonic_ns
 from trio_wknet._native.links cimport list_empty
 from trio_wknet._native.mailbox cimport Letter, letter_take, mailbox_take, mailbox_waiting
-from trio_wknet._native.matrix cimport matrix_each, matrix_return, matrix_take
+from trio_wknet._native.matrix cimport matrix_after_fork, matrix_each, matrix_return, matrix_take
 from trio_wknet._native.reactor cimport (
     Reactor, command, hub_free, hub_new, publish, reactor_run, reactor_turn,
 )
@@ -107,6 +107,8 @@ cdef class Core:
     def mark_forked(self):
         """In a child process: refuse everything, touch nothing that is shared."""
         self.forked = True
+        if not self.closed:
+            matrix_after_fork(self.hub.matrix)
 
     @property
     def in_loop(self):

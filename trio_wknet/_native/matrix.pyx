@@ -117,6 +117,18 @@ cdef Slot *matrix_get(Matrix *matrix, uint64_t handle) noexcept nogil:
     return slot
 
 
+cdef void matrix_after_fork(Matrix *matrix) noexcept nogil:
+    """In a forked child: make the locks usable, which the parent's threads may
+    have held at that moment."""
+    cdef uint32_t i, j
+    cdef Slot *slab
+    pthread_mutex_init(&matrix.lock, NULL)
+    for i in range(matrix.slab_count):
+        slab = <Slot *>wk_ptr_load(&matrix.slabs[i])
+        for j in range(<uint32_t>SLAB_SLOTS):
+            pthread_mutex_init(&slab[j].lock, NULL)
+
+
 cdef Slot *matrix_each(Matrix *matrix, uint32_t *cursor) noexcept nogil:
     """The next slot in use, moving the cursor (0 at first); NULL at the end.
     Meant for an engine that is being taken down: no other thread runs."""

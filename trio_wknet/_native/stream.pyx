@@ -128,7 +128,7 @@ cdef class Stream(Endpoint):
         cdef int32_t error
         cdef bint ended
         pthread_mutex_lock(&slot.lock)
-        error = slot.error
+        error = slot.error or slot.foretold
         ended = slot.ended or slot.hung_up
         pthread_mutex_unlock(&slot.lock)
         if error:

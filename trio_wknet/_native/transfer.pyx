@@ -25,8 +25,8 @@ from trio_wknet._native.conn cimport (
 )
 from trio_wknet._native.linux cimport (
     AF_UNIX, EAGAIN, EINTR, ENOMEM, EPOLLERR, EPOLLHUP, EPOLLPRI, EPOLLRDHUP,
-    MSG_DONTWAIT, MSG_NOSIGNAL, errno, iovec, msghdr,
-    pthread_mutex_lock, pthread_mutex_unlock, recv, sendmsg,
+    MSG_DONTWAIT, MSG_NOSIGNAL, SOL_SOCKET, SO_ERROR, errno, getsockopt, iovec, msghdr,
+    pthread_mutex_lock, pthread_mutex_unlock, recv, sendmsg, socklen_t,
 )
 from trio_wknet._native.links cimport list_append
 from trio_wknet._native.pool cimport Block, block_data, pool_drop, pool_take
@@ -54,9 +54,23 @@ cdef void on_readable(Reactor *reactor, Slot *slot, uint32_t events) noexcept no
             slot.end_wanted = False
             bits = ENDED
     pthread_mutex_unlock(&slot.lock)
+    if paused and events & EPOLLERR:
+        _foretell(slot)
     notify(reactor, slot, bits)
     if not paused:
         _receive(reactor, slot, over or slot.family == AF_UNIX or (events & EPOLLPRI) != 0)
+
+
+cdef void _foretell(Slot *slot) noexcept nogil:
+    """Remember the error that the socket holds. Asking takes it, so that reading
+    will end in what looks like a FIN."""
+    cdef int error = 0
+    cdef socklen_t length = sizeof(error)
+    getsockopt(slot.fd, SOL_SOCKET, SO_ERROR, &error, &length)
+    pthread_mutex_lock(&slot.lock)
+    if error != 0:
+        slot.foretold = error
+    pthread_mutex_unlock(&slot.lock)
 
 
 cdef void resume_reading(Reactor *reactor, Slot *slot) noexcept nogil:
@@ -81,7 +95,7 @@ cdef void _receive(Reactor *reactor, Slot *slot, bint to_the_end) noexcept nogil
                 return
             budget -= n
         elif n == 0:
-            end_of_input(reactor, slot, 0)
+            end_of_input(reactor, slot, slot.foretold)
             return
         elif errno == EAGAIN:
             return
