@@ -1,4 +1,4 @@
-"""The README's picture: ``python benchmarks/plot.py SWEEP.json docs/_static/throughput.svg``.
+"""The README's picture: ``python benchmarks/plot.py SWEEP.json docs/_static/throughput.png``.
 
 ``SWEEP.json`` comes from ``python benchmarks/run.py --sweep --json SWEEP.json``.
 """
