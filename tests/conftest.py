@@ -8,6 +8,7 @@ runs a few rounds of each.
 from __future__ import annotations
 
 import gc
+import signal
 import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -85,3 +86,10 @@ async def pair(engine: Engine, kind: str) -> AsyncIterator[tuple[Conn, Conn]]:
     """Two connections, connected with each other."""
     async with two_conns(engine, kind) as conns:
         yield conns
+
+
+def pytest_configure() -> None:
+    # A shell starts what it puts in the background with SIGINT ignored, which
+    # children inherit; the tests of Ctrl-C need it as in the foreground.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
