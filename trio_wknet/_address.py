@@ -75,11 +75,6 @@ def _parse_unix(address: str) -> Address:
     return Address(address, None, 0, path)
 
 
-def unix_path(address: Address) -> str | None:
-    """The socket file of an address, if it has one."""
-    return address.path
-
-
 def _refuse(address: Address, exc: OSError) -> OSError:
     """The same error, saying which address it was about."""
     reason = exc.strerror or str(exc)

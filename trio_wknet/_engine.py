@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import trio
 from trio.testing import MockClock
 
-from trio_wknet._address import open_listening_sockets, parse_address, unix_path
+from trio_wknet._address import open_listening_sockets, parse_address
 from trio_wknet._bridge import Bridge
 from trio_wknet._conn import Conn
 from trio_wknet._listener import Listener
@@ -139,7 +139,7 @@ class Engine:
         parsed = parse_address(address)
         copies = max(1, self.reactors) if reuse_port else 1
         sockets = await open_listening_sockets(parsed, backlog, reuse_port, copies, options)
-        return self._make_listener(sockets, limits, spread=reuse_port, path=unix_path(parsed))
+        return self._make_listener(sockets, limits, spread=reuse_port, path=parsed.path)
 
     def _make_listener(
         self, sockets: list[socket.socket], limits: Limits, *, spread: bool, path: str | None
