@@ -59,7 +59,7 @@ class Bridge:
                     await trio.lowlevel.checkpoint()
                 else:
                     task.custom_sleep_data = _PARKED
-                    await trio.lowlevel.wait_readable(descriptor)
+                    await self._wait(descriptor)
                     if self._open:
                         core.still()
         except trio.ClosedResourceError:
@@ -68,6 +68,14 @@ class Bridge:
             # Cancelled: the run ends, and nobody closed the engine.
             if self._open:
                 self._on_run_end()
+
+    async def _wait(self, descriptor: int) -> None:
+        if not self._core.virtual:
+            await trio.lowlevel.wait_readable(descriptor)
+            return
+        with trio.CancelScope() as scope:
+            self._core.wait_with(scope)
+            await trio.lowlevel.wait_readable(descriptor)
 
     def close(self) -> None:
         """Stop draining, and wake the pump out of the descriptor. Idempotent."""

@@ -22,7 +22,7 @@ from trio_wknet._options import ConnOptions, Limits
 from trio_wknet._statistics import EngineStatistics, ReactorStatistics
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
 MOST_REACTORS = 1024
 
@@ -53,18 +53,24 @@ def _choose_reactors(reactors: int | None) -> int:
         raise ValueError(f"reactors must be from 0 to {MOST_REACTORS}, not {reactors}")
     # A foreign thread is invisible to a mock clock: its autojump would fire while
     # bytes are under way.
-    if isinstance(trio.lowlevel.current_clock(), MockClock):
+    if _virtual_clock() is not None:
         return 0
     if reactors is None:
         return 1 if len(os.sched_getaffinity(0)) > 1 else 0
     return reactors
 
 
+def _virtual_clock() -> Callable[[], float] | None:
+    """What tells the time in a run whose clock does not follow the system's."""
+    clock = trio.lowlevel.current_clock()
+    return clock.current_time if isinstance(clock, MockClock) else None
+
+
 class Engine:
     """Reactors, their threads and their connections. See `open_engine`."""
 
     def __init__(self, reactors: int, balance: str) -> None:
-        self._core = Core(reactors, balance == "round_robin")
+        self._core = Core(reactors, balance == "round_robin", _virtual_clock())
         self._closed = False
         self._threads: list[threading.Thread] = []
         try:

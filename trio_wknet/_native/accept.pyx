@@ -17,7 +17,7 @@ from the listening socket, so an accept costs one accept4 and one epoll_ctl.
 from libc.stdint cimport uint32_t
 
 from trio_wknet._native.atomics cimport (
-    wk_u32_add, wk_u32_load_relaxed, wk_u32_sub, wk_u64_add, wk_u64_load,
+    wk_u32_add, wk_u32_load_relaxed, wk_u32_store_relaxed, wk_u32_sub, wk_u64_add, wk_u64_load,
 )
 from trio_wknet._native.conn cimport ACCEPTED, ADD, DROP, OPEN, PORT, Slot
 from trio_wknet._native.linux cimport (
@@ -29,11 +29,13 @@ from trio_wknet._native.linux cimport (
 from trio_wknet._native.links cimport list_append, list_remove
 from trio_wknet._native.matrix cimport matrix_take
 from trio_wknet._native.reactor cimport Hub, Reactor, notify
+from trio_wknet._native.timeouts cimport timeout_clear, timeout_set
 from trio_wknet._native.wake cimport reactor_post
 
 cdef enum:
     ACCEPT_BATCH = 64
     MOST_BACKLOG = 65535
+    RETRY_NS = 50000000         # how often a port without descriptors is tried
 
 
 cdef bint watch(Reactor *reactor, Slot *slot) noexcept nogil:
@@ -44,6 +46,8 @@ cdef bint watch(Reactor *reactor, Slot *slot) noexcept nogil:
         event.events = EPOLLIN | EPOLLPRI | EPOLLOUT | EPOLLRDHUP | EPOLLET
     event.data.u64 = wk_u64_load(&slot.handle)
     slot.state = OPEN
+    if slot.kind != PORT and wk_u32_load_relaxed(&slot.idle):
+        timeout_set(reactor, slot)
     return epoll_ctl(reactor.epfd, EPOLL_CTL_ADD, slot.fd, &event) == 0
 
 
@@ -67,7 +71,8 @@ cdef void rearm(Reactor *reactor, Slot *port) noexcept nogil:
     if port.disarmed:
         port.disarmed = False
         wk_u32_sub(&port.listener.starved, 1)
-        list_remove(&port.timed)
+        list_remove(&port.ready)
+        timeout_clear(reactor, port)
     _arm(reactor, port, EPOLLIN)
 
 
@@ -76,7 +81,9 @@ cdef void _starve(Reactor *reactor, Slot *port) noexcept nogil:
     if not port.disarmed:
         port.disarmed = True
         wk_u32_add(&port.listener.starved, 1)
-        list_append(&reactor.timed, &port.timed, port)
+        list_append(&reactor.starved, &port.ready)
+    port.deadline = reactor.now + RETRY_NS
+    timeout_set(reactor, port)
     _arm(reactor, port, 0)
 
 
@@ -163,6 +170,7 @@ cdef bint _hand_over(Reactor *reactor, Slot *port, int fd) noexcept nogil:
     slot.fd = fd
     slot.family = port.family
     slot.limits = port.limits
+    wk_u32_store_relaxed(&slot.idle, port.limits.idle)
     slot.opened = reactor.now
     slot.reactor = target
     wk_u32_add(&target.connections, 1)

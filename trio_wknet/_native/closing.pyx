@@ -23,6 +23,7 @@ from trio_wknet._native.mailbox cimport letter_mark
 from trio_wknet._native.pool cimport block_data
 from trio_wknet._native.reactor cimport RECEIVE_BUFFER, Reactor, notify
 from trio_wknet._native.ring cimport ring_clear
+from trio_wknet._native.timeouts cimport timeout_clear, timeout_set
 from trio_wknet._native.transfer cimport flush
 
 cdef enum:
@@ -35,7 +36,7 @@ cdef void close_gracefully(Reactor *reactor, Slot *slot) noexcept nogil:
     pthread_mutex_unlock(&slot.lock)
     slot.state = FLUSHING
     slot.deadline = reactor.now + <unsigned long long>slot.limits.linger_ms * 1000000
-    list_append(&reactor.timed, &slot.timed, slot)
+    timeout_set(reactor, slot)
     on_closing_event(reactor, slot)
 
 
@@ -82,7 +83,7 @@ cdef void _discard_input(Reactor *reactor, Slot *slot) noexcept nogil:
             slot.error = errno
             return
     if budget <= 0:
-        list_append(&reactor.ready, &slot.ready, slot)
+        list_append(&reactor.ready, &slot.ready)
 
 
 cdef void reset(Reactor *reactor, Slot *slot) noexcept nogil:
@@ -100,7 +101,7 @@ cdef void close_now(Reactor *reactor, Slot *slot) noexcept nogil:
     another process keeps a closed descriptor registered otherwise)."""
     cdef epoll_event unused
     list_remove(&slot.ready)
-    list_remove(&slot.timed)
+    timeout_clear(reactor, slot)
     pthread_mutex_lock(&slot.lock)
     ring_clear(&slot.inbound, reactor.pool)
     ring_clear(&slot.outbound, reactor.pool)
@@ -157,6 +158,7 @@ cdef void forget(Reactor *reactor, Slot *slot) noexcept nogil:
     """Detach: stop watching, keep the descriptor open for the Trio side."""
     cdef epoll_event unused
     list_remove(&slot.ready)
+    timeout_clear(reactor, slot)
     epoll_ctl(reactor.epfd, EPOLL_CTL_DEL, slot.fd, &unused)
     slot.state = FORGOTTEN
     notify(reactor, slot, DETACHED)

@@ -1,12 +1,30 @@
 # The slot: one struct of the matrix, for a connection, a listener or a port of
 # one. Who may touch what, and when.
 #
-# Four kinds of access:
+# Kinds of access:
 #   const    written before the slot is published to the other side, then read
 #   lock     under `lock`, by either side. Nobody sleeps, calls the kernel or
 #            runs Python code while holding it; the longest thing done under it
 #            is one copy of at most a receive buffer.
-#   reactor / trio   that side's own, touched by nobody else
+#   mail     atomics that one side writes for the other to take
+#   reactor / trio   written by that side alone. Atomics among them may be read
+#            by the other.
+#
+# Layout. 64-byte lines, each of one kind, so that neither side's own fields ever
+# share a line with what the other side writes: counting bytes on one core takes
+# no line away from the other. What both must write, rings and letters, moves
+# between the cores anyway when work is handed over, and stands together: an echo
+# touches lines 0, 1 and 3 on both sides, 4 on the reactor's and 6 on Trio's.
+# The sizes are asserted where matrix.pyx allocates slots, on 64-byte boundaries.
+#
+#   line 0     identity, const, and the lock
+#   line 1     lock: the rings and what is told along with them
+#   line 2     const: who serves it, within which bounds
+#   line 3     mail
+#   lines 4,5  reactor
+#   line 6     trio. Not reset by whoever takes the slot, but by the Trio side when
+#              it claims the connection: it may look at a slot at any time, to list
+#              the connections, and must not find another thread writing there.
 #
 # The descriptor. The reactor side alone closes it, and only after the Trio side
 # has let go (CLOSE, DROP or ABORT below) or if it never held the connection. So
@@ -18,12 +36,13 @@
 # queued, the reactor returns the slot to the matrix once its event batch ends;
 # if it was, the drain that takes the letter returns it. Either way a generation
 # passes, and every handle to the old connection is void.
-from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from trio_wknet._native.atomics cimport wk_u32, wk_u64
 from trio_wknet._native.linux cimport pthread_mutex_t
 from trio_wknet._native.mailbox cimport Letter
 from trio_wknet._native.ring cimport Ring
+from trio_wknet._native.wheel cimport WheelNode
 
 cdef enum Kind:
     FREE = 0
@@ -40,6 +59,7 @@ cdef enum Completion:
     ACCEPTED = 16       # connections wait for accept(), or a port failed
     DETACHED = 32       # the reactor has forgotten the descriptor
     RELEASED = 64       # whoever takes this letter returns the slot
+    IDLE = 128          # its idle rule came due
 
 # Bits of `down`: what the Trio side, or the reactor that accepted, asks for.
 cdef enum Command:
@@ -50,6 +70,7 @@ cdef enum Command:
     CLOSE = 16          # flush, FIN, linger
     DROP = 32           # close at once; the kernel still sends what it holds
     ABORT = 64          # close with a reset
+    WATCH = 128         # the idle rule has become stricter: look at it again
 
 # The reactor's view of a connection, in the only order they can follow.
 cdef enum State:
@@ -66,79 +87,105 @@ cdef struct Limits:
     uint32_t linger_bytes   # bytes discarded at most while closing
     uint32_t linger_ms      # milliseconds that closing may take
     uint32_t accept_queue   # connections that may wait for accept()
+    uint32_t idle           # an idle rule (idle.pxd) for each connection; 0: none
 
 # A link in a doubly linked list of slots.
 cdef struct Link:
     Link *prev
     Link *next
-    Slot *slot
 
 cdef struct Slot:
-    # These two outlive the connection; matrix.pyx resets all that follows them.
+    # --- line 0. Handle and lock outlive the connection; matrix.pyx resets what
+    # follows them, up to line 6.
     wk_u64 handle           # generation << 32 | index
     pthread_mutex_t lock
-
-    # const
-    void *reactor           # its Reactor
-    Slot *listener          # of a PORT
-    bint keeps              # of a PORT: its reactor keeps what it accepts
     int32_t fd
-    int32_t family
+    uint16_t family
     uint8_t kind
-    Limits limits
-    uint64_t opened         # ns, monotonic
+    uint8_t keeps           # of a PORT: its reactor keeps what it accepts
+    uint64_t opened         # ns
 
-    # mail; the rules stand in mailbox.pxd
-    Letter up
-    Letter down
-
-    # lock
+    # --- line 1: lock
     Ring inbound            # the reactor writes, the Trio side reads
     Ring outbound           # the Trio side writes, the reactor reads
     uint32_t wanted         # a receiver waits for so many bytes; 0: nobody waits
     int32_t error           # errno that broke the connection or port; 0: none
     int32_t foretold        # errno that epoll told of while paused, ahead of bytes
-    bint ended              # the peer's FIN was read: every byte before it is in;
+    uint8_t ended           # the peer's FIN was read: every byte before it is in;
                             # of a LISTENER: no port is left to add to its queue
-    bint hung_up            # FIN or reset was seen, perhaps ahead of unread bytes
-    bint paused             # inbound is at its mark: the reactor does not read
-    bint flush_wanted       # somebody waits for FLUSHED
-    bint end_wanted         # somebody waits for ENDED
+    uint8_t hung_up         # FIN or reset was seen, perhaps ahead of unread bytes
+    uint8_t paused          # inbound is at its mark: the reactor does not read
+    uint8_t flush_wanted    # somebody waits for FLUSHED
+    uint8_t end_wanted      # somebody waits for ENDED
     # of a LISTENER
-    Slot *oldest            # accepted and not yet taken, linked by `chain`
-    Slot *newest
-    uint32_t waiting        # how many
-    bint accept_wanted      # somebody waits for ACCEPTED
-    bint refusing           # closed: whatever is still accepted is dropped
+    uint8_t accept_wanted   # somebody waits for ACCEPTED
+    uint8_t refusing        # closed: whatever is still accepted is dropped
+    uint8_t spare_flag
+    uint32_t waiting        # accepted and not yet taken: how many
+    Slot *oldest            # linked by `chain`
 
+    # --- line 2: const, and a LISTENER's other end of its queue (lock)
+    void *reactor           # its Reactor
+    Slot *listener          # of a PORT
+    Limits limits
+    Slot *newest
+    Slot *chain             # the next in an accept queue (lock), later in the
+                            # reactor's dead list
+    uint64_t spare_const
+
+    # --- line 3: mail; the rules of letters stand in mailbox.pxd
+    Letter up
+    Letter down
+    wk_u64 idle_since       # ns: what an idle rule counts from, if nothing moved
+    wk_u32 idle             # an idle rule; 0: none
     # The Trio side sets it before its last try to send, the reactor takes it at
     # EPOLLOUT (the argument stands at on_writable in transfer.pyx).
     wk_u32 writable_wanted
     wk_u32 users            # of a LISTENER: open ports, and the Trio side
+    uint32_t spare_mail[3]
 
-    # reactor
-    uint8_t state
-    bint draining           # the outbound ring has bytes, as far as it knows
-    bint shut               # FIN sent
-    bint disarmed           # of a PORT: not watched for now
-    uint32_t discarded      # bytes discarded while closing
-    uint64_t deadline       # ns, while FLUSHING or LINGERING
-    Link ready              # in the reactor's list of unfinished reads
-    Link timed              # in its list of closing connections, or of ports
-    Slot *chain             # in an accept queue, later in the dead list
-
-    # statistics: each has one writer (sent_*: the Trio side), anyone reads
-    wk_u64 received
+    # --- lines 4 and 5: reactor
+    WheelNode timer         # in its wheel: idle, closing, or a port to re-arm
+    uint64_t deadline       # ns, while FLUSHING or LINGERING, or of a disarmed PORT
+    Link ready              # in its list of unfinished reads
+    wk_u64 received         # statistics, here and below
     wk_u64 receive_calls
     wk_u64 last_received    # ns
     wk_u64 flushed          # sent by the reactor, from the outbound ring
     wk_u64 flush_calls
-    wk_u64 last_flushed
-    wk_u64 sent             # sent by the Trio side, directly
-    wk_u64 send_calls
-    wk_u64 last_sent
+    wk_u64 last_flushed     # ns
     wk_u64 accepted         # of a LISTENER
     wk_u32 starved          # of a LISTENER: ports disarmed for lack of descriptors
+    uint32_t discarded      # bytes discarded while closing
+    uint8_t state
+    uint8_t draining        # the outbound ring has bytes, as far as it knows
+    uint8_t shut            # FIN sent
+    uint8_t disarmed        # of a PORT: not watched for now
+    uint8_t spare_reactor[28]
 
-    # trio
+    # --- line 6: trio
     void *owner             # its Endpoint, a borrowed reference; NULL: none
+    void *server            # its EventServer, borrowed, in event mode; else NULL
+    void *context           # the application's object, a reference, in event mode
+    wk_u64 sent             # sent directly, by the Trio side
+    wk_u64 send_calls
+    wk_u64 last_sent        # ns
+    uint32_t taken          # bytes taken out of the inbound ring, modulo 2**32
+    uint32_t seen           # event mode: taken + unread at the last callback
+    int32_t send_error      # errno that broke sending, for good
+    uint8_t claimed         # the application knows it, or may
+    uint8_t eof_sent
+    uint8_t queued          # the outbound ring had bytes when last looked at
+    uint8_t phase           # event mode: where it stands (events.pyx)
+
+
+cdef inline Slot *slot_of_up(Letter *letter) noexcept nogil:
+    return <Slot *>(<char *>letter - <size_t>&(<Slot *>NULL).up)
+
+
+cdef inline Slot *slot_of_down(Letter *letter) noexcept nogil:
+    return <Slot *>(<char *>letter - <size_t>&(<Slot *>NULL).down)
+
+
+cdef inline Slot *slot_of_ready(Link *link) noexcept nogil:
+    return <Slot *>(<char *>link - <size_t>&(<Slot *>NULL).ready)

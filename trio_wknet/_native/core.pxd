@@ -1,5 +1,5 @@
 # The Trio side's handle on a hub: owned by an Engine, used from one thread.
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from trio_wknet._native.conn cimport Limits, Slot
 from trio_wknet._native.reactor cimport Hub
@@ -18,6 +18,7 @@ cdef class Endpoint:
     cdef void engine_closed(self) noexcept
 
     cdef void attach(self, Core core, Slot *slot) noexcept
+    cdef void forget(self) noexcept
     cdef void leave(self) noexcept
     cdef int ensure_usable(self) except -1
 
@@ -30,6 +31,9 @@ cdef class Core:
     cdef readonly bint forked
     cdef void *endpoints        # first of the list
     cdef object on_quiet
+    cdef object clock           # a Trio clock's current_time; None: the system's
+    cdef object alarm           # the cancel scope that shows Trio the next timeout
+    cdef readonly uint32_t claimed      # connections that the application knows
 
     cdef void before_wait(self) noexcept
     cdef void after_wait(self, bint rung) noexcept
@@ -39,6 +43,10 @@ cdef class Core:
     cdef int check(self) except -1
     cdef void post(self, Slot *slot, uint32_t bits) noexcept
     cdef void start(self, Slot *slot) noexcept
+    cdef void claim(self, Slot *slot) noexcept
+    cdef void unclaim(self, Slot *slot) noexcept
+    cdef void show_alarm(self) noexcept
+    cdef uint64_t now(self) noexcept
     cdef Slot *new_slot(self, int fd, int family, Limits limits) except NULL
 
 

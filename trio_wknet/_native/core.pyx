@@ -5,26 +5,28 @@ Everything here runs in the thread of the Trio run that opened the engine, apart
 from `run`, which is a reactor thread's body.
 """
 from cpython.pythread cimport PyThread_get_thread_ident
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from trio_wknet._native.atomics cimport (
     wk_fence, wk_u32_add, wk_u32_load, wk_u32_load_relaxed, wk_u32_store,
-    wk_u64_load_relaxed,
+    wk_u64_load_relaxed, wk_u64_store_relaxed,
 )
 from trio_wknet._native.closing cimport close_now
 from trio_wknet._native.conn cimport (
-    ADD, CONNECTION, GONE, LISTENER, RELEASED, Limits, Slot,
+    ADD, CONNECTION, GONE, LISTENER, RELEASED, Limits, Slot, slot_of_up,
 )
 from trio_wknet._native.linux cimport errno, monotonic_ns
 from trio_wknet._native.links cimport list_empty
 from trio_wknet._native.mailbox cimport Letter, letter_take, mailbox_take, mailbox_waiting
 from trio_wknet._native.matrix cimport matrix_after_fork, matrix_each, matrix_return, matrix_take
 from trio_wknet._native.reactor cimport (
-    Reactor, command, hub_free, hub_new, publish, reactor_run, reactor_turn,
+    Reactor, command, hub_free, hub_new, publish, reactor_run, reactor_turn, set_alarm,
 )
 from trio_wknet._native.wake cimport hub_wake, reactor_post, reactor_stop, ring_bell, still_bell
+from trio_wknet._native.wheel cimport NEVER, wheel_next
 
 import contextlib
+import math
 import os
 
 
@@ -35,6 +37,7 @@ cdef Limits make_limits(object limits) except *:
     native.linger_bytes = limits.linger_bytes
     native.linger_ms = <uint32_t>(limits.linger_time * 1000)
     native.accept_queue = limits.accept_queue
+    native.idle = 0
     return native
 
 
@@ -50,6 +53,8 @@ cdef class Endpoint:
         the slot does: an endpoint that is collected leaves first."""
         self.core = core
         self.slot = slot
+        if not slot.claimed:
+            core.claim(slot)
         slot.owner = <void *>self
         self.following = core.endpoints
         if self.following != NULL:
@@ -58,6 +63,12 @@ cdef class Endpoint:
 
     cdef void leave(self) noexcept:
         """The last touch of the slot, before the command that lets go of it."""
+        cdef Slot *slot = self.slot
+        self.forget()
+        self.core.unclaim(slot)
+
+    cdef void forget(self) noexcept:
+        """Part from the slot, which stays as it is."""
         self.slot.owner = NULL
         self.slot = NULL
         if self.previous != NULL:
@@ -81,12 +92,18 @@ cdef class Core:
     Args:
       reactors: how many; 0 means in-loop, one that Trio's own thread turns.
       round_robin: hand connections out in turn, not to the least loaded.
+      clock: tells the time in seconds, where it is not the system's (in-loop only).
     """
 
-    def __cinit__(self, uint32_t reactors, bint round_robin):
+    def __cinit__(self, uint32_t reactors, bint round_robin, clock=None):
         self.hub = hub_new(max(reactors, 1), reactors == 0, round_robin)
         if self.hub == NULL:
             raise OSError(errno, os.strerror(errno))
+        if clock is not None and reactors != 0:
+            raise ValueError("only an engine without reactor threads can follow another clock")
+        self.clock = clock
+        self.hub.virtual = clock is not None
+        self.hub.virtual_now = self.now()
         self.thread = PyThread_get_thread_ident()
 
     cdef int check(self) except -1:
@@ -114,6 +131,11 @@ cdef class Core:
     def in_loop(self):
         self.check()
         return self.hub.in_loop
+
+    @property
+    def virtual(self):
+        """Whether timeouts follow a Trio clock that is not the system's."""
+        return self.clock is not None
 
     # --- the thread's side -------------------------------------------------
 
@@ -155,15 +177,23 @@ cdef class Core:
         wk_u32_store(&self.hub.asleep, 0)
         if self.hub.in_loop:
             reactor = self.hub.reactors[0]
-            if rung or not list_empty(&reactor.ready):
+            if rung or not list_empty(&reactor.ready) or self.hub.virtual:
+                self.hub.virtual_now = self.now()
                 with nogil:
                     reactor_turn(reactor, 0)
+                self.show_alarm()
         self._drain()
 
     def still(self):
         """Read the eventfd that woke Trio, so that it may ring again."""
         if not self.hub.in_loop:
             still_bell(self.hub.wakefd)
+
+    def wait_with(self, scope):
+        """Keep this cancel scope's deadline where the next timeout is, in virtual
+        time: the system's timer cannot, and a clock that jumps asks Trio how far."""
+        self.alarm = scope
+        self.show_alarm()
 
     def unfinished(self):
         """Whether the in-loop reactor wants another turn without waiting."""
@@ -182,7 +212,7 @@ cdef class Core:
         letter = mailbox_take(&self.hub.completions)
         while letter != NULL:
             following = letter.next
-            slot = <Slot *>letter.subject
+            slot = slot_of_up(letter)
             bits = letter_take(letter)
             if slot == self.hub.beacon:
                 self._tell_quiet()
@@ -210,21 +240,63 @@ cdef class Core:
         if not self.hub.in_loop or self.thread != PyThread_get_thread_ident():
             reactor_post(slot, bits)
             return
-        reactor.now = monotonic_ns()
+        reactor.now = self.now()
         command(reactor, slot, bits)
         publish(reactor)
+        set_alarm(reactor)
+        self.show_alarm()
         if self._wants_turn():
             ring_bell(reactor.wakefd)   # or Trio might sleep on it
 
     cdef bint _wants_turn(self) noexcept:
         """Whether a command that was carried out in-loop left something to do:
-        completions, bytes to read on, or a deadline to set a timer for."""
+        completions, bytes to read on, a descriptor that a port may have."""
         cdef Reactor *reactor = self.hub.reactors[0]
         return (
             mailbox_waiting(&self.hub.completions)
             or not list_empty(&reactor.ready)
-            or (reactor.tick_at == 0 and not list_empty(&reactor.timed))
+            or (reactor.descriptor_freed and not list_empty(&reactor.starved))
         )
+
+    cdef uint64_t now(self) noexcept:
+        """The time that everything in this engine is measured in (ns)."""
+        if self.clock is None:
+            return monotonic_ns()
+        return <uint64_t>(<double>self.clock() * 1e9)
+
+    cdef void show_alarm(self) noexcept:
+        """Under a clock of Trio's that may jump: show it the next timeout, as the
+        deadline that the pump waits with."""
+        cdef uint64_t at
+        if self.clock is None or self.alarm is None:
+            return
+        at = wheel_next(self.hub.reactors[0].wheel)
+        deadline = math.inf if at == NEVER else at / 1e9
+        if self.alarm.deadline != deadline:
+            self.alarm.deadline = deadline
+
+    cdef void claim(self, Slot *slot) noexcept:
+        """Make a slot the Trio side's: what it writes there is as new."""
+        slot.owner = NULL
+        slot.server = NULL
+        slot.context = NULL
+        wk_u64_store_relaxed(&slot.sent, 0)
+        wk_u64_store_relaxed(&slot.send_calls, 0)
+        wk_u64_store_relaxed(&slot.last_sent, 0)
+        slot.taken = 0
+        slot.seen = 0
+        slot.send_error = 0
+        slot.eof_sent = False
+        slot.queued = False
+        slot.phase = 0
+        slot.claimed = True
+        if slot.kind == CONNECTION:
+            self.claimed += 1
+
+    cdef void unclaim(self, Slot *slot) noexcept:
+        slot.claimed = False
+        if slot.kind == CONNECTION:
+            self.claimed -= 1
 
     cdef void start(self, Slot *slot) noexcept:
         """Have a slot's descriptor watched."""
@@ -247,7 +319,7 @@ cdef class Core:
         slot.family = family
         slot.limits = limits
         slot.reactor = reactor
-        slot.opened = monotonic_ns()
+        slot.opened = self.now()
         return slot
 
     # --- the end -----------------------------------------------------------

@@ -1,12 +1,11 @@
 # Doubly linked lists of slots: circular, with a head that belongs to no slot.
 # Adding and removing need no search, and removing what is not linked is a no-op.
-from trio_wknet._native.conn cimport Link, Slot
+from trio_wknet._native.conn cimport Link
 
 
 cdef inline void list_init(Link *head) noexcept nogil:
     head.prev = head
     head.next = head
-    head.slot = NULL
 
 
 cdef inline bint list_empty(Link *head) noexcept nogil:
@@ -17,10 +16,9 @@ cdef inline bint linked(Link *link) noexcept nogil:
     return link.next != NULL
 
 
-cdef inline void list_append(Link *head, Link *link, Slot *slot) noexcept nogil:
+cdef inline void list_append(Link *head, Link *link) noexcept nogil:
     if linked(link):
         return
-    link.slot = slot
     link.prev = head.prev
     link.next = head
     head.prev.next = link

@@ -67,6 +67,7 @@ cdef extern from "<sys/timerfd.h>" nogil:
     enum:
         TFD_CLOEXEC
         TFD_NONBLOCK
+        TFD_TIMER_ABSTIME
     struct itimerspec:
         timespec it_interval
         timespec it_value

@@ -1,6 +1,6 @@
 # Mail between the two sides: commands go down, completions come up.
 #
-# A letter is embedded in the thing it speaks of, and carries a set of bits. A
+# A letter is embedded in the slot it speaks of, and carries a set of bits. A
 # sender sets bits by fetch-or; whoever turned 0 into non-0 queues the letter, so
 # a letter is in at most one queue at a time and a mailbox never holds more
 # letters than there are connections. The receiver takes the whole queue, and
@@ -17,7 +17,6 @@ from trio_wknet._native.atomics cimport wk_ptr, wk_u32
 cdef struct Letter:
     Letter *next
     wk_u32 bits
-    void *subject       # what the letter is part of
 
 cdef struct Mailbox:
     wk_ptr head

@@ -32,6 +32,7 @@ cdef Matrix *matrix_new() noexcept nogil
 cdef void matrix_free(Matrix *matrix) noexcept nogil
 cdef Slot *matrix_take(Matrix *matrix) noexcept nogil
 cdef void matrix_return(Matrix *matrix, Slot *slot) noexcept nogil
+cdef Slot *matrix_at(Matrix *matrix, uint32_t index) noexcept nogil
 cdef Slot *matrix_get(Matrix *matrix, uint64_t handle) noexcept nogil
 cdef void matrix_after_fork(Matrix *matrix) noexcept nogil
 cdef Slot *matrix_each(Matrix *matrix, uint32_t *cursor) noexcept nogil

@@ -3,6 +3,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memset
+from posix.stdlib cimport posix_memalign
 
 from trio_wknet._native.atomics cimport (
     wk_ptr_load, wk_ptr_store, wk_u32_add, wk_u32_load, wk_u32_sub,
@@ -14,7 +15,38 @@ from trio_wknet._native.linux cimport (
 )
 
 
-cdef inline Slot *_slot_at(Matrix *matrix, uint32_t index) noexcept nogil:
+cdef extern from *:
+    """
+    #define WK_ASSERT(condition) _Static_assert(condition, #condition)
+    #define WK_LINE_OF(member) ((size_t)(member) / 64)
+    #define WK_STARTS_LINE(member) ((size_t)(member) % 64 == 0)
+    """
+    void static_assert_ "WK_ASSERT"(bint condition) nogil
+    size_t line_of "WK_LINE_OF"(void *member) nogil
+    bint starts_line "WK_STARTS_LINE"(void *member) nogil
+
+cdef enum:
+    LINE = 64               # bytes in a cache line
+
+
+cdef void _assert_layout() noexcept nogil:
+    """What conn.pxd says of lines, checked by the C compiler: the first and the
+    last field of each kind. Compiles to nothing."""
+    static_assert_(sizeof(Slot) == 7 * LINE)
+    static_assert_(line_of(&(<Slot *>NULL).opened) == 0)
+    static_assert_(starts_line(&(<Slot *>NULL).inbound))
+    static_assert_(line_of(&(<Slot *>NULL).oldest) == 1)
+    static_assert_(starts_line(&(<Slot *>NULL).reactor))
+    static_assert_(line_of(&(<Slot *>NULL).chain) == 2)
+    static_assert_(starts_line(&(<Slot *>NULL).up))
+    static_assert_(line_of(&(<Slot *>NULL).users) == 3)
+    static_assert_(starts_line(&(<Slot *>NULL).timer))
+    static_assert_(line_of(&(<Slot *>NULL).last_received) == 4)
+    static_assert_(line_of(&(<Slot *>NULL).disarmed) == 5)
+    static_assert_(starts_line(&(<Slot *>NULL).owner))
+
+
+cdef Slot *matrix_at(Matrix *matrix, uint32_t index) noexcept nogil:
     """The slot of an index, or NULL where no slab is."""
     if index >= <uint32_t>SLABS * SLAB_SLOTS:
         return NULL
@@ -52,6 +84,7 @@ cdef bint _add_slab(Matrix *matrix) noexcept nogil:
     cdef uint32_t *grown
     cdef Slot *slab
     cdef uint32_t j, index
+    _assert_layout()
     if matrix.slab_count == SLABS:
         return False
     if capacity > matrix.free_capacity:
@@ -60,9 +93,9 @@ cdef bint _add_slab(Matrix *matrix) noexcept nogil:
             return False
         matrix.free = grown
         matrix.free_capacity = 2 * capacity
-    slab = <Slot *>calloc(SLAB_SLOTS, sizeof(Slot))
-    if slab == NULL:
+    if posix_memalign(<void **>&slab, LINE, SLAB_SLOTS * sizeof(Slot)) != 0:
         return False
+    memset(slab, 0, SLAB_SLOTS * sizeof(Slot))
     # Highest index first, so that the lowest is taken first.
     for j in range(<uint32_t>SLAB_SLOTS):
         index = capacity - 1 - j
@@ -81,15 +114,13 @@ cdef Slot *matrix_take(Matrix *matrix) noexcept nogil:
     pthread_mutex_lock(&matrix.lock)
     if matrix.free_count > 0 or _add_slab(matrix):
         matrix.free_count -= 1
-        slot = _slot_at(matrix, matrix.free[matrix.free_count])
+        slot = matrix_at(matrix, matrix.free[matrix.free_count])
     pthread_mutex_unlock(&matrix.lock)
     if slot == NULL:
         return NULL
-    memset(&slot.reactor, 0, sizeof(Slot) - (<char *>&slot.reactor - <char *>slot))
+    memset(&slot.fd, 0, <char *>&slot.owner - <char *>&slot.fd)
     slot.kind = CONNECTION
     slot.fd = -1
-    slot.up.subject = slot
-    slot.down.subject = slot
     wk_u32_add(&matrix.count, 1)
     return slot
 
@@ -111,7 +142,7 @@ cdef void matrix_return(Matrix *matrix, Slot *slot) noexcept nogil:
 
 cdef Slot *matrix_get(Matrix *matrix, uint64_t handle) noexcept nogil:
     """The slot that a handle means, or NULL if that connection is over."""
-    cdef Slot *slot = _slot_at(matrix, <uint32_t>handle)
+    cdef Slot *slot = matrix_at(matrix, <uint32_t>handle)
     if slot == NULL or wk_u64_load(&slot.handle) != handle or slot.kind == FREE:
         return NULL
     return slot
@@ -134,7 +165,7 @@ cdef Slot *matrix_each(Matrix *matrix, uint32_t *cursor) noexcept nogil:
     Meant for an engine that is being taken down: no other thread runs."""
     cdef Slot *slot
     while cursor[0] < matrix.slab_count * SLAB_SLOTS:
-        slot = _slot_at(matrix, cursor[0])
+        slot = matrix_at(matrix, cursor[0])
         cursor[0] += 1
         if slot.kind != FREE:
             return slot

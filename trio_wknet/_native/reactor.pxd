@@ -7,10 +7,11 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from trio_wknet._native.atomics cimport wk_u32, wk_u64
 from trio_wknet._native.conn cimport Link, Slot
-from trio_wknet._native.linux cimport epoll_event
+from trio_wknet._native.linux cimport epoll_event, monotonic_ns
 from trio_wknet._native.mailbox cimport Batch, Mailbox, batch_add, letter_mark
 from trio_wknet._native.matrix cimport Matrix
 from trio_wknet._native.pool cimport Block, Pool
+from trio_wknet._native.wheel cimport Wheel
 
 cdef enum:
     RECEIVE_BUFFER = 65536      # bytes, one for all connections of a reactor
@@ -25,6 +26,8 @@ cdef struct Hub:
     Slot *beacon            # its letter tells that a reactor has no connection left
     wk_u32 quiet_wanted     # somebody wants to know
     bint in_loop
+    bint virtual            # in-loop under a Trio clock that is not the system's:
+    uint64_t virtual_now    # ns; the Trio side keeps it
     bint round_robin
     uint32_t turn           # round robin's next; accepting reactors may race for
                             # it, which costs evenness and nothing else
@@ -40,12 +43,13 @@ cdef struct Reactor:
     Block *buffer           # where receives land; handed on whole when large
     epoll_event *events
     int capacity
-    uint64_t now            # ns, monotonic, read once a turn
-    uint64_t tick_at        # ns: when to look at `timed` again
+    uint64_t now            # ns, read once a turn
+    Wheel *wheel            # timeouts.pyx says of what
+    uint64_t alarm_at       # ns: what the timerfd is set to, in-loop; NEVER: unset
     Mailbox commands
     Batch batch             # completions of this turn
     Link ready              # connections that used up their budget of bytes
-    Link timed              # closing connections and disarmed ports
+    Link starved            # ports that ran out of descriptors
     Slot *dead              # to be returned once the event batch ends
     Slot *spare             # for the next accept
     bint descriptor_freed   # something was closed in this turn
@@ -62,6 +66,10 @@ cdef void reactor_run(Reactor *reactor) noexcept nogil
 cdef void reactor_turn(Reactor *reactor, int timeout) noexcept nogil
 cdef void command(Reactor *reactor, Slot *slot, uint32_t bits) noexcept nogil
 cdef void publish(Reactor *reactor) noexcept nogil
+cdef void set_alarm(Reactor *reactor) noexcept nogil
+
+cdef inline uint64_t hub_now(Hub *hub) noexcept nogil:
+    return hub.virtual_now if hub.virtual else monotonic_ns()
 
 cdef inline void notify(Reactor *reactor, Slot *slot, uint32_t bits) noexcept nogil:
     """Tell the Trio side, once the turn ends."""

@@ -1,11 +1,11 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-"""Turning the loop: wait, dispatch, run commands, continue, publish.
+"""Turning the loop: wait, dispatch, run commands, continue, turn the wheel, publish.
 
 A turn is the same code on a reactor's own thread and inside Trio's (in-loop);
 only who waits differs. The steps of a turn are in an order that matters:
 memory is returned last, when no event of the batch can name it any more.
 """
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memset
 
@@ -18,12 +18,12 @@ from trio_wknet._native.closing cimport (
 )
 from trio_wknet._native.conn cimport (
     ABORT, ADD, CLOSE, DETACH, DROP, FLUSH, FLUSHING, FORGOTTEN, LINGERING, NEW, OPEN,
-    LISTENER, PORT, RESUME, Link, Slot,
+    LISTENER, PORT, RESUME, WATCH, Link, Slot, slot_of_down, slot_of_ready,
 )
 from trio_wknet._native.linux cimport (
     CLOCK_MONOTONIC, EFD_CLOEXEC, EFD_NONBLOCK, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT,
-    EPOLLRDHUP, EPOLL_CLOEXEC, EPOLL_CTL_ADD, TFD_CLOEXEC, TFD_NONBLOCK, close, epoll_create1,
-    epoll_ctl, epoll_event, epoll_wait, errno, eventfd, itimerspec, monotonic_ns,
+    EPOLLRDHUP, EPOLL_CLOEXEC, EPOLL_CTL_ADD, TFD_CLOEXEC, TFD_NONBLOCK, TFD_TIMER_ABSTIME, close,
+    epoll_create1, epoll_ctl, epoll_event, epoll_wait, errno, eventfd, itimerspec, monotonic_ns,
     timerfd_create, timerfd_settime,
 )
 from trio_wknet._native.links cimport list_empty, list_init, list_remove
@@ -32,17 +32,19 @@ from trio_wknet._native.mailbox cimport (
 )
 from trio_wknet._native.matrix cimport matrix_free, matrix_get, matrix_new, matrix_return, matrix_take
 from trio_wknet._native.pool cimport pool_drop, pool_free, pool_new, pool_take
-from trio_wknet._native.reactor cimport RECEIVE_BUFFER, Hub, Reactor
+from trio_wknet._native.reactor cimport RECEIVE_BUFFER, Hub, Reactor, hub_now
+from trio_wknet._native.timeouts cimport run_timeouts, timeout_set, timeouts_new
 from trio_wknet._native.transfer cimport (
     end_of_input, flush, on_readable, on_writable, resume_reading,
 )
 from trio_wknet._native.wake cimport hub_wake, still_bell
+from trio_wknet._native.wheel cimport NEVER, wheel_free, wheel_next
 
 cdef enum:
     FIRST_EVENTS = 128
     MOST_EVENTS = 4096
-    TICK_MS = 50                # how exact lingering and re-arming need be
     POOL_KEEPS = 16777216       # bytes a pool may keep for reuse
+    LONGEST_SLEEP_MS = 86400000
 
 # What epoll_data carries for the descriptors that belong to no slot.
 cdef enum:
@@ -65,8 +67,10 @@ cdef Reactor *_reactor_new(Hub *hub) noexcept nogil:
     reactor.hub = hub
     reactor.timerfd = -1
     list_init(&reactor.ready)
-    list_init(&reactor.timed)
-    reactor.now = monotonic_ns()
+    list_init(&reactor.starved)
+    reactor.now = hub_now(hub)
+    reactor.alarm_at = NEVER
+    reactor.wheel = timeouts_new(reactor)
     reactor.epfd = epoll_create1(EPOLL_CLOEXEC)
     reactor.wakefd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
     cdef bint ready = reactor.epfd >= 0 and _watch_own(reactor, reactor.wakefd, WAKE_TAG)
@@ -79,7 +83,8 @@ cdef Reactor *_reactor_new(Hub *hub) noexcept nogil:
     reactor.pool = pool_new(POOL_KEEPS)
     if reactor.pool != NULL:
         reactor.buffer = pool_take(reactor.pool, RECEIVE_BUFFER)
-    if not ready or reactor.events == NULL or reactor.buffer == NULL or reactor.pool == NULL:
+    ready = ready and reactor.wheel != NULL and reactor.events != NULL
+    if not ready or reactor.buffer == NULL or reactor.pool == NULL:
         _reactor_free(reactor)
         return NULL
     return reactor
@@ -96,6 +101,8 @@ cdef void _reactor_free(Reactor *reactor) noexcept nogil:
         pool_drop(reactor.buffer, reactor.pool)
     if reactor.pool != NULL:
         pool_free(reactor.pool)
+    if reactor.wheel != NULL:
+        wheel_free(reactor.wheel)
     free(reactor.events)
     free(reactor)
 
@@ -149,27 +156,38 @@ cdef void hub_free(Hub *hub) noexcept nogil:
 
 cdef void reactor_run(Reactor *reactor) noexcept nogil:
     """A reactor thread's whole life."""
-    cdef int timeout
     while not wk_u32_load(&reactor.stopping):
-        timeout = -1
-        if not list_empty(&reactor.ready):
-            timeout = 0
-        elif not list_empty(&reactor.timed):
-            timeout = TICK_MS
-        reactor_turn(reactor, timeout)
+        reactor_turn(reactor, _patience(reactor))
+
+
+cdef int _patience(Reactor *reactor) noexcept nogil:
+    """How long a thread may sleep: milliseconds, -1 for ever."""
+    cdef uint64_t at, now
+    if not list_empty(&reactor.ready):
+        return 0
+    at = wheel_next(reactor.wheel)
+    if at == NEVER:
+        return -1
+    now = monotonic_ns()
+    if at <= now:
+        return 0
+    # Rounded up: waking before the time would mean waiting again, for nothing.
+    return <int>min((at - now + 999999) // 1000000, <uint64_t>LONGEST_SLEEP_MS)
 
 
 cdef void reactor_turn(Reactor *reactor, int timeout) noexcept nogil:
     """One turn; waits at most `timeout` milliseconds (-1: for ever)."""
     cdef int n = epoll_wait(reactor.epfd, reactor.events, reactor.capacity, timeout)
     cdef int i
-    reactor.now = monotonic_ns()
+    reactor.now = hub_now(reactor.hub)
     for i in range(n):
         _dispatch(reactor, &reactor.events[i])
     _run_commands(reactor)
     _continue_ready(reactor)
-    _tick(reactor)
+    run_timeouts(reactor)
+    _try_starved(reactor)
     publish(reactor)
+    set_alarm(reactor)
     wk_u64_bump(&reactor.turns, 1)
     if n > 0:
         wk_u64_bump(&reactor.events_seen, n)
@@ -207,6 +225,7 @@ cdef void _dispatch(Reactor *reactor, epoll_event *event) noexcept nogil:
         return
     if event.data.u64 == TIMER_TAG:
         still_bell(reactor.timerfd)
+        reactor.alarm_at = NEVER
         return
     slot = matrix_get(reactor.hub.matrix, event.data.u64)
     if slot == NULL:
@@ -232,7 +251,7 @@ cdef void _run_commands(Reactor *reactor) noexcept nogil:
     letter = mailbox_take(&reactor.commands)
     while letter != NULL:
         following = letter.next
-        command(reactor, <Slot *>letter.subject, letter_take(letter))
+        command(reactor, slot_of_down(letter), letter_take(letter))
         letter = following
 
 
@@ -248,6 +267,8 @@ cdef void command(Reactor *reactor, Slot *slot, uint32_t bits) noexcept nogil:
             resume_reading(reactor, slot)
     if bits & FLUSH and slot.state == OPEN:
         flush(reactor, slot)
+    if bits & WATCH and slot.state == OPEN:
+        timeout_set(reactor, slot)
     if bits & DETACH:
         forget(reactor, slot)
     if slot.kind == LISTENER:
@@ -271,9 +292,9 @@ cdef void _continue_ready(Reactor *reactor) noexcept nogil:
     cdef Slot *slot
     if list_empty(&reactor.ready):
         return
-    last = reactor.ready.prev.slot
+    last = slot_of_ready(reactor.ready.prev)
     while not list_empty(&reactor.ready):
-        slot = reactor.ready.next.slot
+        slot = slot_of_ready(reactor.ready.next)
         list_remove(&slot.ready)
         if slot.state == OPEN:
             resume_reading(reactor, slot)
@@ -283,36 +304,28 @@ cdef void _continue_ready(Reactor *reactor) noexcept nogil:
             return
 
 
-cdef void _tick(Reactor *reactor) noexcept nogil:
-    """Look at closing connections and disarmed ports, every TICK_MS; at ports
-    also when a descriptor has become free."""
-    cdef Link *link
-    cdef Slot *slot
-    if list_empty(&reactor.timed):
-        reactor.tick_at = 0
-        reactor.descriptor_freed = False
-        return
-    if reactor.tick_at == 0:
-        _set_tick(reactor)
-    elif reactor.now < reactor.tick_at and not reactor.descriptor_freed:
+cdef void _try_starved(Reactor *reactor) noexcept nogil:
+    """Accept again where descriptors ran out, now that one has become free."""
+    cdef Link *link = reactor.starved.next
+    cdef Slot *port
+    if not reactor.descriptor_freed:
         return
     reactor.descriptor_freed = False
-    link = reactor.timed.next
-    while link != &reactor.timed:
-        slot = link.slot
-        link = link.next
-        if slot.kind == PORT:
-            rearm(reactor, slot)
-        elif reactor.now >= slot.deadline:
-            close_now(reactor, slot)
-    if reactor.now >= reactor.tick_at:
-        _set_tick(reactor)
+    while link != &reactor.starved:
+        port = slot_of_ready(link)
+        link = link.next        # before the port leaves the list
+        rearm(reactor, port)
 
 
-cdef void _set_tick(Reactor *reactor) noexcept nogil:
+cdef void set_alarm(Reactor *reactor) noexcept nogil:
+    """In-loop: have the timerfd wake Trio when the wheel wants to be turned."""
+    cdef uint64_t at = wheel_next(reactor.wheel)
     cdef itimerspec when
-    reactor.tick_at = reactor.now + <uint64_t>TICK_MS * 1000000
-    if reactor.timerfd >= 0:
-        memset(&when, 0, sizeof(when))
-        when.it_value.tv_nsec = TICK_MS * 1000000
-        timerfd_settime(reactor.timerfd, 0, &when, NULL)
+    if reactor.timerfd < 0 or reactor.hub.virtual or at == reactor.alarm_at:
+        return
+    reactor.alarm_at = at
+    memset(&when, 0, sizeof(when))
+    if at != NEVER:
+        when.it_value.tv_sec = <int64_t>(at // 1000000000)
+        when.it_value.tv_nsec = <long>(at % 1000000000)
+    timerfd_settime(reactor.timerfd, TFD_TIMER_ABSTIME, &when, NULL)

@@ -14,8 +14,6 @@ cdef enum:
 
 
 cdef class ReceiveHalf(Stream):
-    cdef uint64_t taken         # bytes taken out of the ring so far
-
     cdef int look(self, uint32_t enough, uint32_t *available) except -1
     cdef void took(self, uint32_t n) noexcept
     cdef object take(self, uint32_t n, uint32_t skip)

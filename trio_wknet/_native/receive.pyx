@@ -55,7 +55,7 @@ cdef class ReceiveHalf(Stream):
         again once the ring is half empty."""
         cdef Slot *slot = self.slot
         cdef bint resume = False
-        self.taken += n
+        slot.taken += n
         pthread_mutex_lock(&slot.lock)
         ring_discard(&slot.inbound, self.core.hub.pool, n)
         if slot.paused and ring_len(&slot.inbound) <= slot.limits.inbound // 2:
@@ -101,7 +101,7 @@ cdef class ReceiveHalf(Stream):
                 error = 0
                 if n > most:
                     n = <uint32_t>most
-                self.taken += n
+                slot.taken += n
                 data = PyBytes_FromStringAndSize(NULL, n)
                 ring_copy(&slot.inbound, PyBytes_AS_STRING(data), n, 0)
                 ring_discard(&slot.inbound, self.core.hub.pool, n)

@@ -165,8 +165,8 @@ cdef class ReceiveUntil(Receive):
         cdef int found
         # What was searched stays searched, less what may begin a delimiter;
         # unless a receive_nowait came in between the wake and this step.
-        if self.taken != self.conn.taken:
-            self.taken = self.conn.taken
+        if self.conn.slot != NULL and self.taken != self.conn.slot.taken:
+            self.taken = self.conn.slot.taken
             self.scanned = 0
         found = self.conn.look(self.scanned + length, &available)
         while found == ENOUGH:

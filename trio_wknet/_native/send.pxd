@@ -5,10 +5,6 @@ from trio_wknet._native.receive_sized cimport ReceiveSized
 
 
 cdef class SendHalf(ReceiveSized):
-    cdef int32_t send_error     # errno that broke sending, for good
-    cdef bint eof_sent
-    cdef bint queued            # the outbound ring had bytes when last looked at
-
     cdef int may_send(self) except -1
     cdef bint queue_empty(self, bint wait) noexcept
     cdef int _send_or_queue(self, const char *data, Py_ssize_t n) except -1

@@ -17,7 +17,7 @@ from trio_wknet._native.atomics cimport (
 )
 from trio_wknet._native.conn cimport FLUSH, Slot
 from trio_wknet._native.linux cimport (
-    EAGAIN, EINTR, ENOMEM, MSG_DONTWAIT, MSG_NOSIGNAL, POLLOUT, SHUT_WR, errno, monotonic_ns,
+    EAGAIN, EINTR, ENOMEM, MSG_DONTWAIT, MSG_NOSIGNAL, POLLOUT, SHUT_WR, errno,
     poll, pollfd, pthread_mutex_lock, pthread_mutex_unlock, send, shutdown,
 )
 from trio_wknet._native.operation cimport Operation
@@ -36,27 +36,27 @@ cdef class SendHalf(ReceiveSized):
     cdef int may_send(self) except -1:
         if self.slot == NULL:
             raise trio.ClosedResourceError("this connection was already closed")
-        if self.eof_sent:
+        if self.slot.eof_sent:
             raise trio.ClosedResourceError("can't send data after sending EOF")
-        if self.send_error:
-            raise broken(self.send_error)
+        if self.slot.send_error:
+            raise broken(self.slot.send_error)
         return 0
 
     cdef bint queue_empty(self, bint wait) noexcept:
         """Whether the outbound ring is empty; if not, arrange for a wake."""
         cdef Slot *slot = self.slot
-        if not self.queued:
+        if not self.slot.queued:
             return True
         pthread_mutex_lock(&slot.lock)
-        self.queued = ring_len(&slot.outbound) > 0
-        if self.queued and wait:
+        self.slot.queued = ring_len(&slot.outbound) > 0
+        if self.slot.queued and wait:
             slot.flush_wanted = True
         # A connection that broke loses its ring; sending will find the error,
         # but the error itself says more than the EPIPE that sending would give.
-        if slot.error and not self.send_error:
-            self.send_error = slot.error
+        if slot.error and not self.slot.send_error:
+            self.slot.send_error = slot.error
         pthread_mutex_unlock(&slot.lock)
-        return not self.queued
+        return not self.slot.queued
 
     cdef Py_ssize_t push(self, const char *data, Py_ssize_t n) except -1:
         """Hand bytes to the kernel; how many it took. Fewer than `n` means that
@@ -84,9 +84,9 @@ cdef class SendHalf(ReceiveSized):
                 self.arm()
                 armed = True
             elif errno != EINTR:
-                self.send_error = errno
-                raise broken(self.send_error)
-        wk_u64_store_relaxed(&slot.last_sent, monotonic_ns())
+                self.slot.send_error = errno
+                raise broken(self.slot.send_error)
+        wk_u64_store_relaxed(&slot.last_sent, self.core.now())
         return total
 
     cdef void arm(self) noexcept:
@@ -108,7 +108,7 @@ cdef class SendHalf(ReceiveSized):
             return False
         if not stored:
             raise MemoryError
-        self.queued = True
+        self.slot.queued = True
         return True
 
     def send_all(self, data):
@@ -204,8 +204,8 @@ cdef class SendHalf(ReceiveSized):
                 f"data is {n} bytes, more than limits.outbound ({slot.limits.outbound}) can hold"
             )
         if self.queue_empty(False):
-            if self.send_error:
-                raise broken(self.send_error)
+            if self.slot.send_error:
+                raise broken(self.slot.send_error)
             sent = self.push(data, n)
             if sent == n:
                 return 0
@@ -218,7 +218,7 @@ cdef class SendHalf(ReceiveSized):
         try:
             self.queue_rest(data + sent, <uint32_t>(n - sent))
         except MemoryError:
-            self.send_error = ENOMEM
+            self.slot.send_error = ENOMEM
             raise
         self.core.post(slot, FLUSH)
         return 0
@@ -228,13 +228,13 @@ cdef class SendHalf(ReceiveSized):
         # The connection may have been closed since that was found out.
         self.may_send()
         if shutdown(self.slot.fd, SHUT_WR) < 0:
-            self.send_error = errno
-            raise broken(self.send_error)
-        self.eof_sent = True
+            self.slot.send_error = errno
+            raise broken(self.slot.send_error)
+        self.slot.eof_sent = True
 
     @property
     def _eof_sent(self):
-        return self.eof_sent
+        return self.slot != NULL and self.slot.eof_sent
 
 
 cdef int _get_buffer(data, Py_buffer *view) except -1:
@@ -302,8 +302,8 @@ cdef class SendAll(Sending):
         self.conn.may_send()
         if not self.conn.queue_empty(True):
             return False
-        if self.conn.send_error:
-            raise broken(self.conn.send_error)
+        if self.conn.slot.send_error:
+            raise broken(self.conn.slot.send_error)
         sent = self.conn.push(self.at, self.left)
         self.at += sent
         self.left -= sent
@@ -358,6 +358,6 @@ cdef class Flush(Sending):
             raise trio.ClosedResourceError("this connection was already closed")
         if not self.conn.queue_empty(True):
             return False
-        if self.conn.send_error:
-            raise broken(self.conn.send_error)
+        if self.conn.slot.send_error:
+            raise broken(self.conn.slot.send_error)
         return True

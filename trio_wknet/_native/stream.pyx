@@ -9,7 +9,7 @@ from trio_wknet._native.conn cimport (
 )
 from trio_wknet._native.core cimport Core, make_limits
 from trio_wknet._native.linux cimport (
-    ECONNRESET, monotonic_ns, pthread_mutex_lock, pthread_mutex_unlock,
+    ECONNRESET, pthread_mutex_lock, pthread_mutex_unlock,
 )
 from trio_wknet._native.operation cimport ABORT_SUCCEEDED, Operation, make_trap
 from trio_wknet._native.ring cimport ring_len
@@ -205,7 +205,7 @@ cdef class Stream(Endpoint):
         unread = ring_len(&slot.inbound)
         unsent = ring_len(&slot.outbound)
         pthread_mutex_unlock(&slot.lock)
-        cdef object now = monotonic_ns()
+        cdef object now = self.core.now()
         active = max(
             slot.opened,
             wk_u64_load_relaxed(&slot.last_received),

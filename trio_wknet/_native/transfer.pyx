@@ -102,7 +102,7 @@ cdef void _receive(Reactor *reactor, Slot *slot, bint to_the_end) noexcept nogil
         elif errno != EINTR:
             end_of_input(reactor, slot, errno)
             return
-    list_append(&reactor.ready, &slot.ready, slot)
+    list_append(&reactor.ready, &slot.ready)
 
 
 cdef bint _store(Reactor *reactor, Slot *slot, uint32_t n) noexcept nogil:
