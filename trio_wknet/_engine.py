@@ -70,7 +70,7 @@ class Engine:
     """Reactors, their threads and their connections. See `open_engine`."""
 
     def __init__(self, reactors: int, balance: str) -> None:
-        self._core = Core(reactors, balance == "round_robin", _virtual_clock())
+        self._core = Core(reactors, balance == "round_robin", Conn, _virtual_clock())
         self._closed = False
         self._threads: list[threading.Thread] = []
         try:

@@ -54,7 +54,7 @@ class Listener(NativeListener, trio.abc.Listener[Conn]):
         for sock in sockets:
             sock.setblocking(False)
         descriptors = [(sock.fileno(), int(sock.family)) for sock in sockets]
-        self._listen(core, descriptors, limits, spread, Conn)
+        self._listen(core, descriptors, limits, spread)
         for sock in sockets:
             sock.detach()
         self._path = path

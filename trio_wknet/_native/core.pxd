@@ -32,6 +32,7 @@ cdef class Core:
     cdef void *endpoints        # first of the list
     cdef object on_quiet
     cdef object clock           # a Trio clock's current_time; None: the system's
+    cdef object make_conn       # called without arguments, gives a connection's Endpoint
     cdef object alarm           # the cancel scope that shows Trio the next timeout
     cdef readonly uint32_t claimed      # connections that the application knows
 
@@ -45,6 +46,7 @@ cdef class Core:
     cdef void start(self, Slot *slot) noexcept
     cdef void claim(self, Slot *slot) noexcept
     cdef void unclaim(self, Slot *slot) noexcept
+    cdef Endpoint conn_of(self, Slot *slot)
     cdef void show_alarm(self) noexcept
     cdef uint64_t now(self) noexcept
     cdef Slot *new_slot(self, int fd, int family, Limits limits) except NULL

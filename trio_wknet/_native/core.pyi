@@ -2,6 +2,8 @@ from collections.abc import Callable
 
 import trio
 
+from trio_wknet._conn import Conn
+
 class Endpoint: ...
 
 class Core:
@@ -9,7 +11,11 @@ class Core:
     closed: bool
     forked: bool
     def __init__(
-        self, reactors: int, round_robin: bool, clock: Callable[[], float] | None = None
+        self,
+        reactors: int,
+        round_robin: bool,
+        make_conn: Callable[[], Conn],
+        clock: Callable[[], float] | None = None,
     ) -> None: ...
     def ensure_usable(self) -> None: ...
     def mark_forked(self) -> None: ...

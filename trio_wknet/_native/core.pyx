@@ -92,15 +92,17 @@ cdef class Core:
     Args:
       reactors: how many; 0 means in-loop, one that Trio's own thread turns.
       round_robin: hand connections out in turn, not to the least loaded.
+      make_conn: called without arguments, gives a new `Conn`.
       clock: tells the time in seconds, where it is not the system's (in-loop only).
     """
 
-    def __cinit__(self, uint32_t reactors, bint round_robin, clock=None):
+    def __cinit__(self, uint32_t reactors, bint round_robin, make_conn, clock=None):
         self.hub = hub_new(max(reactors, 1), reactors == 0, round_robin)
         if self.hub == NULL:
             raise OSError(errno, os.strerror(errno))
         if clock is not None and reactors != 0:
             raise ValueError("only an engine without reactor threads can follow another clock")
+        self.make_conn = make_conn
         self.clock = clock
         self.hub.virtual = clock is not None
         self.hub.virtual_now = self.now()
@@ -297,6 +299,16 @@ cdef class Core:
         slot.claimed = False
         if slot.kind == CONNECTION:
             self.claimed -= 1
+
+    cdef Endpoint conn_of(self, Slot *slot):
+        """The object that a connection is to the application, made where there is
+        none yet: now it is asked for."""
+        cdef Endpoint conn
+        if slot.owner != NULL:
+            return <Endpoint>slot.owner
+        conn = self.make_conn()
+        conn.attach(self, slot)
+        return conn
 
     cdef void start(self, Slot *slot) noexcept:
         """Have a slot's descriptor watched."""

@@ -6,7 +6,6 @@ cdef class NativeListener(Endpoint):
     cdef Operation acceptor     # parked in accept
     cdef object trap
     cdef list ports             # addresses of their slots
-    cdef object make_conn       # called without arguments, gives a Stream
     cdef bint closing           # the ports have been told to close
     cdef object on_ended        # to be called when they have
     cdef tuple final

@@ -18,7 +18,6 @@ from trio_wknet._native.conn cimport (
 from trio_wknet._native.core cimport Core, make_limits
 from trio_wknet._native.linux cimport pthread_mutex_lock, pthread_mutex_unlock
 from trio_wknet._native.operation cimport ABORT_SUCCEEDED, Operation, make_trap
-from trio_wknet._native.stream cimport Stream
 
 import os
 
@@ -27,7 +26,7 @@ import trio
 
 cdef class NativeListener(Endpoint):
 
-    def _listen(self, Core core, list descriptors, limits, bint spread, make_conn):
+    def _listen(self, Core core, list descriptors, limits, bint spread):
         """Take over listening descriptors, as (descriptor, family) pairs. With
         `spread` each goes to a reactor of its own, which keeps what it accepts."""
         cdef Slot *listener
@@ -38,7 +37,6 @@ cdef class NativeListener(Endpoint):
         listener = core.new_slot(-1, 0, native)
         listener.kind = LISTENER
         self.attach(core, listener)
-        self.make_conn = make_conn
         self.ports = []
         wk_u32_add(&listener.users, 1)
         for i, (fd, family) in enumerate(descriptors):
@@ -89,7 +87,6 @@ cdef class NativeListener(Endpoint):
         cdef Slot *listener = self.slot
         cdef Slot *slot
         cdef Slot *first
-        cdef Stream conn
         cdef Py_ssize_t n = 0
         cdef int32_t error = 0
         cdef bint room, ended
@@ -121,9 +118,7 @@ cdef class NativeListener(Endpoint):
         while n > 0:
             slot = first
             first = slot.chain
-            conn = self.make_conn()
-            conn.attach(self.core, slot)
-            conns.append(conn)
+            conns.append(self.core.conn_of(slot))
             n -= 1
         return conns
 
@@ -225,7 +220,6 @@ cdef class NativeListener(Endpoint):
         if told is not None:
             told()
         self.trap = None
-        self.make_conn = None
 
     # --- facts ---------------------------------------------------------------
 
