@@ -77,6 +77,27 @@ def wknet(reactors: int, handler: Callable[[Any], Awaitable[None]]) -> Callable[
     return run
 
 
+def echo_event(conn: Any) -> None:
+    conn.send_nowait(conn.receive_nowait())
+
+
+def wknet_events(reactors: int) -> Callable[[], None]:
+    def run() -> None:
+        import trio
+
+        from trio_wknet import open_wknet_listener
+
+        async def main() -> None:
+            async with open_wknet_listener(f"tcp://{HOST}:0", reactors=reactors) as listener:
+                announce(listener.address[1])
+                serve = partial(listener.serve_events, echo_event, on_error=lambda conn, exc: None)
+                await trio_until_stdin_ends(serve)
+
+        trio.run(main)
+
+    return run
+
+
 # --- asyncio and uvloop -----------------------------------------------------------
 
 
@@ -156,6 +177,8 @@ SERVERS: dict[str, Callable[[], None]] = {
     "wknet-inloop": wknet(0, echo),
     "wknet-threaded-nowait": wknet(1, echo_nowait),
     "wknet-inloop-nowait": wknet(0, echo_nowait),
+    "wknet-threaded-events": wknet_events(1),
+    "wknet-inloop-events": wknet_events(0),
     "asyncio-streams": asyncio_streams(False),
     "uvloop-streams": asyncio_streams(True),
     "asyncio-protocol": asyncio_protocol(False),

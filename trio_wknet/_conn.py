@@ -8,7 +8,6 @@ closing, waiting for the end, options, names, counters.
 from __future__ import annotations
 
 import socket
-import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, overload
 
@@ -45,13 +44,9 @@ class Conn(SendHalf, HalfCloseableStream):
     `Engine.adopt`.
     """
 
-    __slots__ = ("__weakref__", "_end_watchers", "_facade", "_names", "context")
-
-    context: Any
-    """The application's slot: whatever it wants to keep with the connection."""
+    __slots__ = ("__weakref__", "_end_watchers", "_facade", "_names")
 
     def __init__(self) -> None:
-        self.context = None
         self._facade: SocketFacade | None = None
         self._names: dict[str, Any] = {}
         self._end_watchers: list[Callable[[], object]] = []
@@ -67,11 +62,6 @@ class Conn(SendHalf, HalfCloseableStream):
     def __repr__(self) -> str:
         state = self.close_reason or "open"
         return f"<trio_wknet.Conn id={self.id} {state}>"
-
-    def __del__(self) -> None:
-        if self._open:
-            warnings.warn(f"unclosed connection {self!r}", ResourceWarning, stacklevel=1)
-            self._drop()
 
     # --- the end -------------------------------------------------------------
 
@@ -95,6 +85,11 @@ class Conn(SendHalf, HalfCloseableStream):
             raise
         self._close()
         await trio.lowlevel.cancel_shielded_checkpoint()
+
+    def close_nowait(self) -> None:
+        """Close gracefully, like `aclose`, where nothing can be awaited. Not a
+        checkpoint. Does nothing on a closed connection."""
+        self._close()
 
     def abort(self) -> None:
         """Close at once with a reset: the peer gets an error, and loses what it has

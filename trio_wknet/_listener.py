@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from trio_wknet._conn import Conn
+from trio_wknet._events import EventServing
 from trio_wknet._native.listen import NativeListener
 from trio_wknet._options import ConnOptions, Limits
 from trio_wknet._socket import SocketFacade, borrowed
@@ -51,6 +52,7 @@ class Listener(NativeListener, trio.abc.Listener[Conn]):
         self._handlers = 0
         self._serving = 0
         self._served = trio.Event()
+        self._events: EventServing | None = None
         for sock in sockets:
             sock.setblocking(False)
         descriptors = [(sock.fileno(), int(sock.family)) for sock in sockets]
@@ -125,6 +127,70 @@ class Listener(NativeListener, trio.abc.Listener[Conn]):
         finally:
             conn._drop()  # nothing, if it was closed above or by the handler
             self._handlers -= 1
+            self._check_served()
+
+    async def serve_events(
+        self,
+        on_data: Callable[[Conn], Awaitable[object] | None],
+        *,
+        on_connect: Callable[[Conn], Awaitable[object] | None] | None = None,
+        on_close: Callable[[Conn, str], Awaitable[object] | None] | None = None,
+        on_error: Callable[[Conn, Exception], object] | None = None,
+        task_status: trio.TaskStatus[Listener] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Accept connections, and serve them by callbacks: for many connections that
+        are quiet most of the time. A quiet one has no task, no object and no buffer.
+
+        For each connection, in this order and never two at once:
+
+        * ``on_connect(conn)``, once;
+        * ``on_data(conn)`` whenever unread bytes are there that the last call had
+          not seen. It takes what it can use (``receive_nowait``), and may leave the
+          rest: it is called again once more has come;
+        * ``on_close(conn, reason)``, once, when the connection is closed, with its
+          ``close_reason``: by the peer, after ``on_data`` has seen every byte; by
+          this program; or by what failed.
+
+        A callback may be a plain function: it runs right where Trio has waited for
+        I/O, outside every task, and must not block. Or an async function: it runs as
+        a task in a nursery of this call's, and the connection has no task again once
+        it has returned. ``conn`` may be kept, also beyond the callback; whatever the
+        application wants to remember of a connection belongs in ``conn.context``.
+
+        An exception in a callback closes its connection and comes out of here (in
+        an exception group). With ``on_error``, a plain function,
+        ``on_error(conn, exc)`` is called instead, before the connection is closed
+        gracefully, and serving goes on unless that raises.
+
+        A connection that the peer has finished sending on is closed gracefully once
+        ``on_data`` has seen all its bytes: what ``send_nowait`` left is still sent.
+        A callback that leaves ``limits.inbound`` bytes unread gets no more until it
+        takes some; the reactor does not read on, and TCP holds the peer back.
+
+        Returns after `drain`, once every connection is gone; otherwise ends only by
+        an exception or cancelled. Then the connections are closed at once, with
+        ``on_close``. The listener is closed at the end. A checkpoint.
+
+        Raises:
+          trio.ClosedResourceError: the listener was closed, before or meanwhile.
+          trio.BusyResourceError: another task is accepting on this listener.
+          TypeError: a callback is not callable.
+        """
+        _require_callable(on_data=on_data)
+        optional = {"on_connect": on_connect, "on_close": on_close, "on_error": on_error}
+        _require_callable(**{name: fn for name, fn in optional.items() if fn is not None})
+        self._require_free()
+        self._serving += 1
+        try:
+            async with trio.open_nursery() as nursery:
+                serving = EventServing(self, nursery, on_data, on_connect, on_close, on_error)
+                self._events = serving
+                task_status.started(self)
+                await serving.serve()
+        finally:
+            self._events = None
+            await self._close_and_wait()
+            self._serving -= 1
             self._check_served()
 
     def _check_served(self) -> None:
@@ -204,9 +270,19 @@ class Listener(NativeListener, trio.abc.Listener[Conn]):
     def statistics(self) -> ListenerStatistics:
         """A snapshot of the counters."""
         accepted, waiting, starved = self._counters()
+        served = self._events.open if self._events is not None else 0
         return ListenerStatistics(
-            accepted=accepted, waiting=waiting, starved=starved > 0, handlers=self._handlers
+            accepted=accepted,
+            waiting=waiting,
+            starved=starved > 0,
+            handlers=self._handlers + served,
         )
+
+
+def _require_callable(**functions: object) -> None:
+    for name, function in functions.items():
+        if not callable(function):
+            raise TypeError(f"{name} must be callable, not {function!r}")
 
 
 def _file_id(path: str | None) -> tuple[int, int] | None:

@@ -38,7 +38,7 @@ class ListenerStatistics:
     """Whether accepting has stopped for lack of file descriptors or memory. It
     starts again by itself once something is closed."""
     handlers: int
-    """Handlers of ``serve`` that are running."""
+    """Handlers of ``serve`` that are running, or connections of ``serve_events``."""
 
 
 @attrs.frozen(kw_only=True)

@@ -23,6 +23,15 @@ cdef class Endpoint:
     cdef int ensure_usable(self) except -1
 
 
+cdef class Server:
+    """What a slot's `server` points to: who serves connections in event mode. It
+    outlives its connections' being claimed."""
+    # All run in Trio's thread and never raise: the first two out of the drain.
+    cdef void completed(self, Slot *slot, uint32_t bits) noexcept
+    cdef void accepted(self) noexcept
+    cdef void left(self, Endpoint conn, str reason) noexcept
+
+
 cdef class Core:
     cdef Hub *hub
     cdef unsigned long thread
@@ -49,6 +58,8 @@ cdef class Core:
     cdef Endpoint conn_of(self, Slot *slot)
     cdef void show_alarm(self) noexcept
     cdef uint64_t now(self) noexcept
+    cdef void requeue(self, Slot *slot, uint32_t bits) noexcept
+    cdef Slot *next_claimed(self, uint32_t *cursor) noexcept
     cdef Slot *new_slot(self, int fd, int family, Limits limits) except NULL
 
 

@@ -5,6 +5,7 @@ import trio
 from trio_wknet._conn import Conn
 
 class Endpoint: ...
+class Server: ...
 
 class Core:
     claimed: int

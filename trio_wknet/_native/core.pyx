@@ -17,8 +17,12 @@ from trio_wknet._native.conn cimport (
 )
 from trio_wknet._native.linux cimport errno, monotonic_ns
 from trio_wknet._native.links cimport list_empty
-from trio_wknet._native.mailbox cimport Letter, letter_take, mailbox_take, mailbox_waiting
-from trio_wknet._native.matrix cimport matrix_after_fork, matrix_each, matrix_return, matrix_take
+from trio_wknet._native.mailbox cimport (
+    Letter, letter_mark, letter_take, mailbox_push, mailbox_take, mailbox_waiting,
+)
+from trio_wknet._native.matrix cimport (
+    matrix_after_fork, matrix_at, matrix_each, matrix_return, matrix_take,
+)
 from trio_wknet._native.reactor cimport (
     Reactor, command, hub_free, hub_new, publish, reactor_run, reactor_turn, set_alarm,
 )
@@ -84,6 +88,17 @@ cdef class Endpoint:
         """Refuse an open endpoint's use where its engine may not be used. One
         that is closed says so itself."""
         return self.core.check() if self.slot != NULL else 0
+
+
+cdef class Server:
+    cdef void completed(self, Slot *slot, uint32_t bits) noexcept:
+        pass
+
+    cdef void accepted(self) noexcept:
+        pass
+
+    cdef void left(self, Endpoint conn, str reason) noexcept:
+        pass
 
 
 cdef class Core:
@@ -220,6 +235,8 @@ cdef class Core:
                 self._tell_quiet()
             elif bits & RELEASED:
                 matrix_return(self.hub.matrix, slot)
+            elif slot.server != NULL:
+                (<Server>slot.server).completed(slot, bits)
             elif slot.owner != NULL:
                 # A reference of our own: a finalizer may run while tasks are
                 # rescheduled, and drop the last other one.
@@ -249,6 +266,26 @@ cdef class Core:
         self.show_alarm()
         if self._wants_turn():
             ring_bell(reactor.wakefd)   # or Trio might sleep on it
+
+    cdef void requeue(self, Slot *slot, uint32_t bits) noexcept:
+        """Have the next drain, not the one under way, find a completion."""
+        if letter_mark(&slot.up, bits):
+            mailbox_push(&self.hub.completions, &slot.up, &slot.up)
+            # Reactor threads need no word: Trio looks before it sleeps.
+            if self.hub.in_loop:
+                ring_bell(self.hub.reactors[0].wakefd)
+
+    cdef Slot *next_claimed(self, uint32_t *cursor) noexcept:
+        """The next connection that the Trio side holds, moving the cursor (0 at
+        first); NULL at the end. Other threads may take and return slots meanwhile:
+        what is looked at is the Trio side's alone to write."""
+        cdef Slot *slot = matrix_at(self.hub.matrix, cursor[0])
+        while slot != NULL:
+            cursor[0] += 1
+            if slot.claimed and slot.kind == CONNECTION:
+                return slot
+            slot = matrix_at(self.hub.matrix, cursor[0])
+        return NULL
 
     cdef bint _wants_turn(self) noexcept:
         """Whether a command that was carried out in-loop left something to do:
@@ -297,6 +334,7 @@ cdef class Core:
 
     cdef void unclaim(self, Slot *slot) noexcept:
         slot.claimed = False
+        slot.server = NULL
         if slot.kind == CONNECTION:
             self.claimed -= 1
 

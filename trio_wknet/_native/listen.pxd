@@ -1,9 +1,11 @@
-from trio_wknet._native.core cimport Endpoint
+from trio_wknet._native.conn cimport Slot
+from trio_wknet._native.core cimport Endpoint, Server
 from trio_wknet._native.operation cimport Operation
 
 
 cdef class NativeListener(Endpoint):
     cdef Operation acceptor     # parked in accept
+    cdef Server server          # serves connections in event mode, instead
     cdef object trap
     cdef list ports             # addresses of their slots
     cdef bint closing           # the ports have been told to close
@@ -11,6 +13,9 @@ cdef class NativeListener(Endpoint):
     cdef tuple final
 
     cdef list take(self, Py_ssize_t most)
+    cdef Slot *take_slots(self, Py_ssize_t most) except? NULL
+    cdef int ensure_free(self) except -1
+    cdef void hand_to(self, Server server)
     cdef void wake_acceptor(self) noexcept
     cdef void resume_ports(self) noexcept
     cdef void tell_if_ended(self) noexcept

@@ -15,7 +15,7 @@ from trio_wknet._native.atomics cimport (
 from trio_wknet._native.conn cimport (
     ACCEPTED, CLOSE, DROP, LISTENER, PORT, RESUME, Limits, Slot,
 )
-from trio_wknet._native.core cimport Core, make_limits
+from trio_wknet._native.core cimport Core, Server, make_limits
 from trio_wknet._native.linux cimport pthread_mutex_lock, pthread_mutex_unlock
 from trio_wknet._native.operation cimport ABORT_SUCCEEDED, Operation, make_trap
 
@@ -81,12 +81,38 @@ cdef class NativeListener(Endpoint):
         operation.batch = True
         return operation
 
+    cdef int ensure_free(self) except -1:
+        """Refuse a second acceptor: who gets which connection would be chance."""
+        if self.acceptor is not None or self.server is not None:
+            raise trio.BusyResourceError("another task is accepting on this listener")
+        return 0
+
+    cdef void hand_to(self, Server server):
+        """Have a server told of connections from now on; first, of those that wait.
+        None takes it back."""
+        self.server = server
+        if server is not None:
+            self.core.requeue(self.slot, ACCEPTED)
+
     cdef list take(self, Py_ssize_t most):
-        """Up to `most` waiting connections; an empty list after arranging for a
+        """Up to `most` waiting connections, as objects; an empty list after
+        arranging for a wake."""
+        cdef Slot *slot = self.take_slots(most)
+        cdef Slot *following
+        conns = []
+        while slot != NULL:
+            following = slot.chain
+            conns.append(self.core.conn_of(slot))
+            slot = following
+        return conns
+
+    cdef Slot *take_slots(self, Py_ssize_t most) except? NULL:
+        """Up to `most` waiting connections, a chain; NULL after arranging for a
         wake, under the lock under which ports add."""
         cdef Slot *listener = self.slot
         cdef Slot *slot
         cdef Slot *first
+        cdef Slot *last = NULL
         cdef Py_ssize_t n = 0
         cdef int32_t error = 0
         cdef bint room, ended
@@ -97,7 +123,10 @@ cdef class NativeListener(Endpoint):
         slot = first
         while slot != NULL and n < most:
             n += 1
+            last = slot
             slot = slot.chain
+        if last != NULL:
+            last.chain = NULL
         listener.oldest = slot
         if slot == NULL:
             listener.newest = NULL
@@ -114,13 +143,7 @@ cdef class NativeListener(Endpoint):
             raise trio.ClosedResourceError("this listener stopped accepting")
         if n and room:
             self.resume_ports()
-        conns = []
-        while n > 0:
-            slot = first
-            first = slot.chain
-            conns.append(self.core.conn_of(slot))
-            n -= 1
-        return conns
+        return first if n else NULL
 
     cdef void resume_ports(self) noexcept:
         cdef Slot *port
@@ -140,6 +163,8 @@ cdef class NativeListener(Endpoint):
 
     cdef void wake_acceptor(self) noexcept:
         cdef Operation operation = self.acceptor
+        if self.server is not None:
+            self.server.accepted()
         if operation is not None:
             self.acceptor = None
             operation.wake()
@@ -160,6 +185,13 @@ cdef class NativeListener(Endpoint):
         if ended:
             told, self.on_ended = self.on_ended, None
             told()
+
+    def _require_free(self):
+        """Raise what serving would: for a closed listener, or a busy one."""
+        self.ensure_usable()
+        if self.slot == NULL or self.closing:
+            raise trio.ClosedResourceError("this listener was already closed")
+        self.ensure_free()
 
     # --- the end -------------------------------------------------------------
 
@@ -261,8 +293,7 @@ cdef class Accept(Operation):
         trap = self.enter()
         if trap is not None:
             return trap
-        if self.listener.acceptor is not None:
-            raise trio.BusyResourceError("another task is accepting on this listener")
+        self.listener.ensure_free()
         conns = self.listener.take(self.most)
         if conns:
             return self.complete(conns if self.batch else conns[0])
@@ -270,8 +301,7 @@ cdef class Accept(Operation):
 
     cdef object proceed(self):
         # As in Receive.proceed.
-        if self.listener.acceptor is not None:
-            raise trio.BusyResourceError("another task is accepting on this listener")
+        self.listener.ensure_free()
         conns = self.listener.take(self.most)
         if not conns:
             return self.park()

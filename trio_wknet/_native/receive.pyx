@@ -224,6 +224,7 @@ cdef class Receive(Operation):
         self.conn.ensure_usable()
         if self.conn.reader is not None:
             raise trio.BusyResourceError("another task is receiving from this connection")
+        self.conn.ensure_not_served()
         if self.must_wait():
             # Trio delivers a pending cancellation to a task that parks, so the
             # look at the cancel status that `enter` takes can be saved.

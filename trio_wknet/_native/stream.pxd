@@ -14,14 +14,18 @@ cdef class Stream(Endpoint):
     cdef object on_end          # to be called once, when the peer ends
     cdef object on_detached
     cdef str reason             # why it ended, once let go
+    cdef object kept            # the application's context, while the slot has none
+    cdef bint buried            # event mode: on_close was called
     cdef tuple final            # the counters, once let go
 
     cdef object park_reader(self, Operation operation)
     cdef object park_sender(self, Operation operation)
+    cdef int ensure_not_served(self) except -1
     cdef void wake_reader(self) noexcept
     cdef void wake_sender(self) noexcept
     cdef void let_go(self, uint32_t command, str reason) noexcept
     cdef void _tell_end(self) noexcept
+    cdef void _forget_context(self) noexcept
     cdef void _tell_detached(self) noexcept
     cdef str _why(self)
     cdef tuple counters(self)

@@ -1,13 +1,14 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """What both halves of a connection share. receive.pyx and send.pyx add the
 halves; Conn, in Python, adds the rest of Trio's contract."""
+from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int32_t, uint32_t
 
 from trio_wknet._native.atomics cimport wk_u64_load, wk_u64_load_relaxed
 from trio_wknet._native.conn cimport (
     ABORT, CLOSE, DETACH, DETACHED, DROP, ENDED, FLUSHED, READABLE, WRITABLE, Slot,
 )
-from trio_wknet._native.core cimport Core, make_limits
+from trio_wknet._native.core cimport Core, Server, make_limits
 from trio_wknet._native.linux cimport (
     ECONNRESET, pthread_mutex_lock, pthread_mutex_unlock,
 )
@@ -15,6 +16,7 @@ from trio_wknet._native.operation cimport ABORT_SUCCEEDED, Operation, make_trap
 from trio_wknet._native.ring cimport ring_len
 
 import os
+import warnings
 
 import trio
 
@@ -36,6 +38,13 @@ cdef class Stream(Endpoint):
         cdef Slot *slot = core.new_slot(fd, family, make_limits(limits))
         self.attach(core, slot)
         core.start(slot)
+
+    cdef int ensure_not_served(self) except -1:
+        """Refuse to wait for bytes where a callback of `serve_events` is to be told
+        of them: one of the two would never hear. Phase 0: no callback runs."""
+        if self.slot != NULL and self.slot.server != NULL and self.slot.phase == 0:
+            raise trio.BusyResourceError("serve_events receives from this connection")
+        return 0
 
     # --- parking -------------------------------------------------------------
 
@@ -111,6 +120,10 @@ cdef class Stream(Endpoint):
             return
         self.final = self.counters()
         self.reason = self._why() or reason
+        if slot.server != NULL:
+            (<Server>slot.server).left(self, self.reason)
+            self.kept = self.context
+            self._forget_context()
         self.leave()
         if not core.forked:
             core.post(slot, command)
@@ -148,6 +161,15 @@ cdef class Stream(Endpoint):
     def _abort(self):
         self.let_go(ABORT, "aborted")
 
+    def __del__(self):
+        if self.slot == NULL:
+            return
+        if self.slot.server != NULL:
+            self.forget()       # the connection goes on without an object
+            return
+        warnings.warn(f"unclosed connection {self!r}", ResourceWarning, stacklevel=1)
+        self._drop()
+
     def _reason(self):
         return self.reason if self.slot == NULL else self._why()
 
@@ -159,7 +181,8 @@ cdef class Stream(Endpoint):
         if not over:
             pthread_mutex_lock(&self.slot.lock)
             over = self.slot.hung_up or self.slot.error != 0
-            self.slot.end_wanted = told is not None and not over
+            # A server of events has that wish itself, for good.
+            self.slot.end_wanted = (told is not None or self.slot.server != NULL) and not over
             pthread_mutex_unlock(&self.slot.lock)
         if over:
             self._tell_end()
@@ -183,6 +206,30 @@ cdef class Stream(Endpoint):
         return fd
 
     # --- facts ---------------------------------------------------------------
+
+    @property
+    def context(self):
+        """The application's slot: whatever it wants to keep with the connection.
+        None at first. Stays after the close."""
+        # In event mode the object may go, and the slot keeps what it was told.
+        if self.slot == NULL or self.slot.server == NULL:
+            return self.kept
+        return None if self.slot.context == NULL else <object>self.slot.context
+
+    @context.setter
+    def context(self, value):
+        if self.slot == NULL or self.slot.server == NULL:
+            self.kept = value
+            return
+        self._forget_context()
+        Py_INCREF(value)
+        self.slot.context = <void *>value
+
+    cdef void _forget_context(self) noexcept:
+        cdef void *context = self.slot.context
+        self.slot.context = NULL
+        if context != NULL:
+            Py_DECREF(<object>context)
 
     @property
     def _fd(self):

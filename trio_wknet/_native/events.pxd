@@ -1,0 +1,37 @@
+from libc.stdint cimport uint32_t
+
+from trio_wknet._native.conn cimport Slot
+from trio_wknet._native.core cimport Core, Server
+from trio_wknet._native.listen cimport NativeListener
+from trio_wknet._native.stream cimport Stream
+
+
+cdef class EventServer(Server):
+    cdef Core core
+    cdef NativeListener listener
+    cdef object nursery
+    cdef object context         # serve_events' own, for callbacks and their tasks
+    cdef object on_data
+    cdef object on_connect
+    cdef object on_close
+    cdef object on_error
+    cdef object tell            # to be called when there is nothing left to serve
+    cdef dict running           # cancel scopes of async callbacks, by connection
+    cdef list gone              # let go of while no callback of theirs ran
+    cdef object failure
+    cdef readonly Py_ssize_t open
+    cdef readonly bint accepting
+
+    cdef void welcome(self) except *
+    cdef void greet(self, Slot *slot) except *
+    cdef void pump(self, Slot *slot) except *
+    cdef int look(self, Slot *slot, uint32_t *arrived) noexcept
+    cdef void call(self, Slot *slot, object callback) except *
+    cdef void spawn(self, object runner, Stream conn, object awaitable) except *
+    cdef void callback_done(self, Stream conn) except *
+    cdef bint settled(self, Stream conn, object exception)
+    cdef void close(self, Slot *slot) except *
+    cdef void bury(self)
+    cdef void ended(self, Stream conn) except *
+    cdef void count_down(self)
+    cdef void fail(self, object exception)
