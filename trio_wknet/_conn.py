@@ -44,12 +44,9 @@ class Conn(SendHalf, HalfCloseableStream):
     `Engine.adopt`.
     """
 
-    __slots__ = ("__weakref__", "_end_watchers", "_facade", "_names")
-
-    def __init__(self) -> None:
-        self._facade: SocketFacade | None = None
-        self._names: dict[str, Any] = {}
-        self._end_watchers: list[Callable[[], object]] = []
+    # Its fields are the native base's: in event mode an object may be made for each
+    # message, and setting fields from Python would double what that costs.
+    __slots__ = ("__weakref__",)
 
     @classmethod
     def _from_socket(cls, core: Core, sock: socket.socket, limits: Limits) -> Conn:
@@ -163,6 +160,8 @@ class Conn(SendHalf, HalfCloseableStream):
 
     @contextmanager
     def _watching_for_end(self, told: Callable[[], object]) -> Iterator[None]:
+        if self._end_watchers is None:
+            self._end_watchers = []
         self._end_watchers.append(told)
         self._when_ended(self._tell_end_watchers)
         try:
@@ -171,7 +170,7 @@ class Conn(SendHalf, HalfCloseableStream):
             self._end_watchers.remove(told)
 
     def _tell_end_watchers(self) -> None:
-        for told in self._end_watchers:
+        for told in self._end_watchers or ():
             told()
 
     # --- facts ---------------------------------------------------------------
@@ -194,6 +193,8 @@ class Conn(SendHalf, HalfCloseableStream):
         return self._name("remote", socket.socket.getpeername)
 
     def _name(self, which: str, ask: Callable[[socket.socket], Any]) -> Any:
+        if self._names is None:
+            self._names = {}
         if which not in self._names:
             family = self._family
             with borrowed(self._fd, 0 if family is None else family) as sock:

@@ -17,6 +17,7 @@ cdef class EventServer(Server):
     cdef object on_error
     cdef object tell            # to be called when there is nothing left to serve
     cdef dict running           # cancel scopes of async callbacks, by connection
+    cdef Stream spare           # an object that nobody has, for the next callback
     cdef list gone              # let go of while no callback of theirs ran
     cdef object failure
     cdef readonly Py_ssize_t open
@@ -27,6 +28,7 @@ cdef class EventServer(Server):
     cdef void pump(self, Slot *slot) except *
     cdef int look(self, Slot *slot, uint32_t *arrived) noexcept
     cdef void call(self, Slot *slot, object callback) except *
+    cdef Stream lend(self, Slot *slot)
     cdef void spawn(self, object runner, Stream conn, object awaitable) except *
     cdef void callback_done(self, Stream conn) except *
     cdef bint settled(self, Stream conn, object exception)

@@ -37,6 +37,17 @@ import trio
 cdef extern from "Python.h":
     int PyContext_Enter(object context) except -1
     int PyContext_Exit(object context) except -1
+    Py_ssize_t Py_REFCNT(object o)
+
+cdef extern from *:
+    """
+    static inline int wk_has_weakrefs(PyObject *o)
+    {
+        Py_ssize_t offset = Py_TYPE(o)->tp_weaklistoffset;
+        return offset != 0 && *(PyObject **)((char *)o + offset) != NULL;
+    }
+    """
+    bint has_weakrefs "wk_has_weakrefs"(object o)
 
 cdef enum:
     MOST_AT_ONCE = 1024         # connections taken from the queue by one look
@@ -164,7 +175,7 @@ cdef class EventServer(Server):
 
     cdef void call(self, Slot *slot, callback) except *:
         """Call back about a connection, and see to what comes of it."""
-        cdef Stream conn = self.core.conn_of(slot)
+        cdef Stream conn = self.lend(slot)
         slot.phase = RUNNING
         try:
             awaitable = callback(conn)
@@ -176,6 +187,21 @@ cdef class EventServer(Server):
                 raise
             return
         self.callback_done(conn)
+        if self.spare is None and Py_REFCNT(conn) == 1 and not has_weakrefs(conn):
+            if conn.unmarked():
+                conn.forget()
+                self.spare = conn
+
+    cdef Stream lend(self, Slot *slot):
+        """The object of a connection, for a callback. Where there is none, that of the
+        last callback will do, if nobody kept it: a plain callback thus makes no
+        object for each message."""
+        cdef Stream conn = self.spare
+        if slot.owner != NULL or conn is None:
+            return self.core.conn_of(slot)
+        self.spare = None
+        conn.attach(self.core, slot)
+        return conn
 
     cdef void spawn(self, runner, Stream conn, awaitable) except *:
         """Run the rest of an async callback as a task."""

@@ -17,6 +17,10 @@ cdef class Stream(Endpoint):
     cdef object kept            # the application's context, while the slot has none
     cdef bint buried            # event mode: on_close was called
     cdef tuple final            # the counters, once let go
+    # Conn's own, made when first needed
+    cdef public object _end_watchers    # to be called when the peer ends
+    cdef public object _facade
+    cdef public object _names           # addresses, by which end's
 
     cdef object park_reader(self, Operation operation)
     cdef object park_sender(self, Operation operation)
@@ -24,6 +28,7 @@ cdef class Stream(Endpoint):
     cdef void wake_reader(self) noexcept
     cdef void wake_sender(self) noexcept
     cdef void let_go(self, uint32_t command, str reason) noexcept
+    cdef bint unmarked(self) noexcept
     cdef void _tell_end(self) noexcept
     cdef void _forget_context(self) noexcept
     cdef void _tell_detached(self) noexcept

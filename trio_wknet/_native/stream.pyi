@@ -3,9 +3,13 @@ from typing import Any
 
 from trio_wknet._native.core import Core, Endpoint
 from trio_wknet._options import Limits
+from trio_wknet._socket import SocketFacade
 
 class Stream(Endpoint):
     context: Any
+    _end_watchers: list[Callable[[], object]] | None
+    _facade: SocketFacade | None
+    _names: dict[str, Any] | None
     def __del__(self) -> None: ...
     def _adopt(self, core: Core, fd: int, family: int, limits: Limits) -> None: ...
     def _abort_read(self, raise_cancel: Any) -> Any: ...

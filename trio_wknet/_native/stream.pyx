@@ -161,6 +161,16 @@ cdef class Stream(Endpoint):
     def _abort(self):
         self.let_go(ABORT, "aborted")
 
+    cdef bint unmarked(self) noexcept:
+        """Whether nothing but its slot tells this object from a new one."""
+        return (
+            self.slot != NULL and self.kept is None
+            and self.reader is None and self.sender is None
+            and self.read_trap is None and self.write_trap is None
+            and self.on_end is None and self.on_detached is None
+            and self._end_watchers is None and self._facade is None and self._names is None
+        )
+
     def __del__(self):
         if self.slot == NULL:
             return
