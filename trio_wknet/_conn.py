@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, overload
 import trio
 from trio.abc import HalfCloseableStream
 
-from trio_wknet._native.send import SendHalf
+from trio_wknet._native.idle_scopes import IdleScopes
 from trio_wknet._socket import SocketFacade, borrowed
 from trio_wknet._statistics import ConnStatistics
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from trio_wknet._options import Limits
 
 
-class Conn(SendHalf, HalfCloseableStream):
+class Conn(IdleScopes, HalfCloseableStream):
     """A connection whose socket is driven by a reactor.
 
     It is a `trio.abc.HalfCloseableStream` in full, with Trio's errors:

@@ -8,12 +8,12 @@ from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stdint cimport uint32_t, uint64_t
 
 from trio_wknet._native.atomics cimport (
-    wk_fence, wk_u32_add, wk_u32_load, wk_u32_load_relaxed, wk_u32_store,
+    wk_fence, wk_u32_add, wk_u32_load, wk_u32_load_relaxed, wk_u32_store, wk_u32_store_relaxed,
     wk_u64_load_relaxed, wk_u64_store_relaxed,
 )
 from trio_wknet._native.closing cimport close_now
 from trio_wknet._native.conn cimport (
-    ADD, CONNECTION, GONE, LISTENER, RELEASED, Limits, Slot, slot_of_up,
+    ADD, CONNECTION, GONE, LISTENER, RELEASED, WATCH, Limits, Slot, slot_of_up,
 )
 from trio_wknet._native.linux cimport errno, monotonic_ns
 from trio_wknet._native.links cimport list_empty
@@ -301,16 +301,18 @@ cdef class Core:
         """The time that everything in this engine is measured in (ns)."""
         if self.clock is None:
             return monotonic_ns()
-        return <uint64_t>(<double>self.clock() * 1e9)
+        return <uint64_t>(<double>self.clock() * 1e9 + 0.5)
 
     cdef void show_alarm(self) noexcept:
         """Under a clock of Trio's that may jump: show it the next timeout, as the
-        deadline that the pump waits with."""
+        deadline that the pump waits with. A microsecond late: a clock that went by
+        seconds in floating point must not stand before the nanosecond that is meant,
+        where nothing is due and no time would pass any more."""
         cdef uint64_t at
         if self.clock is None or self.alarm is None:
             return
         at = wheel_next(self.hub.reactors[0].wheel)
-        deadline = math.inf if at == NEVER else at / 1e9
+        deadline = math.inf if at == NEVER else (at + 1000) / 1e9
         if self.alarm.deadline != deadline:
             self.alarm.deadline = deadline
 
@@ -353,6 +355,13 @@ cdef class Core:
         if slot.kind == CONNECTION:
             wk_u32_add(&(<Reactor *>slot.reactor).connections, 1)
         self.post(slot, ADD)
+
+    cdef void watch_idle(self, Slot *slot, uint32_t rule, uint64_t since) noexcept:
+        """Have the reactor look at a connection by another idle rule, counted from
+        `since` (ns) if nothing moves."""
+        wk_u64_store_relaxed(&slot.idle_since, since)
+        wk_u32_store_relaxed(&slot.idle, rule)
+        self.post(slot, WATCH)
 
     cdef Slot *new_slot(self, int fd, int family, Limits limits) except NULL:
         """A slot for a descriptor the caller owns, with the least loaded reactor."""

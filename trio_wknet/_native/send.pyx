@@ -86,7 +86,8 @@ cdef class SendHalf(ReceiveSized):
             elif errno != EINTR:
                 self.slot.send_error = errno
                 raise broken(self.slot.send_error)
-        wk_u64_store_relaxed(&slot.last_sent, self.core.now())
+        if total:
+            wk_u64_store_relaxed(&slot.last_sent, self.core.now())
         return total
 
     cdef void arm(self) noexcept:

@@ -6,7 +6,7 @@ from libc.stdint cimport int32_t, uint32_t
 
 from trio_wknet._native.atomics cimport wk_u64_load, wk_u64_load_relaxed
 from trio_wknet._native.conn cimport (
-    ABORT, CLOSE, DETACH, DETACHED, DROP, ENDED, FLUSHED, READABLE, WRITABLE, Slot,
+    ABORT, CLOSE, DETACH, DETACHED, DROP, ENDED, FLUSHED, IDLE, READABLE, WRITABLE, Slot,
 )
 from trio_wknet._native.core cimport Core, Server, make_limits
 from trio_wknet._native.linux cimport (
@@ -95,6 +95,11 @@ cdef class Stream(Endpoint):
             self._tell_end()
         if bits & DETACHED:
             self._tell_detached()
+        if bits & IDLE and self.slot != NULL:
+            self.became_idle()
+
+    cdef void became_idle(self) noexcept:
+        """The idle rule came due."""
 
     cdef void _tell_end(self) noexcept:
         told, self.on_end = self.on_end, None

@@ -5,7 +5,7 @@ has only so long; a port that ran out of descriptors is tried again."""
 from libc.stdint cimport uint32_t, uint64_t
 
 from trio_wknet._native.accept cimport rearm
-from trio_wknet._native.atomics cimport wk_u64_load
+from trio_wknet._native.atomics cimport wk_u32_store, wk_u64_load
 from trio_wknet._native.closing cimport close_now
 from trio_wknet._native.conn cimport IDLE, OPEN, PORT, Slot
 from trio_wknet._native.idle cimport idle_due
@@ -58,6 +58,7 @@ cdef void run_timeouts(Reactor *reactor) noexcept nogil:
         if slot.kind == PORT:
             rearm(reactor, slot)
         elif slot.state == OPEN:
+            wk_u32_store(&slot.idle, 0)
             notify(reactor, slot, IDLE)
         else:
             close_now(reactor, slot)

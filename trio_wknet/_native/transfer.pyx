@@ -14,11 +14,12 @@ connection costs one epoll_ctl in its life. What that asks for in return:
 * A paused connection (inbound at its mark) is not read, so its edges are lost:
   resuming reads until EAGAIN.
 """
-from libc.stdint cimport int32_t, uint32_t
+from libc.stdint cimport int32_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from trio_wknet._native.atomics cimport (
-    wk_u32_add, wk_u32_exchange, wk_u32_load, wk_u64_bump, wk_u64_store_relaxed,
+    wk_u32_add, wk_u32_exchange, wk_u32_load, wk_u64_bump, wk_u64_load_relaxed,
+    wk_u64_store_relaxed,
 )
 from trio_wknet._native.conn cimport (
     ENDED, FLUSHED, READABLE, WRITABLE, Slot,
@@ -30,7 +31,7 @@ from trio_wknet._native.linux cimport (
 )
 from trio_wknet._native.links cimport list_append
 from trio_wknet._native.pool cimport Block, block_data, pool_drop, pool_take
-from trio_wknet._native.reactor cimport RECEIVE_BUFFER, Reactor, notify
+from trio_wknet._native.reactor cimport RECEIVE_BUFFER, Reactor, hub_now, notify
 from trio_wknet._native.ring cimport (
     Ring, ring_adopt, ring_clear, ring_discard, ring_len, ring_spans, ring_write,
 )
@@ -132,9 +133,16 @@ cdef bint _store(Reactor *reactor, Slot *slot, uint32_t n) noexcept nogil:
         return False
     wk_u64_bump(&slot.received, n)
     wk_u64_bump(&slot.receive_calls, 1)
-    wk_u64_store_relaxed(&slot.last_received, reactor.now)
+    wk_u64_store_relaxed(&slot.last_received, _stamp(reactor, slot))
     notify(reactor, slot, bits)
     return not paused
+
+
+cdef inline uint64_t _stamp(Reactor *reactor, Slot *slot) noexcept nogil:
+    """The time to store with bytes that have moved: that of the turn's begin, but
+    the present time if there was ever an idle rule, which must not come due early.
+    A turn may be long, if only because the thread had to wait for its core."""
+    return hub_now(reactor.hub) if wk_u64_load_relaxed(&slot.idle_since) else reactor.now
 
 
 cdef bint _hand_on(Reactor *reactor, Ring *ring, uint32_t n) noexcept nogil:
@@ -231,7 +239,7 @@ cdef void flush(Reactor *reactor, Slot *slot) noexcept nogil:
             ring_discard(&slot.outbound, reactor.pool, <uint32_t>sent)
             wk_u64_bump(&slot.flushed, sent)
             wk_u64_bump(&slot.flush_calls, 1)
-            wk_u64_store_relaxed(&slot.last_flushed, reactor.now)
+            wk_u64_store_relaxed(&slot.last_flushed, _stamp(reactor, slot))
         elif error != EINTR:
             break
     pthread_mutex_unlock(&slot.lock)
