@@ -16,6 +16,7 @@ from typing import Any
 
 HOST = "127.0.0.1"
 RECEIVE = 65536
+IDLE = 300.0  # seconds without bytes that a connection may have, where that is bounded
 
 
 def announce(port: int) -> None:
@@ -31,6 +32,21 @@ async def echo(stream: Any) -> None:
             await stream.send_all(data)
     except Exception:
         pass  # the load generator leaves in the middle of a message
+
+
+async def echo_with_deadline(stream: Any) -> None:
+    """How a Trio program bounds the silence of its peers."""
+    import trio
+
+    try:
+        with trio.CancelScope() as scope:
+            while True:
+                scope.deadline = trio.current_time() + IDLE
+                if not (data := await stream.receive_some()):
+                    return
+                await stream.send_all(data)
+    except Exception:
+        pass
 
 
 async def echo_nowait(stream: Any) -> None:
@@ -50,25 +66,32 @@ async def trio_until_stdin_ends(serve: Callable[[], Awaitable[object]]) -> None:
         nursery.cancel_scope.cancel()
 
 
-def trio_streams() -> None:
-    import trio
+def trio_streams(handler: Callable[[Any], Awaitable[None]]) -> Callable[[], None]:
+    def run() -> None:
+        import trio
 
-    async def main() -> None:
-        listeners = await trio.open_tcp_listeners(0, host=HOST)
-        announce(listeners[0].socket.getsockname()[1])
-        await trio_until_stdin_ends(partial(trio.serve_listeners, echo, listeners))
+        async def main() -> None:
+            listeners = await trio.open_tcp_listeners(0, host=HOST)
+            announce(listeners[0].socket.getsockname()[1])
+            await trio_until_stdin_ends(partial(trio.serve_listeners, handler, listeners))
 
-    trio.run(main)
+        trio.run(main)
+
+    return run
 
 
-def wknet(reactors: int, handler: Callable[[Any], Awaitable[None]]) -> Callable[[], None]:
+def wknet(
+    reactors: int, handler: Callable[[Any], Awaitable[None]], idle_timeout: float | None = None
+) -> Callable[[], None]:
     def run() -> None:
         import trio
 
         from trio_wknet import open_wknet_listener
 
         async def main() -> None:
-            async with open_wknet_listener(f"tcp://{HOST}:0", reactors=reactors) as listener:
+            async with open_wknet_listener(
+                f"tcp://{HOST}:0", reactors=reactors, idle_timeout=idle_timeout
+            ) as listener:
                 announce(listener.address[1])
                 await trio_until_stdin_ends(lambda: listener.serve(handler))
 
@@ -172,9 +195,12 @@ def run_asyncio(main: Callable[[], Awaitable[None]], use_uvloop: bool) -> None:
 
 
 SERVERS: dict[str, Callable[[], None]] = {
-    "trio": trio_streams,
+    "trio": trio_streams(echo),
+    "trio-deadline": trio_streams(echo_with_deadline),
     "wknet-threaded": wknet(1, echo),
     "wknet-inloop": wknet(0, echo),
+    "wknet-threaded-idle": wknet(1, echo, IDLE),
+    "wknet-inloop-idle": wknet(0, echo, IDLE),
     "wknet-threaded-nowait": wknet(1, echo_nowait),
     "wknet-inloop-nowait": wknet(0, echo_nowait),
     "wknet-threaded-events": wknet_events(1),

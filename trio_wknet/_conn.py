@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, overload
 import trio
 from trio.abc import HalfCloseableStream
 
-from trio_wknet._native.idle_scopes import IdleScopes
+from trio_wknet._native.idle_scopes import IdleWatch
 from trio_wknet._socket import SocketFacade, borrowed
 from trio_wknet._statistics import ConnStatistics
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from trio_wknet._options import Limits
 
 
-class Conn(IdleScopes, HalfCloseableStream):
+class Conn(IdleWatch, HalfCloseableStream):
     """A connection whose socket is driven by a reactor.
 
     It is a `trio.abc.HalfCloseableStream` in full, with Trio's errors:
@@ -133,7 +133,8 @@ class Conn(IdleScopes, HalfCloseableStream):
         None while it is open in both directions. ``"eof"``: the peer finished
         sending; what it should still receive may yet be sent. ``"reset"``: the peer
         reset it. Another error of the system: its text. ``"closed"``,
-        ``"aborted"``, ``"detached"``: by this program. ``"engine closed"``.
+        ``"aborted"``, ``"detached"``: by this program. ``"idle"``: by its idle
+        timeout. ``"engine closed"``.
         """
         return self._reason()
 
@@ -167,7 +168,7 @@ class Conn(IdleScopes, HalfCloseableStream):
         try:
             yield
         finally:
-            self._end_watchers.remove(told)
+            watchers.remove(told)
 
     def _tell_end_watchers(self) -> None:
         for told in self._end_watchers or ():

@@ -18,6 +18,7 @@ from trio_wknet._bridge import Bridge
 from trio_wknet._conn import Conn
 from trio_wknet._listener import Listener
 from trio_wknet._native.core import Core
+from trio_wknet._native.idle_scopes import timeout_rule
 from trio_wknet._options import ConnOptions, Limits
 from trio_wknet._statistics import EngineStatistics, ReactorStatistics
 
@@ -117,6 +118,7 @@ class Engine:
         *,
         backlog: int | None = None,
         reuse_port: bool = False,
+        idle_timeout: float | None = None,
         limits: Limits = Limits(),
         options: ConnOptions = ConnOptions(),
     ) -> Listener:
@@ -131,6 +133,10 @@ class Engine:
           reuse_port: give each reactor a listening socket of its own
               (``SO_REUSEPORT``), which also lets other processes listen on the
               same port.
+          idle_timeout: close a connection with ``close_reason`` ``"idle"`` when no
+              bytes have moved for so many seconds; None, the default, never does.
+              How its user is told, and how to change it for one connection:
+              `Conn.idle_timeout`, `Listener.serve`.
           limits: the bounds of the connections that will be accepted.
           options: their socket options.
 
@@ -142,13 +148,22 @@ class Engine:
         self._core.ensure_usable()
         _check(limits, Limits, "limits")
         _check(options, ConnOptions, "options")
+        timeout = timeout_rule(idle_timeout)
         parsed = parse_address(address)
         copies = max(1, self.reactors) if reuse_port else 1
         sockets = await open_listening_sockets(parsed, backlog, reuse_port, copies, options)
-        return self._make_listener(sockets, limits, spread=reuse_port, path=parsed.path)
+        return self._make_listener(
+            sockets, limits, timeout=timeout, spread=reuse_port, path=parsed.path
+        )
 
     def _make_listener(
-        self, sockets: list[socket.socket], limits: Limits, *, spread: bool, path: str | None
+        self,
+        sockets: list[socket.socket],
+        limits: Limits,
+        *,
+        timeout: int = 0,
+        spread: bool,
+        path: str | None,
     ) -> Listener:
         try:
             self._core.ensure_usable()
@@ -156,7 +171,7 @@ class Engine:
             for sock in sockets:
                 sock.close()
             raise
-        return Listener(self._core, sockets, limits, spread=spread, path=path)
+        return Listener(self._core, sockets, limits, timeout=timeout, spread=spread, path=path)
 
     async def connect(
         self,

@@ -41,6 +41,7 @@ class Listener(NativeListener, trio.abc.Listener[Conn]):
         sockets: list[socket.socket],
         limits: Limits,
         *,
+        timeout: int,
         spread: bool,
         path: str | None,
     ) -> None:
@@ -56,7 +57,7 @@ class Listener(NativeListener, trio.abc.Listener[Conn]):
         for sock in sockets:
             sock.setblocking(False)
         descriptors = [(sock.fileno(), int(sock.family)) for sock in sockets]
-        self._listen(core, descriptors, limits, spread)
+        self._listen(core, descriptors, limits, spread, timeout)
         for sock in sockets:
             sock.detach()
         self._path = path
@@ -88,6 +89,15 @@ class Listener(NativeListener, trio.abc.Listener[Conn]):
         is given the listener. Unlike it, a connection whose handler returned is
         closed gracefully (`Conn.aclose`); one whose handler raised or was
         cancelled is closed at once.
+
+        With an idle timeout (`open_wknet_listener`, `Conn.idle_timeout`) the handler
+        of a connection through which no bytes move for so long is cancelled, and the
+        connection is closed gracefully, with ``close_reason`` ``"idle"``; serving goes
+        on. A handler that shields itself against that is given as long again, before
+        the connection is closed under it. Where the listener has no idle timeout, and
+        a handler sets one, there is nothing to cancel it by: the connection is closed
+        under it, and what that raises in the handler, `trio.ClosedResourceError`, does
+        not end serving.
 
         Returns after `drain`; otherwise ends only by an exception or cancelled.
         """
@@ -122,8 +132,16 @@ class Listener(NativeListener, trio.abc.Listener[Conn]):
 
     async def _run_handler(self, handler: Callable[[Conn], Awaitable[object]], conn: Conn) -> None:
         try:
-            await handler(conn)
-            conn._close()
+            if conn.idle_timeout is None:
+                await handler(conn)
+                conn._close()
+            else:
+                with conn._handler_scope() as scope:
+                    await handler(conn)
+                conn._close("idle" if scope.cancelled_caught else "closed")
+        except Exception as exc:
+            if not (conn._timed_out and _says_closed(exc)):
+                raise
         finally:
             conn._drop()  # nothing, if it was closed above or by the handler
             self._handlers -= 1
@@ -285,6 +303,14 @@ def _require_callable(**functions: object) -> None:
             raise TypeError(f"{name} must be callable, not {function!r}")
 
 
+def _says_closed(exc: BaseException) -> bool:
+    """Whether this, or all of an exception group, is ClosedResourceError."""
+    members = getattr(exc, "exceptions", None)
+    if members is not None:
+        return all(map(_says_closed, members))
+    return isinstance(exc, trio.ClosedResourceError)
+
+
 def _file_id(path: str | None) -> tuple[int, int] | None:
     """What tells a file from another one of the same name."""
     if path is None:
@@ -304,6 +330,7 @@ async def open_wknet_listener(
     reactors: int | None = None,
     backlog: int | None = None,
     reuse_port: bool = False,
+    idle_timeout: float | None = None,
     limits: Limits = Limits(),
     options: ConnOptions = ConnOptions(),
 ) -> AsyncIterator[Listener]:
@@ -327,7 +354,12 @@ async def open_wknet_listener(
         if reactors is not None:
             raise ValueError(f"reactors ({reactors}) has no meaning together with engine")
         listener = await engine.listen(
-            address, backlog=backlog, reuse_port=reuse_port, limits=limits, options=options
+            address,
+            backlog=backlog,
+            reuse_port=reuse_port,
+            idle_timeout=idle_timeout,
+            limits=limits,
+            options=options,
         )
         try:
             yield listener
@@ -341,6 +373,7 @@ async def open_wknet_listener(
             engine=own,
             backlog=backlog,
             reuse_port=reuse_port,
+            idle_timeout=idle_timeout,
             limits=limits,
             options=options,
         ) as listener,

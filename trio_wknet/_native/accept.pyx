@@ -18,6 +18,7 @@ from libc.stdint cimport uint32_t
 
 from trio_wknet._native.atomics cimport (
     wk_u32_add, wk_u32_load_relaxed, wk_u32_store_relaxed, wk_u32_sub, wk_u64_add, wk_u64_load,
+    wk_u64_store_relaxed,
 )
 from trio_wknet._native.conn cimport ACCEPTED, ADD, DROP, OPEN, PORT, Slot
 from trio_wknet._native.linux cimport (
@@ -170,8 +171,10 @@ cdef bint _hand_over(Reactor *reactor, Slot *port, int fd) noexcept nogil:
     slot.fd = fd
     slot.family = port.family
     slot.limits = port.limits
-    wk_u32_store_relaxed(&slot.idle, port.limits.idle)
     slot.opened = reactor.now
+    if port.limits.idle:
+        wk_u64_store_relaxed(&slot.idle_since, slot.opened)
+        wk_u32_store_relaxed(&slot.idle, port.limits.idle)
     slot.reactor = target
     wk_u32_add(&target.connections, 1)
     wk_u64_add(&port.listener.accepted, 1)

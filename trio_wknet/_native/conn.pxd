@@ -87,7 +87,9 @@ cdef struct Limits:
     uint32_t linger_bytes   # bytes discarded at most while closing
     uint32_t linger_ms      # milliseconds that closing may take
     uint32_t accept_queue   # connections that may wait for accept()
-    uint32_t idle           # an idle rule (idle.pxd) for each connection; 0: none
+    # The idle timeout, as a rule (idle.pxd): the Trio side closes the connection
+    # when it comes due; 0: none. Trio's to change once it claimed the connection.
+    uint32_t idle
 
 # A link in a doubly linked list of slots.
 cdef struct Link:
@@ -131,13 +133,13 @@ cdef struct Slot:
     Slot *newest
     Slot *chain             # the next in an accept queue (lock), later in the
                             # reactor's dead list
-    uint64_t spare_const
+    uint64_t timeout_since  # ns: what limits.idle counts from, if nothing moved (trio)
 
     # --- line 3: mail; the rules of letters stand in mailbox.pxd
     Letter up
     Letter down
     wk_u64 idle_since       # ns: what an idle rule counts from, if nothing moved
-    wk_u32 idle             # an idle rule; 0: none
+    wk_u32 idle             # the idle rule that the reactor watches; 0: none
     # The Trio side sets it before its last try to send, the reactor takes it at
     # EPOLLOUT (the argument stands at on_writable in transfer.pyx).
     wk_u32 writable_wanted

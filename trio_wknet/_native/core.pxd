@@ -56,6 +56,7 @@ cdef class Core:
     cdef void claim(self, Slot *slot) noexcept
     cdef void unclaim(self, Slot *slot) noexcept
     cdef Endpoint conn_of(self, Slot *slot)
+    cdef void start_timeout(self, Slot *slot) noexcept
     cdef void watch_idle(self, Slot *slot, uint32_t rule, uint64_t since) noexcept
     cdef void show_alarm(self) noexcept
     cdef uint64_t now(self) noexcept

@@ -333,6 +333,15 @@ cdef class Core:
         slot.claimed = True
         if slot.kind == CONNECTION:
             self.claimed += 1
+            if slot.limits.idle:
+                self.start_timeout(slot)
+
+    cdef void start_timeout(self, Slot *slot) noexcept:
+        """Let a connection's idle timeout count from here. If it came due before,
+        while the connection waited for somebody to accept it, nobody was told."""
+        slot.timeout_since = self.now()
+        if wk_u32_load(&slot.idle) == 0:
+            self.watch_idle(slot, slot.limits.idle, slot.timeout_since)
 
     cdef void unclaim(self, Slot *slot) noexcept:
         slot.claimed = False

@@ -64,3 +64,11 @@ cdef inline uint64_t idle_due_by(Slot *slot, uint32_t rule) noexcept nogil:
 cdef inline uint64_t idle_due(Slot *slot) noexcept nogil:
     """When its own rule comes due."""
     return idle_due_by(slot, wk_u32_load_relaxed(&slot.idle))
+
+
+cdef inline uint64_t timeout_due(Slot *slot) noexcept nogil:
+    """When a claimed connection's idle timeout comes due; NEVER without one."""
+    if slot.limits.idle == 0:
+        return NEVER
+    return (idle_last(slot, EITHER, slot.timeout_since)
+            + <uint64_t>(slot.limits.idle >> 2) * 1000000)

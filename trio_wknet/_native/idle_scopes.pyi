@@ -2,7 +2,7 @@ import trio
 
 from trio_wknet._native.send import SendHalf
 
-class IdleScopes(SendHalf):
+class IdleWatch(SendHalf):
     def idle_scope(
         self,
         seconds: float | None = None,
@@ -10,3 +10,12 @@ class IdleScopes(SendHalf):
         read: float | None = None,
         write: float | None = None,
     ) -> trio.CancelScope: ...
+    @property
+    def idle_timeout(self) -> float | None: ...
+    @idle_timeout.setter
+    def idle_timeout(self, seconds: float | None) -> None: ...
+    def _handler_scope(self) -> trio.CancelScope: ...
+    @property
+    def _timed_out(self) -> bool: ...
+
+def timeout_rule(seconds: float | None) -> int: ...

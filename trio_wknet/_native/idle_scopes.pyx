@@ -27,9 +27,10 @@ from libc.math cimport ceil, isfinite
 from libc.stdint cimport uint32_t, uint64_t
 
 from trio_wknet._native.atomics cimport wk_u32_load_relaxed
-from trio_wknet._native.conn cimport Slot
+from trio_wknet._native.conn cimport CLOSE, Slot
 from trio_wknet._native.idle cimport (
     EITHER, MOST_IDLE_MS, READ, WRITE, idle_due_by, idle_last, idle_ms, idle_rule,
+    timeout_due,
 )
 from trio_wknet._native.wheel cimport NEVER
 
@@ -56,6 +57,16 @@ cdef uint64_t nanoseconds(str name, value) except? 0:
     return min(<uint64_t>ceil(seconds * 1e9), LONGEST)
 
 
+def timeout_rule(seconds):
+    """An idle timeout as a slot holds it, in limits.idle; 0 for None."""
+    cdef uint64_t ns = nanoseconds("idle_timeout", seconds)
+    if ns > <uint64_t>MOST_IDLE_MS * 1000000:
+        raise ValueError(
+            f"idle_timeout must be at most {MOST_IDLE_MS // 1000} seconds, not {seconds!r}"
+        )
+    return idle_rule(idle_ms(ns), EITHER)
+
+
 cdef uint64_t _due(IdleScope wish, Slot *slot) noexcept:
     """When a scope comes due (ns) if no more bytes move."""
     return idle_last(slot, wish.direction, wish.since) + wish.limit
@@ -71,7 +82,7 @@ cdef void _expire(object scope):
         scope.deadline = now
 
 
-cdef class IdleScopes(SendHalf):
+cdef class IdleWatch(SendHalf):
 
     def idle_scope(self, seconds=None, *, read=None, write=None):
         """A `trio.CancelScope` that is cancelled when the connection is idle::
@@ -103,12 +114,10 @@ cdef class IdleScopes(SendHalf):
         cdef uint64_t now
         if not (either or received or sent):
             raise TypeError("idle_scope needs seconds, read or write")
-        self.ensure_usable()
-        if self.slot == NULL:
-            raise trio.ClosedResourceError("this connection was already closed")
         scope = CancelScope()
+        self.require_open()
         now = self.core.now()
-        self.forget_dead()
+        self.take_due(0)
         if either:
             self.add(scope, now, either, EITHER)
         if received:
@@ -117,28 +126,87 @@ cdef class IdleScopes(SendHalf):
             self.add(scope, now, sent, WRITE)
         return scope
 
+    cdef int require_open(self) except -1:
+        self.ensure_usable()
+        if self.slot == NULL:
+            raise trio.ClosedResourceError("this connection was already closed")
+        return 0
+
     cdef void add(self, object scope, uint64_t since, uint64_t limit, uint32_t direction):
         cdef IdleScope wish = IdleScope.__new__(IdleScope)
         wish.scope = PyWeakref_NewRef(scope, None)
         wish.since = since
         wish.limit = limit
         wish.direction = direction
-        wish.older = self.newest
-        self.newest = wish
+        if self.wishes is None:
+            self.wishes = []
+        self.wishes.append(wish)
         self.look_by(since, limit, direction)
 
-    cdef void forget_dead(self):
-        """Unlink what nobody has a scope of any more."""
-        cdef IdleScope wish = self.newest
-        cdef IdleScope newer = None
-        while wish is not None:
-            if wish.scope() is not None:
-                newer = wish
-            elif newer is None:
-                self.newest = wish.older
-            else:
-                newer.older = wish.older
-            wish = wish.older
+    cdef list take_due(self, uint64_t now):
+        """Forget what is due, and return its scopes. Forget, too, what nobody has a
+        scope of any more."""
+        cdef IdleScope wish
+        cdef Py_ssize_t kept = 0
+        cdef list due = []
+        cdef list wishes = self.wishes
+        if wishes is None:
+            return due
+        for wish in wishes:
+            scope = wish.scope()
+            if scope is not None and _due(wish, self.slot) <= now:
+                due.append(scope)
+            elif scope is not None:
+                wishes[kept] = wish
+                kept += 1
+        del wishes[kept:]
+        return due
+
+    # --- the idle timeout ------------------------------------------------------
+
+    @property
+    def idle_timeout(self):
+        """Seconds without bytes in either direction after which the connection is
+        closed, with ``close_reason`` ``"idle"``. None: never.
+
+        At first what the listener was opened with, and None for a connection that
+        was made or adopted. It can be set, to a number of seconds (which is rounded up
+        to milliseconds) or to None, and that takes effect at once: time counts from
+        there, from when the connection was accepted, or from the last byte, whichever
+        comes last.
+
+        When it passes, the handler of `Listener.serve` is cancelled. Without such a
+        handler the connection is closed gracefully, and whoever waits on it gets
+        `trio.ClosedResourceError`. Either happens up to 20 ms late, and never early.
+
+        None once closed. Setting it raises TypeError or ValueError for anything but a
+        number from 0 (exclusive) to 1073741 (12 days), and
+        `trio.ClosedResourceError` once closed.
+        """
+        if self.slot == NULL or self.slot.limits.idle == 0:
+            return None
+        return (self.slot.limits.idle >> 2) / 1000.0
+
+    @idle_timeout.setter
+    def idle_timeout(self, seconds):
+        cdef uint32_t rule = timeout_rule(seconds)
+        self.require_open()
+        self.slot.limits.idle = rule
+        self.slot.timeout_since = self.core.now()
+        if rule:
+            self.look_by(self.slot.timeout_since, <uint64_t>(rule >> 2) * 1000000, EITHER)
+
+    def _handler_scope(self):
+        """The scope to run a handler in, which the idle timeout cancels instead of
+        closing the connection."""
+        self.handler_scope = CancelScope()
+        return self.handler_scope
+
+    @property
+    def _timed_out(self):
+        return self.timed_out
+
+    # --- looking -----------------------------------------------------------------
 
     cdef void look_by(self, uint64_t now, uint64_t limit, uint32_t direction) noexcept:
         """Have the reactor look when a new wish comes due, too, unless the rule that
@@ -151,6 +219,21 @@ cdef class IdleScopes(SendHalf):
             ms = min(ms, rule >> 2)
         self.watch(now, min(now + limit, idle_due_by(self.slot, rule)), ms, rule & 3 | direction)
 
+    cdef void look_again(self, uint64_t now) noexcept:
+        """Have the reactor look when the first of all wishes comes due."""
+        cdef uint64_t first = timeout_due(self.slot)
+        cdef uint32_t direction = EITHER
+        cdef uint32_t ms = MOST_IDLE_MS
+        cdef IdleScope wish
+        if first != NEVER:
+            ms = self.slot.limits.idle >> 2
+        for wish in self.wishes or ():
+            first = min(first, _due(wish, self.slot))
+            ms = min(ms, idle_ms(wish.limit))
+            direction |= wish.direction
+        if first != NEVER:
+            self.watch(now, first, ms, direction)
+
     cdef void watch(self, uint64_t now, uint64_t due, uint32_t ms, uint32_t direction) noexcept:
         """Give the reactor a rule that comes due at that time if no bytes move."""
         cdef uint64_t span = <uint64_t>ms * 1000000
@@ -158,34 +241,24 @@ cdef class IdleScopes(SendHalf):
         self.core.watch_idle(self.slot, idle_rule(ms, direction), min(since, now))
 
     cdef void became_idle(self) noexcept:
-        """Cancel what is due, and have the reactor look when the next will be."""
-        cdef Slot *slot = self.slot
+        """Act on what is due, and have the reactor look when the next will be."""
         cdef uint64_t now = self.core.now()
-        cdef uint64_t first = NEVER
-        cdef uint64_t due
-        cdef uint32_t direction = EITHER
-        cdef uint32_t ms = MOST_IDLE_MS
-        cdef IdleScope wish = self.newest
-        cdef list expired = []
-        self.newest = None
-        while wish is not None:
-            following = wish.older
-            scope = wish.scope()
-            due = _due(wish, slot)
-            if scope is not None and due <= now:
-                expired.append(scope)
-            elif scope is not None:
-                first = min(first, due)
-                ms = min(ms, idle_ms(wish.limit))
-                direction |= wish.direction
-                wish.older = self.newest
-                self.newest = wish
-            wish = following
-        if first != NEVER:
-            self.watch(now, first, ms, direction)
+        cdef list expired = self.take_due(now)
+        cdef bint over = timeout_due(self.slot) <= now and self.on_detached is None
+        if over and self.handler_scope is not None:
+            expired.append(self.handler_scope)
+            self.handler_scope = None
+            self.slot.timeout_since = now
+            over = False
+        if not over:
+            self.look_again(now)
         for scope in expired:
             _expire(scope)
+        if over:
+            self.timed_out = True
+            self.let_go(CLOSE, "idle")
 
     cdef void let_go(self, uint32_t command, str reason) noexcept:
-        self.newest = None
+        self.wishes = None
+        self.handler_scope = None
         SendHalf.let_go(self, command, reason)

@@ -26,13 +26,15 @@ import trio
 
 cdef class NativeListener(Endpoint):
 
-    def _listen(self, Core core, list descriptors, limits, bint spread):
+    def _listen(self, Core core, list descriptors, limits, bint spread, uint32_t timeout):
         """Take over listening descriptors, as (descriptor, family) pairs. With
-        `spread` each goes to a reactor of its own, which keeps what it accepts."""
+        `spread` each goes to a reactor of its own, which keeps what it accepts.
+        `timeout` is what `timeout_rule` says of the connections' idle timeout."""
         cdef Slot *listener
         cdef Slot *port
         cdef Limits native = make_limits(limits)
         cdef uint32_t i
+        native.idle = timeout
         core.check()
         listener = core.new_slot(-1, 0, native)
         listener.kind = LISTENER

@@ -157,8 +157,8 @@ cdef class Stream(Endpoint):
     def _open(self):
         return self.slot != NULL
 
-    def _close(self):
-        self.let_go(CLOSE, "closed")
+    def _close(self, str reason="closed"):
+        self.let_go(CLOSE, reason)
 
     def _drop(self):
         self.let_go(DROP, "closed")
