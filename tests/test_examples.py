@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -119,7 +120,8 @@ def check_echo(example: Example) -> None:
 
 def test_every_example_is_here() -> None:
     found = {path.stem for path in (ROOT / "examples").glob("*.py")}
-    assert found == {"echo", "unix_echo", "ticker", "chat", "proxy", "graceful", "ctrl_c"}
+    served = {"echo", "unix_echo", "ticker", "chat", "upload", "proxy", "graceful"}
+    assert found == {*served, "ctrl_c"}
     assert all(len(path.read_text().splitlines()) < 80 for path in (ROOT / "examples").glob("*.py"))
 
 
@@ -281,7 +283,27 @@ def test_graceful(how: signal.Signals) -> None:
         assert example.ended() == ""
 
 
-@pytest.mark.parametrize("name", ["echo", "unix_echo", "ticker", "chat", "proxy", "graceful"])
+def test_upload() -> None:
+    with running("upload", "0", "0.2") as example:
+        with example.connect() as sock:
+            sock.sendall(b"3\nabc")
+            assert receive_line(sock) == sha256(b"abc").hexdigest().encode() + b"\n"
+        with example.connect() as nonsense, example.connect() as gone:
+            nonsense.sendall(b"many\n")
+            assert nonsense.recv(1) == b""
+            gone.sendall(b"3\nab")
+            gone.shutdown(socket.SHUT_WR)
+            assert gone.recv(1) == b""
+        with example.connect() as stalled, example.connect() as silent:
+            stalled.sendall(b"3\nab")
+            assert receive_line(stalled) == b"gave up: no byte for 0.2 s, 1 missing\n"
+            assert silent.recv(1) == b"", "idle_timeout"
+        assert example.end() == ""
+
+
+@pytest.mark.parametrize(
+    "name", ["echo", "unix_echo", "ticker", "chat", "upload", "proxy", "graceful"]
+)
 def test_ctrl_c_before_anybody_connects(name: str, tmp_path: Path) -> None:
     where = str(tmp_path / "socket") if name == "unix_echo" else "0"
     with running(name, where) as example:

@@ -10,6 +10,7 @@ import time
 import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -1113,4 +1114,89 @@ async def test_a_timeout_in_the_midst_of_traffic(engine: Engine) -> None:
         async with trio.open_nursery() as clients:
             for n in range(50):
                 clients.start_soon(is_served, engine, listener, bytes(n * 10_000))
+        nursery.cancel_scope.cancel()
+
+
+# -- served by callbacks -----------------------------------------------------------------------
+
+
+async def test_callbacks_are_told_of_idleness(autojump_clock: MockClock, tmp_path: Path) -> None:
+    ends: list[tuple[float, str, Any]] = []
+
+    def on_connect(conn: Conn) -> None:
+        conn.context = trio.current_time()
+        assert conn.idle_timeout == 2
+
+    def on_data(conn: Conn) -> None:
+        if conn.receive_nowait() == b"longer":
+            conn.idle_timeout = 5
+
+    def on_close(conn: Conn, reason: str) -> None:
+        ends.append((trio.current_time(), reason, conn.context))
+
+    async with virtual_listener(tmp_path, 2) as listener, trio.open_nursery() as nursery:
+        await nursery.start(
+            partial(listener.serve_events, on_data, on_connect=on_connect, on_close=on_close)
+        )
+        for says, span in ((b"x", 2), (b"longer", 5)):
+            start = trio.current_time()
+            async with await trio.open_unix_socket(listener.address) as stream:
+                await trio.sleep(1.5)
+                await stream.send_all(says)
+                assert await stream.receive_some() == b""
+                assert in_time(start + 1.5 + span)
+            assert ends.pop()[1:] == ("idle", start)
+        assert listener.statistics().handlers == 0
+        nursery.cancel_scope.cancel()
+
+
+async def test_an_async_callback_is_cancelled(autojump_clock: MockClock, tmp_path: Path) -> None:
+    ends: list[str] = []
+
+    async def on_data(conn: Conn) -> None:
+        conn.receive_nowait()
+        with conn.idle_scope(0.5) as scope:
+            await conn.receive_some()
+        assert scope.cancelled_caught
+        try:
+            await trio.sleep_forever()
+        finally:
+            ends.append("cancelled")
+
+    def on_close(conn: Conn, reason: str) -> None:
+        ends.append(reason)
+
+    async with virtual_listener(tmp_path, 2) as listener, trio.open_nursery() as nursery:
+        await nursery.start(partial(listener.serve_events, on_data, on_close=on_close))
+        for _ in range(2):
+            start = trio.current_time()
+            async with await trio.open_unix_socket(listener.address) as stream:
+                await stream.send_all(b"x")
+                assert await stream.receive_some() == b""
+            assert in_time(start + 2)
+            await wait_all_tasks_blocked()
+            assert ends == ["cancelled", "idle"]
+            ends.clear()
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_scope_that_a_callback_kept(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """It is its connection object's, and no other's to which that object is lent."""
+    kept: list[trio.CancelScope] = []
+
+    def on_data(conn: Conn) -> None:
+        conn.receive_nowait()
+        kept.append(conn.idle_scope(1))
+
+    async with virtual_listener(tmp_path, None) as listener, trio.open_nursery() as nursery:
+        await nursery.start(listener.serve_events, on_data)
+        async with (
+            await trio.open_unix_socket(listener.address) as one,
+            await trio.open_unix_socket(listener.address) as other,
+        ):
+            for stream in (one, other, one):
+                await stream.send_all(b"x")
+                await wait_all_tasks_blocked()
+            await trio.sleep(5)
+            assert [scope.deadline for scope in kept] == [math.inf] * 3
         nursery.cancel_scope.cancel()

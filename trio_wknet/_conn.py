@@ -168,7 +168,7 @@ class Conn(IdleWatch, HalfCloseableStream):
         try:
             yield
         finally:
-            watchers.remove(told)
+            self._end_watchers.remove(told)
 
     def _tell_end_watchers(self) -> None:
         for told in self._end_watchers or ():

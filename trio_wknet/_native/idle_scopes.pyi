@@ -1,6 +1,11 @@
+from typing import final
+
 import trio
 
 from trio_wknet._native.send import SendHalf
+
+@final
+class IdleScope: ...
 
 class IdleWatch(SendHalf):
     def idle_scope(

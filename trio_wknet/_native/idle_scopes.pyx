@@ -100,8 +100,8 @@ cdef class IdleWatch(SendHalf):
 
         Of several, what comes first counts. Time counts from this call, or from the
         last byte if that is later. The scope is cancelled up to 20 ms late, and never
-        early. Bytes that move cost nothing more than without a scope, whatever the
-        number of scopes. A scope that outlives the connection is not cancelled by it.
+        early. It costs nothing for each message, whatever the number of scopes. A scope
+        that outlives the connection, or its object in event mode, is not cancelled.
 
         Not a checkpoint. Raises:
           trio.ClosedResourceError: the connection was closed here.
@@ -175,9 +175,11 @@ cdef class IdleWatch(SendHalf):
         there, from when the connection was accepted, or from the last byte, whichever
         comes last.
 
-        When it passes, the handler of `Listener.serve` is cancelled. Without such a
-        handler the connection is closed gracefully, and whoever waits on it gets
-        `trio.ClosedResourceError`. Either happens up to 20 ms late, and never early.
+        When it passes, the handler of `Listener.serve` is cancelled, and then the
+        connection is closed. Without such a handler the connection is closed at that
+        moment, gracefully; whoever waits on it gets `trio.ClosedResourceError`, and
+        callbacks of `Listener.serve_events` that run as tasks are cancelled. Either
+        happens up to 20 ms late, and never early.
 
         None once closed. Setting it raises TypeError or ValueError for anything but a
         number from 0 (exclusive) to 1073741 (12 days), and
@@ -257,6 +259,9 @@ cdef class IdleWatch(SendHalf):
         if over:
             self.timed_out = True
             self.let_go(CLOSE, "idle")
+
+    cdef bint unmarked(self) noexcept:
+        return not self.wishes and self.handler_scope is None and SendHalf.unmarked(self)
 
     cdef void let_go(self, uint32_t command, str reason) noexcept:
         self.wishes = None
