@@ -45,7 +45,6 @@ from trio_wknet._native.ring cimport Ring
 from trio_wknet._native.wheel cimport WheelNode
 
 cdef enum Kind:
-    FREE = 0
     CONNECTION = 1
     LISTENER = 2        # a queue of accepted connections; has no descriptor
     PORT = 3            # a listening socket that feeds a LISTENER
@@ -97,9 +96,8 @@ cdef struct Link:
     Link *next
 
 cdef struct Slot:
-    # --- line 0. Handle and lock outlive the connection; matrix.pyx resets what
-    # follows them, up to line 6.
-    wk_u64 handle           # generation << 32 | index
+    # --- line 0. matrix.pyx resets all up to line 6.
+    wk_u64 handle           # generation << 32 | index; 0: the slot is free
     pthread_mutex_t lock
     int32_t fd
     uint16_t family

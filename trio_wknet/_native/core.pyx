@@ -21,7 +21,7 @@ from trio_wknet._native.mailbox cimport (
     Letter, letter_mark, letter_take, mailbox_push, mailbox_take, mailbox_waiting,
 )
 from trio_wknet._native.matrix cimport (
-    matrix_after_fork, matrix_at, matrix_each, matrix_return, matrix_take,
+    matrix_after_fork, matrix_each, matrix_return, matrix_step, matrix_take,
 )
 from trio_wknet._native.reactor cimport (
     Reactor, command, hub_free, hub_new, publish, reactor_run, reactor_turn, set_alarm,
@@ -279,13 +279,10 @@ cdef class Core:
         """The next connection that the Trio side holds, moving the cursor (0 at
         first); NULL at the end. Other threads may take and return slots meanwhile:
         what is looked at is the Trio side's alone to write."""
-        cdef Slot *slot = matrix_at(self.hub.matrix, cursor[0])
-        while slot != NULL:
-            cursor[0] += 1
-            if slot.claimed and slot.kind == CONNECTION:
-                return slot
-            slot = matrix_at(self.hub.matrix, cursor[0])
-        return NULL
+        cdef Slot *slot = matrix_step(self.hub.matrix, cursor)
+        while slot != NULL and not (slot.claimed and slot.kind == CONNECTION):
+            slot = matrix_step(self.hub.matrix, cursor)
+        return slot
 
     cdef bint _wants_turn(self) noexcept:
         """Whether a command that was carried out in-loop left something to do:
