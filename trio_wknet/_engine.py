@@ -17,13 +17,14 @@ from trio_wknet._address import open_listening_sockets, parse_address
 from trio_wknet._bridge import Bridge
 from trio_wknet._conn import Conn
 from trio_wknet._listener import Listener
+from trio_wknet._native.connections import Connections
 from trio_wknet._native.core import Core
 from trio_wknet._native.idle_scopes import timeout_rule
 from trio_wknet._options import ConnOptions, Limits
 from trio_wknet._statistics import EngineStatistics, ReactorStatistics
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Mapping
 
 MOST_REACTORS = 1024
 
@@ -72,6 +73,7 @@ class Engine:
 
     def __init__(self, reactors: int, balance: str) -> None:
         self._core = Core(reactors, balance == "round_robin", Conn, _virtual_clock())
+        self._connections = Connections(self._core)
         self._closed = False
         self._threads: list[threading.Thread] = []
         try:
@@ -111,6 +113,30 @@ class Engine:
             thread.join()
 
     # --- connections ---------------------------------------------------------
+
+    @property
+    def connections(self) -> Mapping[int, Conn]:
+        """The connections that this program holds, by `Conn.id`: read-only, and
+        always as they are now.
+
+        Those that were accepted, connected, adopted, or are served by callbacks, from
+        then until they are closed here; not those that still wait for ``accept``, or
+        that linger. To find one takes the same time however many there are, and
+        nobody pays for it who does not ask. An id whose connection is gone is a
+        `KeyError`, and will not mean another one.
+
+        Iterating goes over the ids that there were when it began; connections may
+        come and go meanwhile, in an ``await`` too. ``values()`` and ``items()`` pass
+        over those that have gone. In event mode the objects are made for the asking::
+
+            for conn in engine.connections.values():
+                with suppress(trio.WouldBlock, trio.BrokenResourceError):
+                    conn.send_nowait(b"the server will restart")
+
+        To use it is a `RuntimeError` once the engine is closed, from another thread,
+        and in a forked child.
+        """
+        return self._connections
 
     async def listen(
         self,
