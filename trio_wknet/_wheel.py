@@ -85,7 +85,7 @@ class TimingWheel(Timers):
     ) -> None:
         self._manual = clock is not None
         self._driven = False
-        self._sleep: trio.CancelScope | None = None
+        self._sleep = trio.CancelScope()  # of the driver
 
     def __repr__(self) -> str:
         return f"<trio_wknet.TimingWheel with {self._counters()[0]} timers>"
@@ -122,20 +122,32 @@ class TimingWheel(Timers):
         self._start(trio.lowlevel.current_clock().current_time)
 
     def _rouse(self, moment: float) -> None:
-        if not self._driven:
-            trio.lowlevel.spawn_system_task(self._drive, name="trio_wknet timing wheel")
-            self._driven = True
-        elif self._sleep is not None:
+        if self._driven:
             self._sleep.deadline = moment
+        else:
+            self._sleep = trio.CancelScope(deadline=moment)
+            self._start_driver()
+
+    def _start_driver(self) -> None:
+        try:
+            trio.lowlevel.spawn_system_task(self._drive, name="trio_wknet timing wheel")
+        except RuntimeError:
+            raise RuntimeError("this timing wheel belongs to a Trio run that is ending") from None
+        self._driven = True
 
     async def _drive(self) -> None:
         """Cancelled when the run ends."""
+        moment: float | None
         try:
-            while (moment := self._watch()) is not None:
-                with trio.CancelScope(deadline=moment) as self._sleep:
+            # First for the moment it was roused for, though the timer may be cancelled
+            # by now: the next one will find it here.
+            while True:
+                with self._sleep:
                     await trio.sleep_forever()
                 self._run_due()
+                if (moment := self._watch()) is None:
+                    return
+                self._sleep = trio.CancelScope(deadline=moment)
         finally:
-            self._sleep = None
             self._driven = False
             self._unwatch()
