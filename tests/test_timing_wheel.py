@@ -1,37 +1,19 @@
-"""TimingWheel, turned by hand and in Trio runs with virtual time."""
+"""TimingWheel, turned by hand."""
 
 from __future__ import annotations
 
 import gc
-import queue
-import sys
-import threading
 import weakref
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import trio
-from trio.testing import MockClock
+from helpers import Hands
 
 from trio_wknet import Timer, TimingWheel
 
 TICK = 0.010
 VISITS_A_TURN = 4096
-
-
-class Hands:
-    """A clock that is moved by hand, and what was called when."""
-
-    def __init__(self, now: float = 0.0) -> None:
-        self.now = now
-        self.calls: list[tuple[object, float]] = []
-
-    def __call__(self) -> float:
-        return self.now
-
-    def note(self, what: object = None) -> None:
-        self.calls.append((what, self.now))
 
 
 @pytest.fixture
@@ -42,16 +24,6 @@ def hands() -> Hands:
 @pytest.fixture
 def wheel(hands: Hands) -> TimingWheel:
     return TimingWheel(clock=hands)
-
-
-@pytest.fixture
-def unraisable(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    caught: list[Any] = []
-    monkeypatch.setattr(sys, "unraisablehook", caught.append)
-    return caught
-
-
-# --- by hand --------------------------------------------------------------------------
 
 
 def test_a_call_is_made_once_and_not_early(hands: Hands, wheel: TimingWheel) -> None:
@@ -196,6 +168,22 @@ def test_many_timers(hands: Hands, wheel: TimingWheel) -> None:
     )
 
 
+def test_one_turn_makes_all_calls_that_are_due(hands: Hands, wheel: TimingWheel) -> None:
+    for _ in range(2 * VISITS_A_TURN + 1):
+        wheel.call_later(1, hands.note)
+    hands.now = 1
+    assert wheel.turn() == 2 * VISITS_A_TURN + 1
+
+
+def test_parts_of_a_nanosecond_are_not_early(hands: Hands) -> None:
+    wheel = TimingWheel(1e-9, clock=hands)
+    wheel.call_later(1.5e-9, hands.note)
+    hands.now = 1.1e-9
+    assert wheel.turn() == 0
+    hands.now = 2.1e-9
+    assert wheel.turn() == 1
+
+
 def test_statistics(hands: Hands, wheel: TimingWheel) -> None:
     wheel.call_later(1, hands.note)
     wheel.call_later(1000, hands.note)
@@ -222,7 +210,7 @@ class Owner:
 
 
 @pytest.fixture
-def no_collector() -> Any:
+def no_collector() -> Iterator[None]:
     gc.collect()
     gc.disable()
     yield
@@ -241,8 +229,6 @@ def test_timers_make_no_cycles(hands: Hands, wheel: TimingWheel, no_collector: N
     wheel.turn()
     del cancelled, fired, pending
     assert [ref() is None for ref in gone] == [True, True, False]
-    del wheel  # with a timer pending
-    # The fixture has the wheel, too.
 
 
 def test_a_wheel_with_timers_can_be_dropped(no_collector: None) -> None:
@@ -284,19 +270,6 @@ def test_what_a_callback_raises_is_reported(
     assert len(hands.calls) == 2
     assert [type(report.exc_value) for report in unraisable] == [error]
     assert unraisable[0].object is fail
-
-
-async def test_a_failing_callback_does_not_end_the_run(
-    autojump_clock: MockClock, unraisable: list[Any]
-) -> None:
-    def fail() -> None:
-        raise ValueError("on purpose")
-
-    wheel, called = TimingWheel(), trio.Event()
-    wheel.call_later(1, fail)
-    wheel.call_later(1, called.set)
-    await called.wait()
-    assert len(unraisable) == 1
 
 
 BAD_DELAYS: list[tuple[Any, type[Exception], str]] = [
@@ -370,295 +343,3 @@ def test_a_clock_that_fails(wheel: TimingWheel) -> None:
 def test_timers_are_not_made_by_hand() -> None:
     with pytest.raises(TypeError, match="given by call_later"):
         Timer()
-
-
-# --- in a run -----------------------------------------------------------------------------
-
-
-async def test_virtual_time(autojump_clock: MockClock) -> None:
-    wheel, hands = TimingWheel(), Hands()
-    start = trio.current_time()
-    done = trio.Event()
-    for delay in (0, 0.005, 5, 0.5, 400, 86400, 20_000):
-        wheel.call_later(delay, lambda: hands.calls.append((None, trio.current_time() - start)))
-    wheel.call_later(86401, done.set)
-    await done.wait()
-    expected = [0, 0.005, 0.5, 5, 400, 20_000, 86400]
-    for (_, at), delay in zip(hands.calls, expected, strict=True):
-        assert delay <= at <= delay + TICK + 1e-9
-    assert trio.current_time() - start < 86401 + 2 * TICK
-
-
-async def test_an_earlier_timer_is_not_missed(autojump_clock: MockClock) -> None:
-    wheel, calls = TimingWheel(), []
-    wheel.call_later(100, lambda: calls.append(100))
-    await trio.sleep(1)  # the driver sleeps now
-    wheel.call_later(50, lambda: calls.append(50))
-    timer = wheel.call_later(80, lambda: calls.append(80))
-    timer.reset(20)
-    await trio.sleep(20.02)
-    assert calls == [80]
-    await trio.sleep(30)
-    assert calls == [80, 50]
-    await trio.sleep(50)
-    assert calls == [80, 50, 100]
-
-
-async def test_resetting_later_is_found_out(autojump_clock: MockClock) -> None:
-    wheel, called = TimingWheel(), trio.Event()
-    timer = wheel.call_later(10, called.set)
-    start = trio.current_time()
-    for _ in range(30):
-        await trio.sleep(1)
-        timer.reset()
-    await called.wait()
-    assert 40 <= trio.current_time() - start < 40.1
-    assert wheel.statistics().visits < 10
-
-
-async def test_cancelled_timers_leave_trio_alone(autojump_clock: MockClock) -> None:
-    wheel = TimingWheel()
-
-    def living() -> int:
-        return trio.lowlevel.current_statistics().tasks_living
-
-    alone = living()
-    for _ in range(5):
-        for _ in range(100):
-            wheel.call_later(10, print).cancel()
-        assert living() == alone + 1  # one task, which was started once and sleeps
-        await trio.sleep(1)
-    assert wheel.statistics().turns == 0
-    await trio.sleep(10)
-    assert living() == alone  # an empty wheel wakes nobody
-    assert wheel.statistics().turns == 1
-    done = trio.Event()
-    wheel.call_later(1, done.set)
-    await done.wait()
-
-
-async def test_a_callback_that_asks_for_itself_leaves_time_to_others(
-    autojump_clock: MockClock,
-) -> None:
-    wheel, calls = TimingWheel(), []
-
-    def again() -> None:
-        calls.append(trio.current_time())
-        wheel.call_later(0, again)
-
-    again()
-    await trio.sleep(1)
-    assert 99 <= len(calls) <= 102
-
-
-async def test_a_great_many_calls_leave_time_to_others(mock_clock: MockClock) -> None:
-    wheel, calls = TimingWheel(), []
-    number = 3 * VISITS_A_TURN
-    for index in range(number):
-        wheel.call_later(1, calls.append, index)
-    await trio.testing.wait_all_tasks_blocked()
-    mock_clock.jump(1)
-    seen = set()
-    while len(calls) < number:
-        seen.add(len(calls))
-        await trio.lowlevel.checkpoint()
-    assert any(0 < called < number for called in seen)
-
-
-async def test_callbacks_wake_tasks(autojump_clock: MockClock) -> None:
-    """In the middle of a run, a callback may do what any synchronous code may."""
-    wheel = TimingWheel()
-    send, receive = trio.open_memory_channel[int](1)
-    async with trio.open_nursery() as nursery:
-
-        async def child() -> None:
-            await send.send(7)
-
-        wheel.call_later(1, nursery.start_soon, child)
-        assert await receive.receive() == 7
-
-
-def test_a_run_ends_with_timers_pending() -> None:
-    wheel, owner = TimingWheel(), Owner()
-    gone = weakref.ref(owner)
-
-    async def main() -> Timer:
-        timer = wheel.call_later(1000, owner.called)
-        wheel.call_later(2000, print)
-        await trio.testing.wait_all_tasks_blocked()
-        return timer
-
-    timer = trio.run(main)
-    assert wheel.statistics().pending == 0
-    timer.cancel()
-    with pytest.raises(RuntimeError, match="belongs to a Trio run that has ended"):
-        timer.reset()
-    with pytest.raises(RuntimeError, match="belongs to a Trio run that has ended"):
-        wheel.call_later(1, print)
-    assert "not pending" in repr(timer)
-    del timer, owner
-    gc.collect()  # what Trio leaves
-    assert gone() is None
-
-    async def another() -> None:
-        with pytest.raises(RuntimeError, match="belongs to a Trio run that has ended"):
-            wheel.call_later(1, print)
-        with pytest.raises(RuntimeError, match="belongs to a Trio run that has ended"):
-            with wheel.move_on_after(1):
-                raise AssertionError("it was entered")
-
-    trio.run(another)
-
-
-def test_a_wheel_belongs_to_the_run_of_its_first_use() -> None:
-    wheel = TimingWheel()
-    with pytest.raises(RuntimeError, match="can only be used in a Trio run"):
-        wheel.call_later(1, print)
-
-    async def main() -> None:
-        done = trio.Event()
-        wheel.call_later(0.01, done.set)
-        await done.wait()
-
-    trio.run(main)
-
-
-async def test_other_threads_are_refused(hands: Hands, wheel: TimingWheel) -> None:
-    of_the_run = TimingWheel()
-    timers = [of_the_run.call_later(1000, print), wheel.call_later(1000, print)]
-
-    def elsewhere() -> None:
-        uses: list[Callable[[], object]] = [wheel.turn]
-        for used in (of_the_run, wheel):
-            uses.append(lambda used=used: used.call_later(1, print))
-            uses.append(used.move_on_after(1).__enter__)
-        for timer in timers:
-            uses += [timer.cancel, timer.reset]
-        for use in uses:
-            with pytest.raises(RuntimeError, match="belongs to another thread"):
-                use()
-
-    await trio.to_thread.run_sync(elsewhere)
-    assert of_the_run.statistics().pending == 1
-    assert wheel.statistics().pending == 1
-
-
-async def test_a_run_turns_its_wheels_itself() -> None:
-    with pytest.raises(RuntimeError, match="turned by its Trio run"):
-        TimingWheel().turn()
-
-
-async def test_a_dropped_wheel_makes_its_calls(autojump_clock: MockClock) -> None:
-    wheel, done = TimingWheel(), trio.Event()
-    gone = weakref.ref(wheel)
-    wheel.call_later(1, done.set)
-    del wheel
-    gc.collect()
-    await done.wait()
-    await trio.testing.wait_all_tasks_blocked()
-    gc.collect()
-    assert gone() is None
-
-
-def test_a_run_that_is_ending() -> None:
-    wheel, refused, kept = TimingWheel(), [], []
-
-    async def outlive() -> AsyncGenerator[None, None]:
-        try:
-            yield
-        finally:
-            with pytest.raises(RuntimeError, match="a Trio run that is ending"):
-                wheel.call_later(1, print)
-            refused.append(True)
-
-    async def main() -> None:
-        generator = outlive()
-        kept.append(generator)
-        await generator.asend(None)
-
-    trio.run(main)
-    assert refused == [True]
-    assert wheel.statistics().pending == 0
-
-
-def test_in_guest_mode() -> None:
-    """The host's own code, between Trio's turns, may use the wheel."""
-    todo: queue.Queue[Callable[[], object]] = queue.Queue()
-    wheel, calls, outcomes = TimingWheel(), [], []
-    done = trio.Event()
-
-    async def main() -> None:
-        wheel.call_later(3600, print)
-        await trio.testing.wait_all_tasks_blocked()
-        todo.put(lambda: wheel.call_later(0.01, called))
-        await done.wait()
-
-    def called() -> None:
-        calls.append(threading.current_thread())
-        done.set()
-
-    trio.lowlevel.start_guest_run(
-        main,
-        run_sync_soon_threadsafe=todo.put,
-        run_sync_soon_not_threadsafe=todo.put,
-        done_callback=outcomes.append,
-    )
-    while not outcomes:
-        todo.get()()
-    outcomes[0].unwrap()
-    assert calls == [threading.current_thread()]
-
-
-# --- scopes -------------------------------------------------------------------------------
-
-
-async def test_move_on_after(autojump_clock: MockClock) -> None:
-    wheel, start = TimingWheel(), trio.current_time()
-    with wheel.move_on_after(5) as scope:
-        assert isinstance(scope, trio.CancelScope)
-        await trio.sleep_forever()
-    assert scope.cancelled_caught
-    assert 5 <= trio.current_time() - start <= 5 + 2 * TICK
-
-
-async def test_leaving_a_scope_disarms_it(autojump_clock: MockClock) -> None:
-    wheel = TimingWheel()
-    with wheel.move_on_after(5) as left:
-        await trio.sleep(4)
-    with pytest.raises(KeyError), wheel.move_on_after(5) as failed:
-        raise KeyError
-    assert wheel.statistics().pending == 0
-    await trio.sleep(10)
-    assert not left.cancel_called
-    assert not failed.cancel_called
-
-
-async def test_scopes_nest(autojump_clock: MockClock) -> None:
-    wheel = TimingWheel()
-    with wheel.move_on_after(5) as outer:
-        with wheel.move_on_after(50) as inner:
-            await trio.sleep_forever()
-    assert outer.cancelled_caught
-    assert not inner.cancelled_caught
-    with wheel.move_on_after(5) as outer:
-        with trio.CancelScope(shield=True), wheel.move_on_after(50) as inner:
-            await trio.sleep_forever()
-        await trio.lowlevel.checkpoint()
-    assert outer.cancelled_caught
-    assert inner.cancelled_caught
-
-
-async def test_a_scope_is_entered_once() -> None:
-    wheel = TimingWheel()
-    guard = wheel.move_on_after(5)
-    with guard:
-        pass
-    with pytest.raises(RuntimeError, match="entered before"), guard:
-        pass
-    assert wheel.statistics().pending == 0
-
-
-def test_a_scope_outside_of_a_task(wheel: TimingWheel) -> None:
-    with pytest.raises(RuntimeError), wheel.move_on_after(5):
-        raise AssertionError("it was entered")
-    assert wheel.statistics().pending == 0
