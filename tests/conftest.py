@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import signal
 import socket
+import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -97,6 +98,14 @@ async def pair(engine: Engine, kind: str) -> AsyncIterator[tuple[Conn, Conn]]:
     """Two connections, connected with each other."""
     async with two_conns(engine, kind) as conns:
         yield conns
+
+
+@pytest.fixture
+def unraisable(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What was reported to sys.unraisablehook."""
+    caught: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", caught.append)
+    return caught
 
 
 def pytest_configure() -> None:

@@ -210,3 +210,17 @@ async def is_served(engine: Engine, listener: Any, data: bytes = b"hello") -> No
     await conn.send_eof()
     assert await read_all(conn) == data
     await conn.aclose()
+
+
+class Hands:
+    """A clock that is moved by hand, and what was called when."""
+
+    def __init__(self, now: float = 0.0) -> None:
+        self.now = now
+        self.calls: list[tuple[object, float]] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def note(self, what: object = None) -> None:
+        self.calls.append((what, self.now))

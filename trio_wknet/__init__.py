@@ -5,13 +5,16 @@ from trio_wknet._engine import Engine, open_engine
 from trio_wknet._errors import DelimiterNotFound, IncompleteRead
 from trio_wknet._listener import Listener, open_wknet_listener
 from trio_wknet._native.ringbuffer import RingBuffer
+from trio_wknet._native.timer import Timer
 from trio_wknet._options import ConnOptions, Limits
 from trio_wknet._statistics import (
     ConnStatistics,
     EngineStatistics,
     ListenerStatistics,
     ReactorStatistics,
+    WheelStatistics,
 )
+from trio_wknet._wheel import TimingWheel
 
 __all__ = [
     "Conn",
@@ -26,6 +29,9 @@ __all__ = [
     "ListenerStatistics",
     "ReactorStatistics",
     "RingBuffer",
+    "Timer",
+    "TimingWheel",
+    "WheelStatistics",
     "open_engine",
     "open_wknet_listener",
 ]

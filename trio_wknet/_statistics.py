@@ -65,3 +65,20 @@ class EngineStatistics:
     wakes: int
     """Times that a reactor had to wake Trio's loop."""
     reactors: tuple[ReactorStatistics, ...]
+
+
+@attrs.frozen(kw_only=True)
+class WheelStatistics:
+    """A timing wheel's counters."""
+
+    pending: int
+    """Timers that wait."""
+    fired: int
+    """Calls that were made."""
+    cancelled: int
+    """Timers that were cancelled while they waited, scopes that were left included."""
+    turns: int
+    """Times that the wheel was turned. Between two turns it costs nothing."""
+    visits: int
+    """Timers looked at in turning: one that fires once for each level it came down, and
+    one that was moved to a later time once where it used to be."""

@@ -126,16 +126,15 @@ cdef inline void _go_to(Wheel *wheel, uint64_t tick) noexcept nogil:
 
 
 cdef inline uint64_t _earliest(Wheel *wheel, uint32_t *level) noexcept nogil:
-    """The time, in ticks, of the first bucket that is not empty, and its level: the
-    highest of those with that time, so that a bucket of one tick has all its nodes
-    when its turn comes. NEVER if all are empty."""
+    """The time, in ticks, of the first bucket that is not empty, and its level. NEVER if
+    all are empty."""
     cdef uint64_t first = NEVER
     cdef uint64_t time
     cdef uint32_t i
     for i in range(wheel.level_count):
         if wheel.levels[i].summary != 0:
             time = _first_bucket(&wheel.levels[i], wheel.slots) * wheel.levels[i].width
-            if time <= first:
+            if time < first:
                 first = time
                 level[0] = i
     return first
