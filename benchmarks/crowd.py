@@ -84,7 +84,8 @@ class Plan:
 
 @attrs.frozen(kw_only=True)
 class Closing:
-    """When the servers closed: seconds from a connection's last byte, as the client saw it."""
+    """When the servers closed: seconds from when the client sent its last message, which
+    the server had somewhat later."""
 
     first: float
     median: float
@@ -148,7 +149,7 @@ class Course:
             ("a message on each", f"{self.echo_seconds:.2f} s, {self.echo_rate:,.0f}/s"),
         ]
         if closing is not None:
-            times = f"{closing.first:.2f} s to {closing.last:.2f} s after the last byte"
+            times = f"{closing.first:.2f} s to {closing.last:.2f} s after its message"
             lines.append((f"idle timeout of {self.plan.idle_timeout:g} s closed", times))
         return lines
 

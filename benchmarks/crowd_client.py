@@ -40,7 +40,7 @@ class Crowd:
         self._port = port
         self._source = source
         self._socks: dict[int, socket.socket] = {}
-        self._moved: dict[int, float] = {}  # when its last byte did
+        self._sent: dict[int, float] = {}  # when it last did, or was connected
 
     def connect(self, count: int) -> dict[str, Any]:
         """Open so many more."""
@@ -73,19 +73,19 @@ class Crowd:
             if code := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
                 raise OSError(code, f"connect from {self._source}: {os.strerror(code)}")
             self._socks[fd] = sock
-            self._moved[fd] = time.monotonic()
+            self._sent[fd] = time.monotonic()
 
     def echo(self, size: int) -> dict[str, Any]:
         """Send one message on every connection, and wait until all are back."""
         began, message = time.monotonic(), bytes(size)
         missing = dict.fromkeys(self._socks, size)
         with watching(self._socks) as poller:
-            for sock in self._socks.values():
+            for fd, sock in self._socks.items():
+                self._sent[fd] = time.monotonic()
                 sock.sendall(message)
             while missing:
                 for fd, _ in wait(poller, "answered"):
                     missing[fd] -= self._receive(fd)
-                    self._moved[fd] = time.monotonic()
                     if not missing[fd]:
                         del missing[fd]
         return {"seconds": time.monotonic() - began}
@@ -97,15 +97,15 @@ class Crowd:
         return len(data)
 
     def wait_closed(self, timeout: float) -> dict[str, Any]:
-        """Wait until the server has closed them all, and say how many seconds after the
-        last byte it closed each."""
+        """Wait until the server has closed them all, and say how many seconds after it last
+        sent something each was closed."""
         until, after = time.monotonic() + timeout, []
         with watching(self._socks) as poller:
             while self._socks and time.monotonic() < until:
                 for fd, _ in poller.poll(until - time.monotonic()):
                     if self._socks[fd].recv(1 << 16):
                         continue
-                    after.append(time.monotonic() - self._moved.pop(fd))
+                    after.append(time.monotonic() - self._sent.pop(fd))
                     self._socks.pop(fd).close()
         if self._socks:
             raise TimeoutError(f"{len(self._socks)} connections are open after {timeout:g} s")
@@ -115,7 +115,7 @@ class Crowd:
         """Close them all from here."""
         while self._socks:
             self._socks.popitem()[1].close()
-        self._moved.clear()
+        self._sent.clear()
         return {}
 
 
