@@ -69,9 +69,7 @@ class Plan:
     def check(self) -> None:
         """Raises `ValueError` where that cannot be."""
         if self.servers > 1 and not self.server.startswith("wknet-"):
-            raise ValueError(
-                f"servers: {self.server} cannot share a port, so 1, not {self.servers}"
-            )
+            raise ValueError(f"servers: {self.server} shares no port, so not {self.servers}")
         each = self.connections / self.servers * (UNEVEN if self.servers > 1 else 1)
         needed = int(each) + WARMING + SPARE_DESCRIPTORS
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -294,6 +292,8 @@ def main() -> None:
             course = run_crowd(plan, status.update)
     except (ValueError, OSError, WorkerFailed) as exc:
         sys.exit(f"crowd.py: {exc}")
+    except KeyboardInterrupt:
+        sys.exit("crowd.py: interrupted")
     console.print(course.table())
     if arguments.json:
         found = {"machine": attrs.asdict(machine), "course": course.to_json()}

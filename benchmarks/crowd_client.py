@@ -77,8 +77,15 @@ class Crowd:
 
     def echo(self, size: int) -> dict[str, Any]:
         """Send one message on every connection, and wait until all are back."""
-        began, message = time.monotonic(), bytes(size)
-        missing = dict.fromkeys(self._socks, size)
+        began = time.monotonic()
+        try:
+            self._echo(bytes(size))
+        except ConnectionError:
+            raise ConnectionError("the server closed a connection that is still needed") from None
+        return {"seconds": time.monotonic() - began}
+
+    def _echo(self, message: bytes) -> None:
+        missing = dict.fromkeys(self._socks, len(message))
         with watching(self._socks) as poller:
             for fd, sock in self._socks.items():
                 self._sent[fd] = time.monotonic()
@@ -88,12 +95,11 @@ class Crowd:
                     missing[fd] -= self._receive(fd)
                     if not missing[fd]:
                         del missing[fd]
-        return {"seconds": time.monotonic() - began}
 
     def _receive(self, fd: int) -> int:
         data = self._socks[fd].recv(1 << 16)
         if not data:
-            raise ConnectionError("the server closed a connection that is still needed")
+            raise ConnectionResetError
         return len(data)
 
     def wait_closed(self, timeout: float) -> dict[str, Any]:

@@ -151,6 +151,8 @@ def main() -> None:
             measure_all(found, arguments.only, arguments.quick, status.update)
     except (ValueError, OSError, WorkerFailed, NotAnswered) as exc:
         sys.exit(f"scale.py: {exc}")
+    except KeyboardInterrupt:
+        sys.exit("scale.py: interrupted")
     finally:
         show(found, console)
         if arguments.json:

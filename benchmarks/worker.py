@@ -12,7 +12,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 START_TIMEOUT = 60.0
-END_TIMEOUT = 10.0
+END_TIMEOUT = 60.0
 
 
 class WorkerFailed(Exception):
