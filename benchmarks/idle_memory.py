@@ -9,16 +9,18 @@ kernel, which is the same for all, is not in it.
 from __future__ import annotations
 
 import argparse
-import resource
 import socket
 import sys
 from contextlib import ExitStack
-from pathlib import Path
 
 import attrs
-from measure import serving
+from measure import Server
+from memory import Footprint
 from rich.console import Console
 from rich.table import Table
+from worker import WorkerFailed
+
+from trio_wknet._load_target import reserve_descriptors
 
 WARMING = 200
 """Connections that come first and are not counted: what a server makes once."""
@@ -27,6 +29,8 @@ FORMS = {
     "trio": "Trio, a task for each connection",
     "wknet-threaded": "trio_wknet, the same",
     "wknet-threaded-idle": "trio_wknet, the same, with an idle timeout",
+    "wknet-threaded-events-idle": "trio_wknet, event mode, with an idle timeout",
+    "wknet-inloop-events-idle": "the same, in-loop",
     "uvloop-protocol": "uvloop, a Protocol for each connection",
 }
 
@@ -39,15 +43,11 @@ class Wanted:
     size: int
 
 
-WANTED = (Wanted("wknet-threaded-idle", 4000),)
-
-
-def resident(pid: int) -> int:
-    """The resident set of a process, in bytes."""
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Rss:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"no resident set of process {pid}")
+WANTED = (
+    Wanted("wknet-threaded-idle", 4000),
+    Wanted("wknet-threaded-events-idle", 512),
+    Wanted("wknet-inloop-events-idle", 512),
+)
 
 
 def hold(stack: ExitStack, port: int, count: int) -> None:
@@ -60,12 +60,16 @@ def hold(stack: ExitStack, port: int, count: int) -> None:
 
 
 def measure(server: str, connections: int) -> float:
-    """Bytes that one idle connection costs a fresh server."""
-    with serving(server, None) as running, ExitStack() as stack:
+    """Bytes that one idle connection costs a fresh server.
+
+    Raises `OSError` if this process may not have so many descriptors.
+    """
+    reserve_descriptors(connections + WARMING)
+    with Server(server) as running, ExitStack() as stack:
         hold(stack, running.port, WARMING)
-        before = resident(running.pid)
+        before = Footprint.of(running.pid).resident
         hold(stack, running.port, connections)
-        return (resident(running.pid) - before) / connections
+        return (Footprint.of(running.pid).resident - before) / connections
 
 
 def table(found: dict[str, float], connections: int) -> Table:
@@ -91,16 +95,14 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse()
-    needed = arguments.connections + WARMING + 100
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if needed > most:
-        sys.exit(f"{needed} descriptors are needed, and {most} are the limit")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, most))
-    found = {
-        server: measure(server, arguments.connections)
-        for server in FORMS
-        if not arguments.only or server in arguments.only
-    }
+    try:
+        found = {
+            server: measure(server, arguments.connections)
+            for server in FORMS
+            if not arguments.only or server in arguments.only
+        }
+    except (OSError, WorkerFailed) as exc:
+        sys.exit(f"idle_memory.py: {exc}")
     Console().print(table(found, arguments.connections))
 
 

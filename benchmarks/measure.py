@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import attrs
 from scenarios import Scenario
+from worker import Worker
 
 from trio_wknet._demo_result import Round
 from trio_wknet._load import run_load
 from trio_wknet._load_cpu import CpuMeter
-
-SERVERS = Path(__file__).with_name("servers.py")
 
 
 @attrs.frozen
@@ -28,30 +24,28 @@ class Settings:
     warmup: float
 
 
-@attrs.frozen
-class Server:
-    pid: int
-    port: int
+class Server(Worker):
+    """A server in a process of its own; `servers.py` says which there are."""
 
+    def __init__(
+        self,
+        name: str,
+        core: int | None = None,
+        port: int | None = None,
+        idle_timeout: float | None = None,
+    ) -> None:
+        options = {"--core": core, "--port": port, "--idle-timeout": idle_timeout}
+        given = [f"{name}={value}" for name, value in options.items() if value is not None]
+        super().__init__("servers.py", name, *given)
 
-@contextmanager
-def serving(name: str, core: int | None) -> Iterator[Server]:
-    """A server in a process of its own, on one core if that is given."""
-    command = [sys.executable, str(SERVERS), name, "" if core is None else str(core)]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
+    def __enter__(self) -> Server:
+        super().__enter__()
         try:
-            port = process.stdout.readline()
-            if not port:
-                raise RuntimeError(f"the server {name} did not start")
-            yield Server(process.pid, int(port))
-            process.stdin.close()
-            process.wait(10)
-        finally:
-            process.kill()  # nothing, if it has ended
+            self.port: int = self.answer()
+        except BaseException as exc:
+            self.__exit__(type(exc))
+            raise
+        return self
 
 
 @contextmanager
@@ -77,7 +71,7 @@ def pick_cores(scenario: Scenario) -> tuple[int | None, set[int]]:
 def measure(scenario: Scenario, name: str, settings: Settings) -> Round:
     """A fresh server, loaded once."""
     core, others = pick_cores(scenario)
-    with serving(name, core) as server, running_on(others):
+    with Server(name, core) as server, running_on(others):
         meter = CpuMeter(server.pid)
         options = scenario.load(server.port, settings.warmup, settings.duration)
         return Round(run_load(options, on_progress=meter.note), meter.per_message)

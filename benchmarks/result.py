@@ -153,6 +153,6 @@ def verdict_table(verdicts: list[Verdict]) -> Table:
         met = "[green]met[/]" if v.met else "[bold white on red] MISSED [/]"
         spread = f"{v.lowest:.2f} to {v.highest:.2f}"
         by_cpu = "-" if v.cpu_ratio is None else f"{v.cpu_ratio:.2f}"
-        ratios = (f"{v.ratio:.2f}", spread, f"{v.wanted:.1f}", met, by_cpu)
+        ratios = (f"{v.ratio:.2f}", spread, f"{v.wanted:.2f}", met, by_cpu)
         table.add_row(v.title, v.ours, v.peer, *ratios)
     return table

@@ -1,4 +1,4 @@
-"""The benchmark: ``python benchmarks/run.py``, some seven minutes; see ``--help``.
+"""The benchmark: ``python benchmarks/run.py``, some eight minutes; see ``--help``.
 
 Servers are measured in turn, round by round, each time in a fresh process, so that
 what else happens on the machine hits all of them alike. Ratios are of medians. Missing

@@ -73,6 +73,20 @@ SCENARIOS = (
         connections=100,
     ),
     Scenario(
+        name="events-inloop",
+        title="echo, 64 B, 100 connections, event mode, in-loop",
+        ours=("wknet-inloop-events",),
+        wanted=(Wanted("uvloop-protocol", 1.0),),
+        connections=100,
+    ),
+    Scenario(
+        name="events-threaded",
+        title="echo, 64 B, 100 connections, event mode, 1 reactor thread",
+        ours=("wknet-threaded-events",),
+        wanted=(Wanted("uvloop-protocol", 0.85),),
+        connections=100,
+    ),
+    Scenario(
         name="echo-5000",
         title="echo, 64 B, 5000 connections",
         ours=ECHO,

@@ -1,26 +1,40 @@
-"""The servers that are compared, each by its name: ``python servers.py NAME [CORE]``.
+"""The servers that are compared, each by its name: ``python servers.py NAME``.
 
-Every server listens on a free loopback port, prints it, and echoes until the client
-closes. It runs on one core if that is given, and ends when its standard input does.
+Every server listens on a loopback port, says which one, and echoes until the client
+closes. It answers questions (`worker.py`), and ends when its standard input does.
 """
 
 from __future__ import annotations
 
+import argparse
+import gc
 import os
 import resource
 import sys
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
+
+from answers import answer_all, say
 
 HOST = "127.0.0.1"
 RECEIVE = 65536
 IDLE = 300.0  # seconds without bytes that a connection may have, where that is bounded
 
+Serve = Callable[[argparse.Namespace], None]
 
-def announce(port: int) -> None:
-    print(port, flush=True)
+
+def collect() -> float:
+    """How many seconds a full garbage collection takes."""
+    began = time.perf_counter()
+    gc.collect()
+    return time.perf_counter() - began
+
+
+def answer_until_stdin_ends() -> None:
+    answer_all(sys.stdin, {"collect": collect})
 
 
 # --- Trio and this library: the same handlers on both transports ---------------
@@ -62,38 +76,18 @@ async def trio_until_stdin_ends(serve: Callable[[], Awaitable[object]]) -> None:
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serve)
-        await trio.to_thread.run_sync(sys.stdin.read)
+        await trio.to_thread.run_sync(answer_until_stdin_ends)
         nursery.cancel_scope.cancel()
 
 
-def trio_streams(handler: Callable[[Any], Awaitable[None]]) -> Callable[[], None]:
-    def run() -> None:
+def trio_streams(handler: Callable[[Any], Awaitable[None]]) -> Serve:
+    def run(options: argparse.Namespace) -> None:
         import trio
 
         async def main() -> None:
-            listeners = await trio.open_tcp_listeners(0, host=HOST)
-            announce(listeners[0].socket.getsockname()[1])
+            listeners = await trio.open_tcp_listeners(options.port, host=HOST)
+            say(listeners[0].socket.getsockname()[1])
             await trio_until_stdin_ends(partial(trio.serve_listeners, handler, listeners))
-
-        trio.run(main)
-
-    return run
-
-
-def wknet(
-    reactors: int, handler: Callable[[Any], Awaitable[None]], idle_timeout: float | None = None
-) -> Callable[[], None]:
-    def run() -> None:
-        import trio
-
-        from trio_wknet import open_wknet_listener
-
-        async def main() -> None:
-            async with open_wknet_listener(
-                f"tcp://{HOST}:0", reactors=reactors, idle_timeout=idle_timeout
-            ) as listener:
-                announce(listener.address[1])
-                await trio_until_stdin_ends(lambda: listener.serve(handler))
 
         trio.run(main)
 
@@ -104,17 +98,29 @@ def echo_event(conn: Any) -> None:
     conn.send_nowait(conn.receive_nowait())
 
 
-def wknet_events(reactors: int) -> Callable[[], None]:
-    def run() -> None:
+async def serve_handler(handler: Callable[[Any], Awaitable[None]], listener: Any) -> None:
+    await listener.serve(handler)
+
+
+async def serve_events(listener: Any) -> None:
+    await listener.serve_events(echo_event, on_error=lambda conn, exc: None)
+
+
+def wknet(reactors: int, serve: Callable[[Any], Awaitable[None]], idle: bool = False) -> Serve:
+    def run(options: argparse.Namespace) -> None:
         import trio
 
         from trio_wknet import open_wknet_listener
 
         async def main() -> None:
-            async with open_wknet_listener(f"tcp://{HOST}:0", reactors=reactors) as listener:
-                announce(listener.address[1])
-                serve = partial(listener.serve_events, echo_event, on_error=lambda conn, exc: None)
-                await trio_until_stdin_ends(serve)
+            async with open_wknet_listener(
+                f"tcp://{HOST}:{options.port}",
+                reactors=reactors,
+                reuse_port=options.port != 0,
+                idle_timeout=options.idle_timeout if idle else None,
+            ) as listener:
+                say(listener.address[1])
+                await trio_until_stdin_ends(partial(serve, listener))
 
         trio.run(main)
 
@@ -134,12 +140,12 @@ async def asyncio_echo(reader: Any, writer: Any) -> None:
     writer.close()
 
 
-def asyncio_streams(use_uvloop: bool) -> Callable[[], None]:
-    def run() -> None:
+def asyncio_streams(use_uvloop: bool) -> Serve:
+    def run(options: argparse.Namespace) -> None:
         import asyncio
 
         async def main() -> None:
-            server = await asyncio.start_server(asyncio_echo, HOST, 0, backlog=65535)
+            server = await asyncio.start_server(asyncio_echo, HOST, options.port, backlog=65535)
             await serve_asyncio(server)
 
         run_asyncio(main, use_uvloop)
@@ -147,8 +153,8 @@ def asyncio_streams(use_uvloop: bool) -> Callable[[], None]:
     return run
 
 
-def asyncio_protocol(use_uvloop: bool) -> Callable[[], None]:
-    def run() -> None:
+def asyncio_protocol(use_uvloop: bool) -> Serve:
+    def run(options: argparse.Namespace) -> None:
         import asyncio
 
         class Echo(asyncio.Protocol):
@@ -160,7 +166,7 @@ def asyncio_protocol(use_uvloop: bool) -> Callable[[], None]:
 
         async def main() -> None:
             loop = asyncio.get_running_loop()
-            server = await loop.create_server(Echo, HOST, 0, backlog=65535)
+            server = await loop.create_server(Echo, HOST, options.port, backlog=65535)
             await serve_asyncio(server)
 
         run_asyncio(main, use_uvloop)
@@ -171,12 +177,12 @@ def asyncio_protocol(use_uvloop: bool) -> Callable[[], None]:
 async def serve_asyncio(server: Any) -> None:
     import asyncio
 
-    announce(server.sockets[0].getsockname()[1])
+    say(server.sockets[0].getsockname()[1])
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
 
     def watch() -> None:
-        sys.stdin.read()
+        answer_until_stdin_ends()
         loop.call_soon_threadsafe(ended.set)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -194,17 +200,22 @@ def run_asyncio(main: Callable[[], Awaitable[None]], use_uvloop: bool) -> None:
         asyncio.run(main())  # type: ignore[arg-type]
 
 
-SERVERS: dict[str, Callable[[], None]] = {
+HANDLER = partial(serve_handler, echo)
+HANDLER_NOWAIT = partial(serve_handler, echo_nowait)
+
+SERVERS: dict[str, Serve] = {
     "trio": trio_streams(echo),
     "trio-deadline": trio_streams(echo_with_deadline),
-    "wknet-threaded": wknet(1, echo),
-    "wknet-inloop": wknet(0, echo),
-    "wknet-threaded-idle": wknet(1, echo, IDLE),
-    "wknet-inloop-idle": wknet(0, echo, IDLE),
-    "wknet-threaded-nowait": wknet(1, echo_nowait),
-    "wknet-inloop-nowait": wknet(0, echo_nowait),
-    "wknet-threaded-events": wknet_events(1),
-    "wknet-inloop-events": wknet_events(0),
+    "wknet-threaded": wknet(1, HANDLER),
+    "wknet-inloop": wknet(0, HANDLER),
+    "wknet-threaded-idle": wknet(1, HANDLER, idle=True),
+    "wknet-inloop-idle": wknet(0, HANDLER, idle=True),
+    "wknet-threaded-nowait": wknet(1, HANDLER_NOWAIT),
+    "wknet-inloop-nowait": wknet(0, HANDLER_NOWAIT),
+    "wknet-threaded-events": wknet(1, serve_events),
+    "wknet-inloop-events": wknet(0, serve_events),
+    "wknet-threaded-events-idle": wknet(1, serve_events, idle=True),
+    "wknet-inloop-events-idle": wknet(0, serve_events, idle=True),
     "asyncio-streams": asyncio_streams(False),
     "uvloop-streams": asyncio_streams(True),
     "asyncio-protocol": asyncio_protocol(False),
@@ -212,13 +223,23 @@ SERVERS: dict[str, Callable[[], None]] = {
 }
 
 
-def main(name: str, core: str = "") -> None:
-    if core:
-        os.sched_setaffinity(0, {int(core)})
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Echo on a loopback port.")
+    parser.add_argument("server", choices=list(SERVERS))
+    parser.add_argument("--core", type=int, help="run on this core only")
+    parser.add_argument("--port", type=int, default=0, help="default: a free one")
+    parser.add_argument("--idle-timeout", type=float, default=IDLE, help="seconds")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse()
+    if options.core is not None:
+        os.sched_setaffinity(0, {options.core})
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    SERVERS[name]()
+    SERVERS[options.server](options)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -1,0 +1,123 @@
+"""The scripts that measure many connections, with a few; their figures are no matter here."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import PATIENCE
+
+import trio_wknet
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "scale.md"
+FIGURES = ROOT / "docs" / "_static" / "scale.json"
+SERVER = "wknet-inloop-events-idle"
+
+
+def script(name: str, *arguments: object) -> subprocess.Popen[str]:
+    found = str(Path(trio_wknet.__file__).parent.parent)
+    path = os.pathsep.join(filter(None, [found, os.environ.get("PYTHONPATH")]))
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "benchmarks" / name), *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(name: str, *arguments: object) -> tuple[int, str, str]:
+    with script(name, *arguments) as process:
+        try:
+            said, complained = process.communicate(timeout=120)
+        finally:
+            process.kill()
+    return process.returncode, said, complained
+
+
+def measured(name: str, folder: Path, *arguments: object) -> Any:
+    """What a script measured."""
+    path = folder / "found.json"
+    code, _, complained = run(name, *arguments, "--json", path)
+    assert (code, complained) == (0, "")
+    return json.loads(path.read_text())
+
+
+def test_a_crowd_of_several_servers_comes_and_goes(tmp_path: Path) -> None:
+    arguments = ("--connections", 60, "--servers", 2, "--quiet", 0.1, "--idle-timeout", 3)
+    course = measured("crowd.py", tmp_path, *arguments)["course"]
+    assert course["plan"]["server"] == SERVER
+    assert course["connect_seconds"] > 0
+    assert course["echo_seconds"] > 0
+    assert course["closing"]["first"] >= 3
+    assert course["resident_before"] > 0
+
+
+def test_a_crowd_without_a_timeout_is_closed_by_its_clients(tmp_path: Path) -> None:
+    arguments = ("--server", "trio", "--connections", 20, "--quiet", 0.1)
+    assert measured("crowd.py", tmp_path, *arguments)["course"]["closing"] is None
+
+
+def test_figures_have_peers_and_verdicts(tmp_path: Path) -> None:
+    found = measured("scale.py", tmp_path, "--quick", "--only", "collection")
+    (row,) = found["rows"]
+    assert list(row["medians"]) == [SERVER, "trio"]
+    assert row["value"] == row["medians"][SERVER] / row["medians"]["trio"]
+    assert row["met"] == (row["value"] <= row["at_most"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("--connections", 100_000_000), "is the limit (ulimit -Hn): take more servers"),
+        (("--server", "trio", "--servers", 2), "trio shares no port, so not 2"),
+        (
+            ("--connections", 50, "--quiet", 0.5, "--idle-timeout", 0.1),
+            "the server closed a connection that is still needed",
+        ),
+    ],
+    ids=["descriptors", "port", "too-short-a-timeout"],
+)
+def test_what_cannot_be_is_said_in_a_line(arguments: tuple[object, ...], complaint: str) -> None:
+    code, _, complained = run("crowd.py", *arguments)
+    assert code == 1
+    assert complaint in complained
+    assert complained.count("\n") == 1
+
+
+def children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def connected(pid: int) -> bool:
+    """Whether a process has begun to fill up with connections."""
+    return len(os.listdir(f"/proc/{pid}/fd")) > 50
+
+
+def test_ctrl_c_ends_every_process() -> None:
+    with script("crowd.py", "--connections", 50, "--servers", 2, "--quiet", 600) as process:
+        until = time.monotonic() + PATIENCE
+        while not any(map(connected, children(process.pid))) and time.monotonic() < until:
+            time.sleep(0.01)
+        started = children(process.pid)
+        assert len(started) == 3
+        process.send_signal(signal.SIGINT)
+        _, complained = process.communicate(timeout=60)
+    assert (process.returncode, complained) == (1, "crowd.py: interrupted\n")
+    assert [pid for pid in started if Path(f"/proc/{pid}").exists()] == []
+
+
+def test_the_page_has_the_figures_of_its_file(tmp_path: Path) -> None:
+    page = tmp_path / "scale.md"
+    shutil.copy(PAGE, page)
+    assert run("scale_page.py", FIGURES, page) == (0, "", "")
+    assert page.read_text() == PAGE.read_text()
