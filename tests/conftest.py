@@ -14,6 +14,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
+import hypothesis
 import pytest
 import trio
 from helpers import conn_and_peer, descriptors, two_conns
@@ -99,7 +100,14 @@ async def pair(engine: Engine, kind: str) -> AsyncIterator[tuple[Conn, Conn]]:
         yield conns
 
 
+# How long an example takes says what else the machine does.
+hypothesis.settings.register_profile(
+    "any load", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+
+
 def pytest_configure() -> None:
+    hypothesis.settings.load_profile("any load")
     # A shell starts what it puts in the background with SIGINT ignored, which
     # children inherit; the tests of Ctrl-C need it as in the foreground.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
