@@ -51,8 +51,8 @@ def nothing_left() -> Iterator[None]:
     yield
     if opened():
         gc.collect()  # what cycles keep is not leaked; a collection is slow
-    left_open = opened()
-    _close_sockets(set(left_open))
+    if left_open := opened():
+        _close_sockets(set(left_open))
     assert left_open == {}
     # Trio's cache keeps idle worker threads (getaddrinfo) for ten seconds.
     left = [t for t in threading.enumerate() if t not in threads and "Trio" not in t.name]
@@ -100,13 +100,22 @@ async def pair(engine: Engine, kind: str) -> AsyncIterator[tuple[Conn, Conn]]:
         yield conns
 
 
-# How long an example takes says what else the machine does.
-hypothesis.settings.register_profile(
-    "any load", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
-)
+def pytest_collection_finish() -> None:
+    # What was imported stays: to look for garbage among it makes the many
+    # collections of these tests slow.
+    gc.collect()
+    gc.freeze()
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
+    # Examples in the short form: each interpreter draws others. How long one takes
+    # tells what else the machine does.
+    hypothesis.settings.register_profile(
+        "any load",
+        max_examples=2000 if config.getoption("--long") else 50,
+        deadline=None,
+        suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    )
     hypothesis.settings.load_profile("any load")
     # A shell starts what it puts in the background with SIGINT ignored, which
     # children inherit; the tests of Ctrl-C need it as in the foreground.

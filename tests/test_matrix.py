@@ -42,7 +42,7 @@ class MatrixMachine(RuleBasedStateMachine):
         if self.model.pop(handle, None) is not None:
             self.stale.add(handle)
 
-    @rule(handle=handles, times=st.integers(1, 3000))
+    @rule(handle=handles, times=st.integers(1, 500))
     def reuse(self, handle: int, times: int) -> None:
         """However often the slot passes through other hands, a handle to an
         earlier connection finds nothing."""
