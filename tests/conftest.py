@@ -11,7 +11,7 @@ import gc
 import signal
 import socket
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from typing import Any
 
 import hypothesis
@@ -32,12 +32,16 @@ def long(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("--long"))
 
 
-def _close_sockets(numbers: set[int]) -> None:
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """A failed test's traceback keeps its sockets. Left to the collector, they would
     warn during another test, and fail that one too."""
-    for it in gc.get_objects():
-        if issubclass(type(it), socket.socket) and it.fileno() in numbers:
-            it.close()
+    report = yield
+    if report.failed:
+        for it in gc.get_objects():
+            if issubclass(type(it), socket.socket):
+                it.close()
+    return report
 
 
 @pytest.fixture
@@ -51,9 +55,7 @@ def nothing_left() -> Iterator[None]:
     yield
     if opened():
         gc.collect()  # what cycles keep is not leaked; a collection is slow
-    if left_open := opened():
-        _close_sockets(set(left_open))
-    assert left_open == {}
+    assert opened() == {}
     # Trio's cache keeps idle worker threads (getaddrinfo) for ten seconds.
     left = [t for t in threading.enumerate() if t not in threads and "Trio" not in t.name]
     assert left == []
