@@ -12,9 +12,10 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from typing import Any
 
+import hypothesis
 import pytest
 import trio
 from helpers import conn_and_peer, descriptors, two_conns
@@ -32,12 +33,16 @@ def long(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("--long"))
 
 
-def _close_sockets(numbers: set[int]) -> None:
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """A failed test's traceback keeps its sockets. Left to the collector, they would
     warn during another test, and fail that one too."""
-    for it in gc.get_objects():
-        if issubclass(type(it), socket.socket) and it.fileno() in numbers:
-            it.close()
+    report = yield
+    if report.failed:
+        for it in gc.get_objects():
+            if issubclass(type(it), socket.socket):
+                it.close()
+    return report
 
 
 @pytest.fixture
@@ -51,9 +56,7 @@ def nothing_left() -> Iterator[None]:
     yield
     if opened():
         gc.collect()  # what cycles keep is not leaked; a collection is slow
-    left_open = opened()
-    _close_sockets(set(left_open))
-    assert left_open == {}
+    assert opened() == {}
     # Trio's cache keeps idle worker threads (getaddrinfo) for ten seconds.
     left = [t for t in threading.enumerate() if t not in threads and "Trio" not in t.name]
     assert left == []
@@ -108,7 +111,23 @@ def unraisable(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return caught
 
 
-def pytest_configure() -> None:
+def pytest_collection_finish() -> None:
+    # What was imported stays: to look for garbage among it makes the many
+    # collections of these tests slow.
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Examples in the short form: each interpreter draws others. How long one takes
+    # tells what else the machine does.
+    hypothesis.settings.register_profile(
+        "any load",
+        max_examples=2000 if config.getoption("--long") else 50,
+        deadline=None,
+        suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    )
+    hypothesis.settings.load_profile("any load")
     # A shell starts what it puts in the background with SIGINT ignored, which
     # children inherit; the tests of Ctrl-C need it as in the foreground.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

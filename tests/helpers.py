@@ -54,6 +54,15 @@ def plain_pair(kind: str = "tcp", options: ConnOptions | None = None) -> tuple[A
     return ours, theirs
 
 
+def fill(sock: socket.socket) -> int:
+    """Send until the kernel takes no more; how many bytes it took."""
+    size = 0
+    with suppress(BlockingIOError):
+        while True:
+            size += sock.send(bytes(65536))
+    return size
+
+
 @asynccontextmanager
 async def conn_and_peer(
     engine: Engine,
@@ -144,14 +153,16 @@ async def read_all(source: Any) -> bytes:
     return bytes(data)
 
 
-async def clog(stream: Any) -> None:
-    """Fill a stream until sending blocks, and goes on to block: a reactor at the
-    other end drains meanwhile, and TCP tries a closed window again after 200 ms."""
+async def clog(stream: Any, stopped: Callable[[], bool] = lambda: True) -> None:
+    """Fill a stream until sending blocks, and goes on to block. `stopped` tells
+    whether the other end has stopped reading: when a reactor gets to that is its
+    affair. And TCP tries a closed window again after 200 ms."""
     size, quiet = 65536, 0.005 if stream.socket.family == socket.AF_UNIX else 0.3
     while True:
+        final = stopped()
         with trio.move_on_after(quiet) as scope:
             await stream.send_all(bytes(size))
-        if scope.cancelled_caught:
+        if scope.cancelled_caught and final:
             if size == 1:
                 return
             size = 1

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import trio
 from helpers import (
+    conn_and_peer,
     content,
     dial,
     plain_pair,
@@ -170,7 +171,7 @@ async def test_from_another_thread(reactors: int) -> None:
 
 
 async def test_after_it_was_closed(reactors: int) -> None:
-    async with open_engine(reactors) as engine, two_conns(engine) as (conn, _):
+    async with open_engine(reactors) as engine, conn_and_peer(engine) as (conn, _):
         listener = await engine.listen(LOCAL)
         await engine._aclose()
         await engine._aclose()

@@ -70,7 +70,8 @@ def test_the_bar_is_for_terminals_and_on_stderr(port: str) -> None:
     arguments = ["127.0.0.1", port, "--duration", "0.3", "--warmup", "0", "--json"]
     result = CliRunner(env={"FORCE_COLOR": "1"}).invoke(bench, arguments)
     assert json.loads(result.stdout)["ok"]
-    assert "measure" in result.stderr
+    assert "done" in result.stderr
+    assert "msg/s" in result.stderr
 
 
 @pytest.mark.parametrize("more", [[], ["--json"]])

@@ -80,7 +80,7 @@ class MatrixMachine(RuleBasedStateMachine):
         for handle in found:
             self.remove(handle)
 
-    @rule(handle=handles, times=st.integers(1, 3000))
+    @rule(handle=handles, times=st.integers(1, 500))
     def reuse(self, handle: int, times: int) -> None:
         """However often the slot passes through other hands, a handle to an
         earlier connection finds nothing."""

@@ -15,7 +15,7 @@ import socket
 import sys
 import tracemalloc
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -27,6 +27,7 @@ from helpers import (
     conn_and_peer,
     content,
     dial,
+    fill,
     plain_pair,
     read,
     read_all,
@@ -248,10 +249,7 @@ async def flooded(engine: Engine, kind: str) -> AsyncIterator[tuple[Conn, int]]:
     ours, theirs = plain_pair(kind, ConnOptions(send_buffer=1 << 22, receive_buffer=1 << 22))
     with ours, theirs:
         theirs.setblocking(False)
-        size = 0
-        with suppress(BlockingIOError):
-            while True:
-                size += theirs.send(bytes(65536))
+        size = fill(theirs)
         conn = engine.adopt(ours, limits=Limits(inbound=1 << 30))
         assert isinstance(conn, Conn)
         try:
