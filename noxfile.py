@@ -176,7 +176,17 @@ def wheels(session: nox.Session) -> None:
 
 # What they watch in the short form: where memory is handed around, where threads meet.
 WATCHED = {
-    "address": ["ring", "pool", "matrix", "mailbox", "close_races", "load_modes", "churn"],
+    "address": [
+        "ring",
+        "pool",
+        "matrix",
+        "wheel",
+        "timing_wheel",
+        "mailbox",
+        "close_races",
+        "load_modes",
+        "churn",
+    ],
     "thread": ["mailbox", "close_races", "load_modes", "stream_contract", "churn"],
 }
 

@@ -32,7 +32,15 @@ def test_the_reference_has_every_name(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [trio_wknet.Conn, trio_wknet.Engine, trio_wknet.Listener, trio_wknet.RingBuffer]
+    "kind",
+    [
+        trio_wknet.Conn,
+        trio_wknet.Engine,
+        trio_wknet.Listener,
+        trio_wknet.RingBuffer,
+        trio_wknet.Timer,
+        trio_wknet.TimingWheel,
+    ],
 )
 def test_the_reference_has_every_method(kind: Any) -> None:
     body = REFERENCE.partition(f".. autoclass:: {kind.__name__}(")[2]

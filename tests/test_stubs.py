@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import trio_wknet
-from trio_wknet import Conn, Listener, RingBuffer
+from trio_wknet import Conn, Listener, RingBuffer, Timer, TimingWheel
 
 HERE = Path(__file__).parent
 STUBS = sorted(path.stem for path in Path(trio_wknet.__file__).parent.glob("_native/*.pyi"))
@@ -51,7 +51,12 @@ def public_methods(kind: type) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    "method", [*public_methods(Conn), *public_methods(Listener), *public_methods(RingBuffer)]
+    "method",
+    [
+        method
+        for kind in (Conn, Listener, RingBuffer, Timer, TimingWheel)
+        for method in public_methods(kind)
+    ],
 )
 def test_public_methods_are_documented(method: Any) -> None:
     assert method.__doc__
