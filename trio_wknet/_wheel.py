@@ -65,10 +65,9 @@ class TimingWheel(Timers):
 
     Args:
       tick: seconds. A timer is late by at most so much, and what else the thread does.
-      slots: the buckets on each level, from 2 to 4096. A level is `slots` times as wide
-          as the one below. A timer that lasts longer than `slots` ticks is moved down
-          once for each level, so this is a matter of memory, at 8 bytes a slot and
-          level, and of how often.
+      slots: the buckets of each level, from 2 to 4096. A timer that lasts longer than
+          so many ticks is set on a higher level, and looked at once on each on its way
+          down. A slot takes 8 bytes on each of the levels (5 by default).
       clock: gives the time in seconds; for tests, or for time of another kind. Nothing
           is called before `turn` is.
 

@@ -178,7 +178,7 @@ cdef class Timers:
         nothing else happens.
 
         Returns:
-          A `Timer`. It can be dropped: the call comes all the same.
+          A `Timer`, which can be dropped. The call comes all the same.
 
         Raises:
           TypeError: ``delay`` is no number, or ``fn`` not callable.
