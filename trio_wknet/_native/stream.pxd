@@ -25,7 +25,7 @@ cdef class Stream(Endpoint):
     cdef void wake_sender(self) noexcept
     cdef void let_go(self, uint32_t command, str reason) noexcept
     cdef void _tell_end(self) noexcept
-    cdef void _forget_context(self) noexcept
+    cdef void _exchange_context(self, void *context) noexcept
     cdef void _tell_detached(self) noexcept
     cdef str _why(self)
     cdef tuple counters(self)
