@@ -25,10 +25,14 @@ PROJECT = nox.project.load_toml("pyproject.toml")["project"]
 THIS = f"{sys.version_info[0]}.{sys.version_info[1]}"
 PYTHONS = [THIS, *(version for version in ("3.10", "3.12", "3.13") if version != THIS)]
 
-nox.needs_version = ">= 2024.4.15"
+nox.needs_version = ">= 2026.8.10"
 nox.options.sessions = ["lint", "types", "docs", "tests"]
 nox.options.error_on_missing_interpreters = False
 nox.options.download_python = "never"
+# With -j. The tests are for themselves: they want the machine, and build in one place.
+nox.options.allow_parallel = True
+# What is installed is imported once or twice, and most of it never.
+os.environ.setdefault("PIP_NO_COMPILE", "1")
 
 
 def _show_pyenv_versions() -> None:
@@ -55,15 +59,16 @@ def _requirements(*extras: str) -> list[str]:
     return [line for line in listed if not line.startswith(PROJECT["name"])]
 
 
-# Editable, here and below: `python -m trio_wknet`, which tests start too, finds the
+# Editable, here and for the demo: `python -m trio_wknet`, which tests start too, finds the
 # package in the current folder before any installed one, and so it must be built
 # there. The modules of several interpreters stand side by side.
 
 
-@nox.session(python=PYTHONS)
+@nox.session(python=PYTHONS, allow_parallel=False)
 def tests(session: nox.Session) -> None:
     """The test suite. ``-- --long`` runs the long form of the stress tests."""
-    session.install("-e", ".[tests]")
+    # Without debug information it is the same code, and compiled sooner.
+    session.install("-e", ".[tests]", env={"CFLAGS": "-g0"})
     session.run("pytest", *session.posargs)
 
 
@@ -84,10 +89,10 @@ def types(session: nox.Session) -> None:
     session.run("mypy", "tests", "examples", "noxfile.py")
 
 
-@nox.session
+@nox.session(requires=["wheels"])
 def docs(session: nox.Session) -> None:
     """The documentation, with warnings as errors, into docs/_build/html."""
-    session.install("-e", ".[docs]")
+    session.install(f"{_wheel()}[docs]")
     # A clean build: what is not read again cannot warn.
     session.run(
         *("sphinx-build", "-W", "--keep-going", "-E", "-b", "html"),
@@ -95,14 +100,14 @@ def docs(session: nox.Session) -> None:
     )
 
 
-@nox.session
+@nox.session(allow_parallel=False)
 def demo(session: nox.Session) -> None:
     """The demonstration that users get."""
     session.install("-e", ".[cli]")
     session.run("python", "-m", "trio_wknet", "demo", *session.posargs)
 
 
-@nox.session
+@nox.session(allow_parallel=False)
 def bench(session: nox.Session) -> None:
     """The benchmark. Minutes, and best alone on the machine."""
     session.install("-e", ".[bench]")
@@ -152,6 +157,12 @@ print("works:", trio_wknet.__file__)
 """
 
 
+def _wheel() -> Path:
+    """What `wheels` has built."""
+    (wheel,) = (HERE / "dist").glob("*.whl")
+    return wheel
+
+
 @nox.session
 def wheels(session: nox.Session) -> None:
     """Build sdist, and wheel from the sdist, into dist/. Fails on a performance hint
@@ -164,7 +175,7 @@ def wheels(session: nox.Session) -> None:
     complaints = [line for line in str(output).splitlines() if COMPLAINT.search(line)]
     if complaints:
         session.error("the build complains:\n" + "\n".join(complaints))
-    (wheel,) = dist.glob("*.whl")
+    wheel = _wheel()
     session.install(str(wheel))
     with session.chdir(session.create_tmp()):
         session.run("python", "-c", SMOKE_TEST)
@@ -214,7 +225,10 @@ def _install_instrumented(session: nox.Session, source: Path, kind: str) -> None
     """Build there, install, and leave only the tests: nothing in that folder can be
     taken for the package."""
     session.install(*_requirements("cli", "tests"))
-    flags = f"-fsanitize={kind} -fno-omit-frame-pointer -g -O1"
+    # Here -O1 is enough, and sooner compiled; what stands in the plan comes last.
+    plan = source / "pyproject.toml"
+    plan.write_text(plan.read_text().replace('"-O2"', '"-O1"'))
+    flags = f"-fsanitize={kind} -fno-omit-frame-pointer -g"
     session.install("--no-deps", str(source), env={"CFLAGS": flags})
     shutil.rmtree(source / "trio_wknet")
 
