@@ -68,21 +68,6 @@ def some(number):
     d.update((1 << 32 | i, 7) for i in range(number))
     return random.Random(1).choices(list(d), k=1000)
 """
-_WHEEL = """
-import random
-from trio_wknet._native.wheel import NodeWheel
-wheel = NodeWheel(10_000_000, 1000, 0, {others} + 1)
-add, remove, later = wheel.add, wheel.remove, random.Random(1).randrange
-for i in range({others}):
-    add(i, later(600_000_000_000))
-"""
-_ASYNCIO = """
-import asyncio, random  # a loop without descriptors: it keeps timers, and is never run
-loop = asyncio.BaseEventLoop()
-call_later, later = loop.call_later, random.Random(1).uniform
-for i in range({others}):
-    call_later(later(0, 600), print)
-"""
 _BOX = """
 from trio_wknet._native.mailbox import LetterBox
 box = LetterBox(100)
@@ -133,19 +118,7 @@ def _ring(size: int, backlog: int) -> list[Case]:
     ]
 
 
-def _timer(others: int) -> list[Case]:
-    work = f"timer set and cancelled beside {others:,}"
-    wheel, loop = (setup.format(others=others) for setup in (_WHEEL, _ASYNCIO))
-    statement = f"add({others}, 300_000_000_000); remove({others})"
-    return [
-        Case(work, "NodeWheel", statement, 2, wheel),
-        Case(work, "asyncio", "call_later(300, print).cancel()", 0, loop),
-    ]
-
-
 CASES = [
-    *_timer(0),
-    *_timer(100_000),
     *_pool(4096),
     *_pool(65536),
     *_lookup(100),

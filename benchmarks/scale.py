@@ -18,6 +18,7 @@ from typing import Any
 
 import attrs
 import micro
+import trio
 from crowd import Course, Plan, idle_timeout_for, run_crowd
 from machine import Machine
 from measure import Settings
@@ -41,8 +42,10 @@ QUICK = Size(
     idle=100,
     rate=1000.0,
 )
-CORE = ("timer", "look up", "take and give")
+CORE = ("look up", "take and give")
 """What of `micro.py` belongs here, by how its name begins."""
+UVLOOP = {"memory", "echo", "timers"}
+"""What has uvloop as a peer."""
 
 
 def plans(quick: bool) -> list[Plan]:
@@ -75,6 +78,10 @@ class Found:
     rows: list[Row]
     crowds: list[Course]
     core: list[micro.Found]
+    timers: list[tuple[str, str, float]]
+    """Work, by whom, and nanoseconds."""
+    million: dict[str, float]
+    """What a wheel does for so many connections: fields of `timers.Idle`."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -83,6 +90,8 @@ class Found:
             "rows": [row.to_json() for row in self.rows],
             "crowds": [crowd.to_json() for crowd in self.crowds],
             "core": [attrs.asdict(one) for one in self.core],
+            "timers": self.timers,
+            "million": self.million,
         }
 
 
@@ -95,10 +104,21 @@ def measure_all(found: Found, only: list[str], quick: bool, report: Report) -> N
         report("the core's parts")
         cases = [case for case in micro.CASES if case.work.startswith(CORE)]
         found.core += micro.measure(found.size.settings.rounds, cases)[1]
+    if "timers" in only:
+        report("timers")
+        measure_timers(found, quick)
     if "crowds" in only:
         for plan in plans(quick):
             title = f"{plan.connections:,} connections, {plan.server}: "
             found.crowds.append(run_crowd(plan, lambda what, title=title: report(title + what)))
+
+
+def measure_timers(found: Found, quick: bool) -> None:
+    import timers  # needs uvloop, which not everybody has
+
+    costs = trio.run(timers.time_all, found.size.settings.rounds)
+    found.timers = [(case.work, case.by, ns) for case, ns in costs]
+    found.million = attrs.asdict(timers.idle(1_000 if quick else 1_000_000))
 
 
 def table(rows: list[Row]) -> Table:
@@ -125,7 +145,7 @@ def show(found: Found, console: Console) -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure what many connections cost.")
-    names = [*ROWS, "core", "crowds"]
+    names = [*ROWS, "core", "timers", "crowds"]
     parser.add_argument("--only", action="append", choices=names, help="may be repeated")
     parser.add_argument("--quick", action="store_true", help="few connections: does it work?")
     parser.add_argument("--rounds", type=int, help=f"default {FULL.settings.rounds}")
@@ -141,10 +161,10 @@ def main() -> None:
     if arguments.rounds:
         settings = attrs.evolve(size.settings, rounds=arguments.rounds)
         size = attrs.evolve(size, settings=settings)
-    if importlib.util.find_spec("uvloop") is None and {"memory", "echo"} & {*arguments.only}:
+    if UVLOOP & {*arguments.only} and importlib.util.find_spec("uvloop") is None:
         sys.exit("scale.py: uvloop is needed as a peer: pip install 'trio-wknet[bench]'")
     console = Console()
-    found = Found(Machine.here(), size, [], [], [])
+    found = Found(Machine.here(), size, [], [], [], [], {})
     console.print(str(found.machine), highlight=False)
     try:
         with console.status("") as status:

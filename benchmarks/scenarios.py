@@ -77,6 +77,7 @@ SCENARIOS = (
         title="echo, 64 B, 100 connections, event mode, in-loop",
         ours=("wknet-inloop-events",),
         wanted=(Wanted("uvloop-protocol", 1.0),),
+        others=("trio",),
         connections=100,
     ),
     Scenario(
@@ -84,6 +85,7 @@ SCENARIOS = (
         title="echo, 64 B, 100 connections, event mode, 1 reactor thread",
         ours=("wknet-threaded-events",),
         wanted=(Wanted("uvloop-protocol", 0.85),),
+        others=("trio",),
         connections=100,
     ),
     Scenario(
