@@ -241,7 +241,7 @@ def idle_table(found: Idle) -> Table:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time the timing wheel beside its peers.")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--timers", type=int, default=300_000, help="for memory")
+    parser.add_argument("--timers", type=int, default=1_000_000, help="for memory")
     parser.add_argument("--idle", type=int, default=1_000_000, help="connections; 0: leave out")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to FILE")
     arguments = parser.parse_args()

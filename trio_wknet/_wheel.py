@@ -113,12 +113,14 @@ class TimingWheel(Timers):
     # --- the run's side ------------------------------------------------------
 
     def _attach(self) -> None:
-        if not trio.lowlevel.in_trio_run():
+        try:
+            clock = trio.lowlevel.current_clock()
+        except RuntimeError:
             raise RuntimeError(
                 "a timing wheel without a clock of its own can only be used in a Trio run"
-            )
+            ) from None
         _this_runs_end().wheels.add(self)
-        self._start(trio.lowlevel.current_clock().current_time)
+        self._start(clock.current_time)
 
     def _rouse(self, moment: float) -> None:
         if self._driven:
