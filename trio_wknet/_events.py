@@ -30,57 +30,61 @@ class EventServing(EventServer):
     ) -> None:
         self._told = trio.Event()
         self._listener = listener
-        self._on_error = on_error
         super().__init__(
             listener, nursery, on_data, on_connect, on_close, on_error, lambda: self._told.set()
         )
 
     async def serve(self) -> None:
-        """Until a callback's exception ends it, or the listener has stopped accepting
-        and every connection is gone."""
+        """Until the listener has stopped accepting and every connection is gone."""
         self._start()
         try:
-            while self._failure is None:
-                if not self.accepting:
-                    if not self._listener._draining:
-                        raise trio.ClosedResourceError("this listener was closed")
-                    if not self.open:
-                        return
+            while self.accepting or (self.open and self._listener._draining):
                 await self._told.wait()
                 self._told = trio.Event()
+                self.bury()
+            if not self._listener._draining:
+                raise trio.ClosedResourceError("this listener was closed")
         finally:
-            self._stop()
-            if self._failure is not None:
-                raise self._failure
+            self.stop(running=False)
+
+    # As in the drain, Ctrl-C waits.
+
+    @trio.lowlevel.enable_ki_protection
+    def bury(self) -> None:
+        """Call on_close where no drain will."""
+        self._bury()
+
+    @trio.lowlevel.enable_ki_protection
+    def stop(self, *, running: bool) -> None:
+        """Close what is still served, also what a callback is ``running`` for."""
+        self._stop(running)
 
     async def _run(self, conn: Conn, awaitable: Awaitable[object]) -> None:
-        """The task of on_connect and on_data: goes on while the connection has news."""
-        following: Awaitable[object] | None = awaitable
+        """The task of on_connect or on_data."""
         try:
             with trio.CancelScope() as scope:
                 self._set_running(conn, scope)
-                while following is not None:
-                    await following
-                    following = self._next(conn)
-            if scope.cancelled_caught:
-                self._ended(conn)
-        except Exception as exc:
+                await awaitable
+        except BaseException as exc:
             if not self._settled(conn, exc):
                 raise
-        except BaseException:
-            conn._drop()
-            self._ended(conn)
-            raise
         finally:
             self._set_running(conn, None)
+        self._callback_done(conn)
 
     async def _run_last(self, conn: Conn, awaitable: Awaitable[object]) -> None:
         """The task of on_close."""
         try:
             await awaitable
         except Exception as exc:
-            if self._on_error is None:
+            if not self._reported(conn, exc):
                 raise
-            self._on_error(conn, exc)
         finally:
             self._count_down()
+
+    async def _raise(self, exception: BaseException) -> None:
+        """The task of what a plain callback raised."""
+        try:
+            raise exception
+        finally:
+            del exception  # or it would keep itself alive

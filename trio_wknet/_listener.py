@@ -100,7 +100,12 @@ class Listener(NativeListener, trio.abc.Listener[Conn]):
         not end serving.
 
         Returns after `drain`; otherwise ends only by an exception or cancelled.
+
+        Raises:
+          trio.ClosedResourceError: the listener was closed, before or meanwhile.
+          trio.BusyResourceError: another task is accepting on this listener.
         """
+        self._require_not_served()
         self._serving += 1
         try:
             async with trio.open_nursery() as nursery:
@@ -197,6 +202,7 @@ class Listener(NativeListener, trio.abc.Listener[Conn]):
         _require_callable(on_data=on_data)
         optional = {"on_connect": on_connect, "on_close": on_close, "on_error": on_error}
         _require_callable(**{name: fn for name, fn in optional.items() if fn is not None})
+        self._require_not_served()
         self._require_free()
         self._serving += 1
         try:
@@ -206,10 +212,18 @@ class Listener(NativeListener, trio.abc.Listener[Conn]):
                 task_status.started(self)
                 await serving.serve()
         finally:
-            self._events = None
+            if self._events is not None:
+                # Nothing, unless Ctrl-C struck between a callback and what follows.
+                self._events.stop(running=True)
+                self._events = None
             await self._close_and_wait()
             self._serving -= 1
             self._check_served()
+
+    def _require_not_served(self) -> None:
+        # Its task need not be waiting in accept at this moment.
+        if self._serving:
+            raise trio.BusyResourceError("another task is serving this listener")
 
     def _check_served(self) -> None:
         if self._draining and not self._serving and not self._handlers:

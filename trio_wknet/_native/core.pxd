@@ -29,6 +29,7 @@ cdef class Server:
     # All run in Trio's thread and never raise: the first two out of the drain.
     cdef void completed(self, Slot *slot, uint32_t bits) noexcept
     cdef void accepted(self) noexcept
+    cdef void closed(self) noexcept
     cdef void left(self, Endpoint conn, str reason) noexcept
 
 
@@ -55,6 +56,7 @@ cdef class Core:
     cdef void start(self, Slot *slot) noexcept
     cdef void claim(self, Slot *slot) noexcept
     cdef void unclaim(self, Slot *slot) noexcept
+    cdef Endpoint owner_of(self, Slot *slot)
     cdef Endpoint conn_of(self, Slot *slot)
     cdef void start_timeout(self, Slot *slot) noexcept
     cdef void watch_idle(self, Slot *slot, uint32_t rule, uint64_t since) noexcept

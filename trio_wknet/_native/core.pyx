@@ -4,6 +4,8 @@
 Everything here runs in the thread of the Trio run that opened the engine, apart
 from `run`, which is a reactor thread's body.
 """
+cimport cython
+from cpython.object cimport PyObject
 from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stdint cimport uint32_t, uint64_t
 
@@ -34,6 +36,10 @@ import math
 import os
 
 
+cdef extern from "Python.h":
+    Py_ssize_t Py_REFCNT(PyObject *object)
+
+
 cdef Limits make_limits(object limits) except *:
     cdef Limits native
     native.inbound = limits.inbound
@@ -45,7 +51,15 @@ cdef Limits make_limits(object limits) except *:
     return native
 
 
+# Without `core` an endpoint cannot leave the list, so the collector lets it be.
+@cython.no_gc_clear
 cdef class Endpoint:
+    def __dealloc__(self):
+        # The slot and the list borrow. A finalizer would be too early: it may be
+        # the collector's, in another thread, while the drain hands the object out.
+        if self.slot != NULL:
+            self.forget()
+
     cdef void completed(self, uint32_t bits) noexcept:
         pass
 
@@ -54,7 +68,7 @@ cdef class Endpoint:
 
     cdef void attach(self, Core core, Slot *slot) noexcept:
         """Become the owner of a slot. The list holds borrowed references, like
-        the slot does: an endpoint that is collected leaves first."""
+        the slot does: an endpoint that is freed leaves first."""
         self.core = core
         self.slot = slot
         if not slot.claimed:
@@ -95,6 +109,9 @@ cdef class Server:
         pass
 
     cdef void accepted(self) noexcept:
+        pass
+
+    cdef void closed(self) noexcept:
         pass
 
     cdef void left(self, Endpoint conn, str reason) noexcept:
@@ -237,11 +254,12 @@ cdef class Core:
                 matrix_return(self.hub.matrix, slot)
             elif slot.server != NULL:
                 (<Server>slot.server).completed(slot, bits)
-            elif slot.owner != NULL:
+            else:
                 # A reference of our own: a finalizer may run while tasks are
                 # rescheduled, and drop the last other one.
-                endpoint = <Endpoint>slot.owner
-                endpoint.completed(bits)
+                endpoint = self.owner_of(slot)
+                if endpoint is not None:
+                    endpoint.completed(bits)
             letter = following
 
     cdef void _tell_quiet(self) noexcept:
@@ -279,7 +297,9 @@ cdef class Core:
         """The next connection that the Trio side holds, moving the cursor (0 at
         first); NULL at the end. Other threads may take and return slots meanwhile:
         what is looked at is the Trio side's alone to write."""
-        cdef Slot *slot = matrix_step(self.hub.matrix, cursor)
+        cdef Slot *slot = NULL
+        if not self.closed:
+            slot = matrix_step(self.hub.matrix, cursor)
         while slot != NULL and not (slot.claimed and slot.kind == CONNECTION):
             slot = matrix_step(self.hub.matrix, cursor)
         return slot
@@ -346,14 +366,24 @@ cdef class Core:
         if slot.kind == CONNECTION:
             self.claimed -= 1
 
+    cdef Endpoint owner_of(self, Slot *slot):
+        """The object that a slot belongs to, or None. An object that another thread
+        is freeing, whose finalizers let this one run, is not there any more: a
+        reference to it would come too late."""
+        if slot.owner == NULL:
+            return None
+        if Py_REFCNT(<PyObject *>slot.owner) == 0:
+            (<Endpoint>slot.owner).forget()
+            return None
+        return <Endpoint>slot.owner
+
     cdef Endpoint conn_of(self, Slot *slot):
         """The object that a connection is to the application, made where there is
         none yet: now it is asked for."""
-        cdef Endpoint conn
-        if slot.owner != NULL:
-            return <Endpoint>slot.owner
-        conn = self.make_conn()
-        conn.attach(self, slot)
+        cdef Endpoint conn = self.owner_of(slot)
+        if conn is None:
+            conn = self.make_conn()
+            conn.attach(self, slot)
         return conn
 
     cdef void start(self, Slot *slot) noexcept:
@@ -390,11 +420,17 @@ cdef class Core:
     # --- the end -----------------------------------------------------------
 
     def let_go_of_all(self):
-        """Close every endpoint; whoever waits on one is told."""
+        """Close every connection and listener; whoever waits on one is told."""
         cdef Endpoint endpoint
+        cdef uint32_t cursor = 0
+        cdef Slot *slot = self.next_claimed(&cursor)
+        while slot != NULL:     # in event mode it need not have an object
+            self.conn_of(slot).engine_closed()
+            slot = self.next_claimed(&cursor)
         while self.endpoints != NULL:
-            endpoint = <Endpoint>self.endpoints
-            endpoint.engine_closed()
+            endpoint = self.owner_of((<Endpoint>self.endpoints).slot)
+            if endpoint is not None:
+                endpoint.engine_closed()
 
     def close(self):
         """Close what is left. Only when no reactor thread runs any more, so

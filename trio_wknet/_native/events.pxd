@@ -19,21 +19,22 @@ cdef class EventServer(Server):
     cdef dict running           # cancel scopes of async callbacks, by connection
     cdef Stream spare           # an object that nobody has, for the next callback
     cdef list gone              # let go of while no callback of theirs ran
-    cdef object failure
+    cdef bint ending            # nothing but on_close is called any more
     cdef readonly Py_ssize_t open
     cdef readonly bint accepting
 
     cdef void welcome(self) except *
-    cdef void greet(self, Slot *slot) except *
-    cdef void pump(self, Slot *slot) except *
+    cdef void greet(self, Slot *slot) noexcept
+    cdef void pump(self, Slot *slot) noexcept
     cdef int look(self, Slot *slot, uint32_t *arrived) noexcept
-    cdef void call(self, Slot *slot, object callback) except *
+    cdef void call(self, Slot *slot, object callback) noexcept
     cdef Stream lend(self, Slot *slot)
-    cdef void spawn(self, object runner, Stream conn, object awaitable) except *
-    cdef void callback_done(self, Stream conn) except *
-    cdef bint settled(self, Stream conn, object exception)
-    cdef void close(self, Slot *slot) except *
-    cdef void bury(self)
-    cdef void ended(self, Stream conn) except *
-    cdef void count_down(self)
-    cdef void fail(self, object exception)
+    cdef int spawn(self, object runner, Stream conn, object awaitable) except -1
+    cdef void callback_done(self, Stream conn) noexcept
+    cdef bint reported(self, Stream conn, object exception) noexcept
+    cdef bint settled(self, Stream conn, object exception) noexcept
+    cdef void close(self, Slot *slot) noexcept
+    cdef void bury(self) noexcept
+    cdef void ended(self, Stream conn) noexcept
+    cdef void count_down(self) noexcept
+    cdef void fail(self, object exception) noexcept

@@ -12,19 +12,27 @@ a connection is started only in its QUIET phase, so they never overlap:
 
 What comes while a callback runs (RUNNING) is not noted anywhere: its end looks at
 the connection afresh, under the lock under which the reactor adds bytes, and either
-goes on or arranges for the next wake. So nothing is lost, and input that a callback
-leaves for later does not call it again before more has come.
+puts it back in the queue, behind the others, or arranges for the next wake. So
+nothing is lost, nobody is kept waiting by one that never stops, and input that a
+callback leaves for later does not call it again before more has come.
 
 Whoever closes the connection, the Stream tells the server (`left`). on_close is
 called from the drain then, or by the end of the callback under way, never from
 inside whatever called close.
+
+Nothing is raised where a callback was called, which is somewhere inside Trio: a task
+of the nursery's raises it (`fail`), and so ends serving. From then on only on_close
+is called.
 """
 from libc.stdint cimport uint32_t
 
-from trio_wknet._native.conn cimport ACCEPTED, CLOSE, DROP, ENDED, IDLE, READABLE, Slot
+from trio_wknet._native.conn cimport (
+    ACCEPTED, CLOSE, DROP, ENDED, IDLE, READABLE, RESUME, Slot,
+)
 from trio_wknet._native.core cimport Endpoint, Server
 from trio_wknet._native.linux cimport pthread_mutex_lock, pthread_mutex_unlock
 from trio_wknet._native.listen cimport NativeListener
+from trio_wknet._native.receive cimport has_room
 from trio_wknet._native.ring cimport ring_len
 from trio_wknet._native.stream cimport Stream
 
@@ -50,7 +58,7 @@ cdef extern from *:
     bint has_weakrefs "wk_has_weakrefs"(object o)
 
 cdef enum:
-    MOST_AT_ONCE = 1024         # connections taken from the queue by one look
+    MOST_AT_ONCE = 64           # connections taken in by one drain
 
 # Where a connection stands (slot.phase).
 cdef enum Phase:
@@ -82,9 +90,9 @@ cdef class EventServer(Server):
         self.gone = []
 
     # --- from the drain ------------------------------------------------------
-    # These are where a callback's exception must stop: the drain runs inside Trio.
 
     cdef void accepted(self) noexcept:
+        """Connections wait to be accepted, or some have been let go of."""
         try:
             PyContext_Enter(self.context)
             try:
@@ -95,16 +103,22 @@ cdef class EventServer(Server):
         except BaseException as exception:
             self.fail(exception)
 
+    cdef void closed(self) noexcept:
+        """The listener gives no more connections."""
+        self.accepting = False
+        self.tell()
+
     cdef void completed(self, Slot *slot, uint32_t bits) noexcept:
-        cdef Endpoint conn
+        cdef Endpoint conn = self.core.owner_of(slot)
         try:
-            if slot.owner != NULL or bits & IDLE:
-                # Whoever waits on the connection itself, in an async callback.
+            if conn is None and bits & IDLE:
                 conn = self.core.conn_of(slot)
+            if conn is not None:
+                # For whoever waits on the connection itself, in an async callback.
                 conn.completed(bits)
                 if conn.slot == NULL:
                     return
-            if slot.phase == QUIET and bits & (READABLE | ENDED) and self.failure is None:
+            if slot.phase == QUIET and bits & (READABLE | ENDED) and not self.ending:
                 PyContext_Enter(self.context)
                 try:
                     self.pump(slot)
@@ -116,25 +130,28 @@ cdef class EventServer(Server):
     # --- serving -------------------------------------------------------------
 
     cdef void welcome(self) except *:
-        """Take in accepted connections."""
+        """Take in accepted connections: some now, and the rest by the next drains."""
         cdef Slot *slot
         cdef Slot *following
-        while self.accepting:
-            try:
-                slot = self.listener.take_slots(MOST_AT_ONCE)
-            except trio.ClosedResourceError:
-                # Whether that is an error is for `serve_events` to say.
-                self.accepting = False
-                self.tell()
-                return
-            if slot == NULL:
-                return
-            while slot != NULL:
-                following = slot.chain
+        if not self.accepting or self.ending:
+            return
+        try:
+            slot = self.listener.take_slots(MOST_AT_ONCE)
+        except trio.ClosedResourceError:
+            # Whether that is an error is for `serve_events` to say.
+            self.closed()
+            return
+        if slot != NULL:
+            self.core.requeue(self.listener.slot, ACCEPTED)
+        while slot != NULL:
+            following = slot.chain
+            if self.ending:     # since the callback of one before it
+                self.core.post(slot, DROP)
+            else:
                 self.greet(slot)
-                slot = following
+            slot = following
 
-    cdef void greet(self, Slot *slot) except *:
+    cdef void greet(self, Slot *slot) noexcept:
         self.core.claim(slot)
         slot.server = <void *>self
         slot.phase = QUIET
@@ -144,7 +161,7 @@ cdef class EventServer(Server):
         else:
             self.pump(slot)
 
-    cdef void pump(self, Slot *slot) except *:
+    cdef void pump(self, Slot *slot) noexcept:
         """Go on with a connection that is QUIET."""
         cdef uint32_t arrived
         cdef int found = self.look(slot, &arrived)
@@ -156,24 +173,33 @@ cdef class EventServer(Server):
 
     cdef int look(self, Slot *slot, uint32_t *arrived) noexcept:
         """See what is new. If nothing is, arrange to be told: of one more byte
-        than is there, or of the end. A reactor that paused, because the bytes that
-        callbacks left have reached the bound, goes on once some are taken."""
+        than is there, or of the end. If the reactor paused, it reads on, unless
+        the bytes that callbacks left have reached the bound; then nothing more can
+        come, and a broken connection is over without the bytes behind them."""
         cdef int found = NOTHING
+        cdef bint resume = False
         cdef uint32_t unread
         pthread_mutex_lock(&slot.lock)
         unread = ring_len(&slot.inbound)
         arrived[0] = slot.taken + unread
         if unread > 0 and arrived[0] != slot.seen:
             found = UNSEEN
-        elif slot.ended or slot.error or slot.foretold:
+        elif slot.ended or slot.error:
             found = OVER
         else:
             slot.wanted = unread + 1
             slot.end_wanted = True
+            if slot.paused:
+                resume = has_room(slot)
+                slot.paused = not resume
+                if slot.paused and slot.foretold:
+                    found = OVER
         pthread_mutex_unlock(&slot.lock)
+        if resume:
+            self.core.post(slot, RESUME)
         return found
 
-    cdef void call(self, Slot *slot, callback) except *:
+    cdef void call(self, Slot *slot, callback) noexcept:
         """Call back about a connection, and see to what comes of it."""
         cdef Stream conn = self.lend(slot)
         slot.phase = RUNNING
@@ -184,7 +210,7 @@ cdef class EventServer(Server):
                 return
         except BaseException as exception:
             if not self.settled(conn, exception):
-                raise
+                self.fail(exception)
             return
         self.callback_done(conn)
         if self.spare is None and Py_REFCNT(conn) == 1 and not has_weakrefs(conn):
@@ -203,60 +229,59 @@ cdef class EventServer(Server):
         conn.attach(self.core, slot)
         return conn
 
-    cdef void spawn(self, runner, Stream conn, awaitable) except *:
+    cdef int spawn(self, runner, Stream conn, awaitable) except -1:
         """Run the rest of an async callback as a task."""
         if not isinstance(awaitable, Coroutine):
             raise TypeError(
                 f"a callback must return None or be an async function, not return {awaitable!r}"
             )
         try:
-            self.nursery.start_soon(runner, conn, awaitable)
+            self.nursery.start_soon(
+                runner, conn, awaitable, name=getattr(awaitable, "__qualname__", None)
+            )
         except BaseException:
             awaitable.close()
             raise
+        return 0
 
-    cdef void callback_done(self, Stream conn) except *:
-        """A plain callback has returned. What there is to do now waits for the next
-        drain: one connection shall not keep the others from theirs."""
+    cdef void callback_done(self, Stream conn) noexcept:
+        """A callback has returned. What there is to do now waits for the next drain:
+        one connection shall not keep the others from theirs."""
         cdef Slot *slot = conn.slot
         cdef uint32_t arrived
-        if slot == NULL:
+        if slot == NULL or self.ending:
+            conn.let_go(DROP, "closed")
             self.ended(conn)
             return
         slot.phase = QUIET
         if self.look(slot, &arrived) != NOTHING:
             self.core.requeue(slot, READABLE)
 
-    def _next(self, Stream conn):
-        """An async callback has returned: the next one to await, or None."""
-        cdef Slot *slot = conn.slot
-        cdef uint32_t arrived
-        cdef int found
-        if slot == NULL:
-            self.ended(conn)
-            return None
-        found = self.look(slot, &arrived)
-        if found == UNSEEN:
-            slot.seen = arrived
-            awaitable = self.on_data(conn)
-            if awaitable is None:
-                self.callback_done(conn)
-            return awaitable
-        slot.phase = QUIET
-        if found == OVER:
-            self.close(slot)
-        return None
+    def _callback_done(self, Stream conn):
+        self.callback_done(conn)
 
-    cdef bint settled(self, Stream conn, exception):
-        """A callback raised: end the connection. True if on_error has dealt with
-        it, so that the others go on being served."""
-        cdef bint dealt_with = self.on_error is not None and isinstance(exception, Exception)
+    cdef bint reported(self, Stream conn, exception) noexcept:
+        """Have on_error deal with an exception. False if that is not for it to do."""
+        if self.on_error is None or not isinstance(exception, Exception):
+            return False
         try:
-            if dealt_with:
-                self.on_error(conn, exception)
-        finally:
-            conn.let_go(CLOSE if dealt_with else DROP, "closed")
-            self.ended(conn)
+            awaitable = self.on_error(conn, exception)
+            if isinstance(awaitable, Coroutine):
+                awaitable.close()
+                raise TypeError(f"on_error must be a plain function, not {self.on_error!r}")
+        except BaseException as another:
+            self.fail(another)
+        return True
+
+    def _reported(self, Stream conn, exception):
+        return self.reported(conn, exception)
+
+    cdef bint settled(self, Stream conn, exception) noexcept:
+        """A callback raised: end the connection. False if the exception is to end
+        `serve_events`, too."""
+        cdef bint dealt_with = self.reported(conn, exception)
+        conn.let_go(CLOSE if dealt_with else DROP, "closed")
+        self.ended(conn)
         return dealt_with
 
     def _settled(self, Stream conn, exception):
@@ -264,7 +289,7 @@ cdef class EventServer(Server):
 
     # --- the end of a connection ---------------------------------------------
 
-    cdef void close(self, Slot *slot) except *:
+    cdef void close(self, Slot *slot) noexcept:
         """The peer has ended, and all it sent was seen."""
         cdef Stream conn = self.core.conn_of(slot)
         slot.phase = RUNNING
@@ -277,37 +302,35 @@ cdef class EventServer(Server):
             self.gone.append(conn)
             if self.listener.slot != NULL:
                 self.core.requeue(self.listener.slot, ACCEPTED)
+            else:
+                self.tell()
         elif reason == "idle" and conn in self.running:
             self.running[conn].cancel()
         # else the end of the callback sees it
 
-    cdef void bury(self):
+    cdef void bury(self) noexcept:
         """Call on_close for connections that ended between callbacks."""
-        while self.gone:
-            try:
-                self.ended(self.gone.pop(0))
-            except BaseException as exception:
-                self.fail(exception)
+        gone, self.gone = self.gone, []
+        for conn in gone:
+            self.ended(conn)
 
-    cdef void ended(self, Stream conn) except *:
+    def _bury(self):
+        self.bury()
+
+    cdef void ended(self, Stream conn) noexcept:
         """The last callback of a connection, which was let go of."""
         if conn.buried:
             return          # it was this callback that raised
         conn.buried = True
-        if self.on_close is None:
-            self.count_down()
-            return
         try:
-            awaitable = self.on_close(conn, conn._reason())
-            if awaitable is not None:
-                self.spawn(self._run_last, conn, awaitable)
-                return
+            if self.on_close is not None:
+                awaitable = self.on_close(conn, conn._reason())
+                if awaitable is not None:
+                    self.spawn(self._run_last, conn, awaitable)
+                    return
         except BaseException as exception:
-            self.count_down()
-            if self.on_error is None or not isinstance(exception, Exception):
-                raise
-            self.on_error(conn, exception)
-            return
+            if not self.reported(conn, exception):
+                self.fail(exception)
         self.count_down()
 
     def _set_running(self, Stream conn, scope):
@@ -317,10 +340,7 @@ cdef class EventServer(Server):
         else:
             self.running[conn] = scope
 
-    def _ended(self, Stream conn):
-        self.ended(conn)
-
-    cdef void count_down(self):
+    cdef void count_down(self) noexcept:
         self.open -= 1
         if self.open == 0 and not self.accepting:
             self.tell()
@@ -335,28 +355,23 @@ cdef class EventServer(Server):
         self.accepting = True
         self.listener.hand_to(self)
 
-    cdef void fail(self, exception):
-        """Have `serve_events` raise this; the first of several counts."""
-        if self.failure is None:
-            self.failure = exception
-        self.tell()
+    cdef void fail(self, exception) noexcept:
+        """Have `serve_events` end with this exception, and others like it."""
+        self.ending = True
+        self.nursery.start_soon(self._raise, exception)
 
-    @property
-    def _failure(self):
-        return self.failure
-
-    def _stop(self):
-        """Close what is still served, apart from connections whose callback runs as
-        a task: that task is being cancelled, and sees to it."""
+    def _stop(self, bint running):
+        """Close what is still served. Connections whose callback is running as a task
+        only if `running`: that task is being cancelled, and sees to it."""
         cdef uint32_t cursor = 0
         cdef Slot *slot
-        cdef Stream conn
+        self.ending = True
         self.accepting = False
         self.listener.hand_to(None)
         slot = self.core.next_claimed(&cursor)
         while slot != NULL:
-            if slot.server == <void *>self and slot.phase == QUIET:
-                conn = self.core.conn_of(slot)
-                conn.let_go(DROP, "closed")
+            if slot.server == <void *>self and (running or slot.phase == QUIET):
+                slot.phase = QUIET
+                (<Stream>self.core.conn_of(slot)).let_go(DROP, "closed")
             slot = self.core.next_claimed(&cursor)
-        self.bury()
+        self.context.run(self._bury)

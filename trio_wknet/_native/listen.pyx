@@ -165,14 +165,14 @@ cdef class NativeListener(Endpoint):
 
     cdef void wake_acceptor(self) noexcept:
         cdef Operation operation = self.acceptor
-        if self.server is not None:
-            self.server.accepted()
         if operation is not None:
             self.acceptor = None
             operation.wake()
 
     cdef void completed(self, uint32_t bits) noexcept:
         if bits & ACCEPTED:
+            if self.server is not None:
+                self.server.accepted()
             self.wake_acceptor()
             self.tell_if_ended()
 
@@ -237,6 +237,8 @@ cdef class NativeListener(Endpoint):
                 self.core.post(<Slot *><size_t>address, DROP)
         self.ports = []
         self.on_ended = told
+        if self.server is not None:
+            self.server.closed()
         self.wake_acceptor()
         self.tell_if_ended()
 

@@ -1,6 +1,8 @@
 from libc.stdint cimport uint32_t, uint64_t
 
+from trio_wknet._native.conn cimport Slot
 from trio_wknet._native.operation cimport Operation
+from trio_wknet._native.ring cimport ring_len
 from trio_wknet._native.stream cimport Stream
 
 cdef enum:
@@ -13,8 +15,16 @@ cdef enum:
     OVER = 2                    # the peer ended; what is there is all there will be
 
 
+cdef inline bint has_room(Slot *slot) noexcept nogil:
+    """Whether a reactor that paused is to read again, under the lock: once half is
+    taken, or at the first byte if more is waited for."""
+    cdef uint32_t mark = slot.limits.inbound if slot.wanted else slot.limits.inbound // 2 + 1
+    return ring_len(&slot.inbound) < mark
+
+
 cdef class ReceiveHalf(Stream):
     cdef int look(self, uint32_t enough, uint32_t *available) except -1
+    cdef bint discard(self, uint32_t n) noexcept
     cdef void took(self, uint32_t n) noexcept
     cdef object take(self, uint32_t n, uint32_t skip)
     cdef bint nothing_yet(self) noexcept

@@ -50,20 +50,29 @@ cdef class ReceiveHalf(Stream):
             raise broken(error)
         return OVER if over else WAIT
 
-    cdef void took(self, uint32_t n) noexcept:
-        """Forget `n` bytes that were copied out, and let a paused reactor read
-        again once the ring is half empty."""
+    cdef bint discard(self, uint32_t n) noexcept:
+        """Forget `n` bytes that were copied out, under the lock. True if a paused
+        reactor is to be told to read again."""
         cdef Slot *slot = self.slot
-        cdef bint resume = False
         slot.taken += n
-        pthread_mutex_lock(&slot.lock)
         ring_discard(&slot.inbound, self.core.hub.pool, n)
-        if slot.paused and ring_len(&slot.inbound) <= slot.limits.inbound // 2:
-            slot.paused = False
-            resume = True
-        pthread_mutex_unlock(&slot.lock)
+        # In event mode somebody may take bytes between callbacks. What the wish
+        # counts from, the bytes that are there, is fewer then.
+        if slot.wanted:
+            slot.wanted -= n
+        if not slot.paused or not has_room(slot):
+            return False
+        slot.paused = False
+        return True
+
+    cdef void took(self, uint32_t n) noexcept:
+        """Forget `n` bytes that were copied out, and let a paused reactor go on."""
+        cdef bint resume
+        pthread_mutex_lock(&self.slot.lock)
+        resume = self.discard(n)
+        pthread_mutex_unlock(&self.slot.lock)
         if resume:
-            self.core.post(slot, RESUME)
+            self.core.post(self.slot, RESUME)
 
     cdef object take(self, uint32_t n, uint32_t skip):
         """The first `n` bytes, forgetting `skip` more."""
@@ -101,13 +110,9 @@ cdef class ReceiveHalf(Stream):
                 error = 0
                 if n > most:
                     n = <uint32_t>most
-                slot.taken += n
                 data = PyBytes_FromStringAndSize(NULL, n)
                 ring_copy(&slot.inbound, PyBytes_AS_STRING(data), n, 0)
-                ring_discard(&slot.inbound, self.core.hub.pool, n)
-                if slot.paused and ring_len(&slot.inbound) <= slot.limits.inbound // 2:
-                    slot.paused = False
-                    resume = True
+                resume = self.discard(n)
         finally:
             pthread_mutex_unlock(&slot.lock)
         if error != 0:

@@ -31,7 +31,7 @@ cdef class Stream(Endpoint):
     cdef void let_go(self, uint32_t command, str reason) noexcept
     cdef bint unmarked(self) noexcept
     cdef void _tell_end(self) noexcept
-    cdef void _forget_context(self) noexcept
+    cdef void _exchange_context(self, void *context) noexcept
     cdef void _tell_detached(self) noexcept
     cdef str _why(self)
     cdef tuple counters(self)

@@ -128,7 +128,7 @@ cdef class Stream(Endpoint):
         if slot.server != NULL:
             (<Server>slot.server).left(self, self.reason)
             self.kept = self.context
-            self._forget_context()
+            self._exchange_context(NULL)
         self.leave()
         if not core.forked:
             core.post(slot, command)
@@ -177,10 +177,8 @@ cdef class Stream(Endpoint):
         )
 
     def __del__(self):
-        if self.slot == NULL:
-            return
-        if self.slot.server != NULL:
-            self.forget()       # the connection goes on without an object
+        # In event mode the connection goes on without an object.
+        if self.slot == NULL or self.slot.server != NULL:
             return
         warnings.warn(f"unclosed connection {self!r}", ResourceWarning, stacklevel=1)
         self._drop()
@@ -236,15 +234,16 @@ cdef class Stream(Endpoint):
         if self.slot == NULL or self.slot.server == NULL:
             self.kept = value
             return
-        self._forget_context()
         Py_INCREF(value)
-        self.slot.context = <void *>value
+        self._exchange_context(<void *>value)
 
-    cdef void _forget_context(self) noexcept:
-        cdef void *context = self.slot.context
-        self.slot.context = NULL
-        if context != NULL:
-            Py_DECREF(<object>context)
+    cdef void _exchange_context(self, void *context) noexcept:
+        """Put a reference, or NULL, in the slot. What is dropped is dropped last: its
+        finalizer may do anything, even close this connection."""
+        cdef void *previous = self.slot.context
+        self.slot.context = context
+        if previous != NULL:
+            Py_DECREF(<object>previous)
 
     @property
     def _fd(self):
