@@ -6,6 +6,8 @@ import gc
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -105,6 +107,13 @@ async def test_signals_are_the_main_threads(reactors: int) -> None:
 
 
 # -- under a mock clock -----------------------------------------------------------------
+
+
+def test_importing_brings_in_nothing_that_is_for_tests() -> None:
+    """`trio.testing` has the mock clock, and imports pytest."""
+    code = "import sys, trio_wknet; print({'trio.testing', '_pytest'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 async def test_echo_under_an_autojump_clock(autojump_clock: MockClock) -> None:
