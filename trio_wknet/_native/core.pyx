@@ -319,7 +319,7 @@ cdef class Core:
         """The time that everything in this engine is measured in (ns)."""
         if self.clock is None:
             return monotonic_ns()
-        return <uint64_t>(<double>self.clock() * 1e9 + 0.5)
+        return <uint64_t>(<double>self.clock() * 1e9)
 
     cdef void show_alarm(self) noexcept:
         """Under a clock of Trio's that may jump: show it the next timeout, as the

@@ -246,7 +246,7 @@ cdef class IdleWatch(SendHalf):
         """Act on what is due, and have the reactor look when the next will be."""
         cdef uint64_t now = self.core.now()
         cdef list expired = self.take_due(now)
-        cdef bint over = timeout_due(self.slot) <= now and self.on_detached is None
+        cdef bint over = timeout_due(self.slot) <= now
         if over and self.handler_scope is not None:
             expired.append(self.handler_scope)
             self.handler_scope = None
