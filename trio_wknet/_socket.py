@@ -34,11 +34,13 @@ class SocketFacade(trio.socket.SocketType):
         family: int,
         fileno: Callable[[], int],
         is_readable: Callable[[], bool],
+        close: Callable[[], None],
     ) -> None:
         super().__init__()
         self._family = socket.AddressFamily(family)
         self._fileno = fileno
         self._is_readable = is_readable
+        self._close = close
 
     def __repr__(self) -> str:
         return f"<trio_wknet socket fd={self.fileno()} family={self._family.name}>"
@@ -85,6 +87,10 @@ class SocketFacade(trio.socket.SocketType):
     def is_readable(self) -> bool:
         """Whether a receive would not wait: there are bytes, the end, or an error."""
         return self._is_readable()
+
+    def close(self) -> None:
+        """Close the connection, as its ``aclose`` does, or the listener."""
+        self._close()
 
     def _borrowed(self) -> Any:
         return borrowed(self._fileno(), self._family)
