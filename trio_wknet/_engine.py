@@ -240,9 +240,7 @@ class Engine:
         self, stream: trio.SocketStream, limits: Limits, options: ConnOptions
     ) -> Conn:
         """Take over a stream of Trio's own that was connected; it may have broken since."""
-        sock = stream.socket
-        trio.lowlevel.notify_closing(sock)
-        plain = socket.socket(sock.family, sock.type, sock.proto, fileno=sock.detach())
+        plain = _detached(stream.socket)
         try:
             options.apply(plain)
             return Conn._from_socket(self._core, plain, limits)
@@ -250,22 +248,18 @@ class Engine:
             plain.close()
             raise
 
-    def _adopt_listener(self, trios: trio.SocketListener) -> Listener:
-        """Take over a listener of Trio's own. Its socket stays open until then: who
-        made it may still ask for its name, as hypercorn does."""
-        copy = trios.socket.dup()
-        plain = socket.socket(copy.family, copy.type, copy.proto, fileno=copy.detach())
+    def _adopt_listener(self, listener: trio.SocketListener) -> Listener:
+        """Take over a listener of Trio's own."""
+        plain = _detached(listener.socket)
         try:
             # Accepted connections inherit what a SocketStream sets on its socket.
             for option, value in _SOCKET_STREAM_OPTIONS:
                 with suppress(OSError):  # a unix socket
                     plain.setsockopt(socket.IPPROTO_TCP, option, value)
-            listener = self._make_listener([plain], Limits(), spread=False, path=None)
+            return self._make_listener([plain], Limits(), spread=False, path=None)
         except BaseException:
             plain.close()
             raise
-        listener._taken = trios.socket
-        return listener
 
     def adopt(
         self,
@@ -354,6 +348,11 @@ class Engine:
         self._bridge.close()
         self._join()
         self._core.close()
+
+
+def _detached(sock: trio.socket.SocketType) -> socket.socket:
+    trio.lowlevel.notify_closing(sock)
+    return socket.socket(sock.family, sock.type, sock.proto, fileno=sock.detach())
 
 
 def _check(value: object, kind: type, name: str) -> None:

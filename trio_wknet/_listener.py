@@ -46,7 +46,6 @@ class Listener(NativeListener, trio.abc.Listener[Conn]):
         path: str | None,
     ) -> None:
         self._path: str | None = None  # what is removed at the end: not before it listens
-        self._taken: trio.socket.SocketType | None = None
         self._family = int(sockets[0].family)
         self._addresses = [sock.getsockname() for sock in sockets]
         self._path_id = _file_id(path)
@@ -239,7 +238,6 @@ class Listener(NativeListener, trio.abc.Listener[Conn]):
         """
         self._draining = True
         if self._open and self._serving:
-            self._close_taken()
             self._stop()
         else:
             await self._close_and_wait()
@@ -256,7 +254,6 @@ class Listener(NativeListener, trio.abc.Listener[Conn]):
     async def _close_and_wait(self) -> None:
         if self._open:
             closed = trio.Event()
-            self._close_taken()
             self._close_ports(closed.set)
             # The reactors need one turn for it, so this does not wait for long.
             with trio.CancelScope(shield=True):
@@ -264,21 +261,12 @@ class Listener(NativeListener, trio.abc.Listener[Conn]):
         self._close_all()
 
     def _close_all(self) -> None:
-        self._close_taken()
         self._close()
         path, self._path = self._path, None
         # Somebody else may have put another socket there since.
         if path is not None and _file_id(path) == self._path_id:
             with suppress(OSError):
                 os.unlink(path)
-
-    def _close_taken(self) -> None:
-        """Close the socket that this listener's was copied from. A connection could
-        otherwise be made that nobody accepts."""
-        taken, self._taken = self._taken, None
-        # Not by its `close`, which needs a Trio run.
-        if taken is not None and taken.fileno() >= 0:
-            os.close(taken.detach())
 
     # --- facts ---------------------------------------------------------------
 

@@ -8,9 +8,11 @@ Decision. The class stays what it is and where it is. While it is replaced its
 metaclass is one whose ``__call__``, in runs that want it, gives what was made to the
 run's default engine. What comes out passes for an instance: `Conn` is registered.
 
+Who made the socket may go on to use it: hypercorn asks it for its name, others close
+it. Its descriptor is the reactor's now, and it becomes a handle on the `Conn`.
+
 Trade-off. ``type(stream) is trio.SocketStream`` and ``stream.socket is socket`` are no
-longer true. A stream's socket is detached, as nobody but the stream may use it; a
-listener's is kept open, since hypercorn asks the one it passed for its name.
+longer true.
 
 What the reactors cannot take stays Trio's own: sockets of a custom `SocketFactory`, and
 those that are not connected.
@@ -27,6 +29,7 @@ import trio
 
 from trio_wknet._engine import default_engine
 from trio_wknet._options import ConnOptions, Limits
+from trio_wknet._socket import make_handle
 from trio_wknet._trios_own import wanted as trios_own_wanted
 
 if TYPE_CHECKING:
@@ -86,19 +89,29 @@ def _is_connected(sock: trio.socket.SocketType) -> bool:
     return True
 
 
+def _replaced(trios: Any, taken: Any) -> Any:
+    if taken is not trios:
+        inside = getattr(trios.socket, "_sock", None)
+        if type(inside) is socket.socket:
+            make_handle(inside, taken.socket)
+    return taken
+
+
 _Metaclass: Any = type(trio.SocketStream)
 
 
 class _StreamClass(_Metaclass):  # type: ignore[misc]
     def __call__(cls, socket: trio.socket.SocketType) -> Any:
         stream = super().__call__(socket)
-        return adopt_stream(stream) if _wanted_here() and _is_connected(socket) else stream
+        if not _wanted_here() or not _is_connected(socket):
+            return stream
+        return _replaced(stream, adopt_stream(stream))
 
 
 class _ListenerClass(_Metaclass):  # type: ignore[misc]
     def __call__(cls, socket: trio.socket.SocketType) -> Any:
         listener = super().__call__(socket)
-        return adopt_listener(listener) if _wanted_here() else listener
+        return _replaced(listener, adopt_listener(listener)) if _wanted_here() else listener
 
 
 def _set_metaclasses(stream: type, listener: type) -> None:
