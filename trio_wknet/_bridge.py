@@ -47,6 +47,7 @@ class Bridge:
 
     def __init__(self, core: Core, on_run_end: Callable[[], None]) -> None:
         self._core = core
+        self._on_run_end = on_run_end
         self._open = True
         self._last_watch: _LastWatch | None = None
         pump = trio.lowlevel.spawn_system_task(self._run_pump, name="trio_wknet bridge")
@@ -64,8 +65,14 @@ class Bridge:
             pass  # by `close`
         except trio.Cancelled:
             if self._open:
-                self._last_watch = _LastWatch(self._core)
+                self._watch_to_the_end()
             raise
+
+    def _watch_to_the_end(self) -> None:
+        try:
+            self._last_watch = _LastWatch(self._core)
+        except (OSError, RuntimeError):  # no descriptor, no thread left for it
+            self._on_run_end()
 
     async def _pump(self) -> None:
         task = trio.lowlevel.current_task()
@@ -122,7 +129,11 @@ class _LastWatch:
         self._stopped = False
         self._bell = os.eventfd(0)
         self._thread = threading.Thread(target=self._watch, name="wknet-last-watch", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:
+            os.close(self._bell)
+            raise
 
     def _watch(self) -> None:
         poll = select.poll()

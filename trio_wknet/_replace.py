@@ -49,9 +49,13 @@ in_run: trio.lowlevel.RunVar[bool] = trio.lowlevel.RunVar("trio_wknet.run", Fals
 
 @cache
 def _trios_socket_class() -> type:
-    """Not public, and what tells a socket from a factory's stand-in."""
     with socket.socket() as plain:
         return type(trio.socket.from_stdlib_socket(plain))
+
+
+def _is_trios(sock: trio.socket.SocketType) -> bool:
+    """Not a custom factory's."""
+    return type(sock) is _trios_socket_class()
 
 
 def _engine() -> Engine:
@@ -60,14 +64,14 @@ def _engine() -> Engine:
 
 def adopt_stream(stream: trio.SocketStream) -> Any:
     """The same connection on the default engine; a custom factory's as it is."""
-    if type(stream.socket) is not _trios_socket_class():
+    if not _is_trios(stream.socket):
         return stream
     return _engine()._adopt_stream(stream, Limits(), ConnOptions())
 
 
 def adopt_listener(listener: trio.SocketListener) -> Any:
     """The same listener on the default engine; a custom factory's as it is."""
-    if type(listener.socket) is not _trios_socket_class():
+    if not _is_trios(listener.socket):
         return listener
     return _engine()._adopt_listener(listener)
 
@@ -75,10 +79,10 @@ def adopt_listener(listener: trio.SocketListener) -> Any:
 # --- the classes while they are replaced ----------------------------------------
 
 
-def _wanted_here() -> bool:
+def _wanted_for(sock: trio.socket.SocketType) -> bool:
     if trios_own_wanted.get() or not trio.lowlevel.in_trio_run():
         return False
-    return _installs > 0 or in_run.get()
+    return (_installs > 0 or in_run.get()) and _is_trios(sock)
 
 
 def _is_connected(sock: trio.socket.SocketType) -> bool:
@@ -89,11 +93,10 @@ def _is_connected(sock: trio.socket.SocketType) -> bool:
     return True
 
 
-def _replaced(trios: Any, taken: Any) -> Any:
-    if taken is not trios:
-        inside = getattr(trios.socket, "_sock", None)
-        if type(inside) is socket.socket:
-            make_handle(inside, taken.socket)
+def _with_handle(taken: Any, sock: Any) -> Any:
+    inside = getattr(sock, "_sock", None)
+    if type(inside) is socket.socket:
+        make_handle(inside, taken.socket)
     return taken
 
 
@@ -103,15 +106,17 @@ _Metaclass: Any = type(trio.SocketStream)
 class _StreamClass(_Metaclass):  # type: ignore[misc]
     def __call__(cls, socket: trio.socket.SocketType) -> Any:
         stream = super().__call__(socket)
-        if not _wanted_here() or not _is_connected(socket):
+        if not _wanted_for(socket) or not _is_connected(socket):
             return stream
-        return _replaced(stream, adopt_stream(stream))
+        return _with_handle(adopt_stream(stream), socket)
 
 
 class _ListenerClass(_Metaclass):  # type: ignore[misc]
     def __call__(cls, socket: trio.socket.SocketType) -> Any:
         listener = super().__call__(socket)
-        return _replaced(listener, adopt_listener(listener)) if _wanted_here() else listener
+        if not _wanted_for(socket):
+            return listener
+        return _with_handle(adopt_listener(listener), socket)
 
 
 def _set_metaclasses(stream: type, listener: type) -> None:

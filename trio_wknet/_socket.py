@@ -112,6 +112,7 @@ def make_handle(sock: socket.socket, facade: SocketFacade) -> None:
     made it may ask for its name, and may close it instead of the stream."""
     _facades[sock] = facade
     sock.__class__ = _Handle
+    sock._closed = False  # type: ignore[attr-defined]  # `detach` closed it
 
 
 class _Handle(socket.socket):

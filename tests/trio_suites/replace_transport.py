@@ -10,8 +10,19 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import pytest
+
 import trio_wknet
 from trio_wknet._engine import Engine
+
+REACTORS = int(os.environ.get("WKNET_REACTORS", "0"))
+
+# They say that `.socket` is the very object that the stream or listener was made of.
+# Here it is a facade of our own: Trio's socket cannot tell what is in the ring.
+IDENTITY = ["test_SocketStream_basics", "test_SocketListener"]
+# It takes a stream for clogged once sending has blocked. A thread of the peer's goes on
+# reading then. test_stream_contract.py runs the same checks, and clogs for good.
+CLOGGING = ["test_SocketStream_generic"]
 
 _streams = 0
 _adopt_stream = Engine._adopt_stream
@@ -23,9 +34,17 @@ def _counting(*args: Any) -> Any:
     return _adopt_stream(*args)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.name in IDENTITY:
+            item.add_marker(pytest.mark.xfail(strict=True, raises=AssertionError))
+        if item.name in CLOGGING and REACTORS > 0:
+            item.add_marker(pytest.mark.skip)
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     terminalreporter.write_line(f"replaced by trio_wknet: {_streams} streams")
 
 
-Engine._adopt_stream = _counting  # type: ignore[method-assign]
-trio_wknet.install(reactors=int(os.environ.get("WKNET_REACTORS", "0")))
+Engine._adopt_stream = _counting  # type: ignore[assignment,method-assign]
+trio_wknet.install(reactors=REACTORS)
