@@ -37,8 +37,9 @@ def run(
     In this run ``trio.SocketStream(socket)`` and ``trio.SocketListener(socket)`` give a
     `Conn` and a `Listener` on the run's default engine, which is opened at first use and
     closed, its threads joined, when the run has ended. Connections that still linger then
-    are closed at once. Sockets of a custom `trio.abc.SocketFactory` and sockets that are
-    not connected get Trio's own streams. Other runs, in other threads, are not affected.
+    are closed at once. A socket that is not connected, and any in a run with a custom
+    `trio.abc.SocketFactory`, gets Trio's own stream. Other runs, in other threads, are
+    not affected.
 
     Args:
       reactors: how many reactor threads the default engine has, as in `open_engine`.
@@ -48,7 +49,7 @@ def run(
     Raises:
       TypeError, ValueError: for ``reactors`` out of range.
 
-    Raises as `trio.run` does, too.
+    In addition it raises what `trio.run` raises.
     """
     check_reactors(reactors)
     instruments = [*options.pop("instruments", ()), _RunStart(reactors)]

@@ -14,8 +14,8 @@ it. Its descriptor is the reactor's now, and it becomes a handle on the `Conn`.
 Trade-off. ``type(stream) is trio.SocketStream`` and ``stream.socket is socket`` are no
 longer true.
 
-What the reactors cannot take stays Trio's own: sockets of a custom `SocketFactory`, and
-those that are not connected.
+What the reactors cannot take stays Trio's own: everything in a run with a custom
+`SocketFactory`, and sockets that are not connected.
 """
 
 from __future__ import annotations
@@ -54,8 +54,10 @@ def _trios_socket_class() -> type:
 
 
 def _is_trios(sock: trio.socket.SocketType) -> bool:
-    """Not a custom factory's."""
-    return type(sock) is _trios_socket_class()
+    """Not a custom factory's, which may be real, and may be kept and used by it."""
+    factory = trio.socket.set_custom_socket_factory(None)  # there is no other way to ask
+    trio.socket.set_custom_socket_factory(factory)
+    return factory is None and type(sock) is _trios_socket_class()
 
 
 def _engine() -> Engine:
