@@ -82,9 +82,11 @@ def adopt_listener(listener: trio.SocketListener) -> Any:
 
 
 def _wanted_for(sock: trio.socket.SocketType) -> bool:
-    if trios_own_wanted.get() or not trio.lowlevel.in_trio_run():
+    try:
+        here = in_run.get() or _installs > 0
+    except RuntimeError:  # outside of any run
         return False
-    return (_installs > 0 or in_run.get()) and _is_trios(sock)
+    return here and not trios_own_wanted.get() and _is_trios(sock)
 
 
 def _is_connected(sock: trio.socket.SocketType) -> bool:
