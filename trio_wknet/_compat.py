@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Awaitable, Callable
 
-    TLSStream = trio.SSLStream[trio.SocketStream]
-    TLSListener = trio.SSLListener[trio.SocketStream]
-
 HAPPY_EYEBALLS_DELAY = 0.25  # seconds
 
 
@@ -83,7 +80,7 @@ async def open_ssl_over_tcp_stream(
     https_compatible: bool = False,
     ssl_context: ssl.SSLContext | None = None,
     happy_eyeballs_delay: float | None = HAPPY_EYEBALLS_DELAY,
-) -> TLSStream:
+) -> trio.SSLStream[trio.SocketStream]:
     """`trio.open_ssl_over_tcp_stream`: a `trio.SSLStream` around a `Conn` of the run's
     default engine.
 
@@ -122,7 +119,7 @@ async def open_ssl_over_tcp_listeners(
     host: str | bytes | None = None,
     https_compatible: bool = False,
     backlog: int | None = None,
-) -> list[TLSListener]:
+) -> list[trio.SSLListener[trio.SocketStream]]:
     """`trio.open_ssl_over_tcp_listeners`: `trio.SSLListener` objects around `Listener`
     objects of the run's default engine.
 
@@ -158,7 +155,7 @@ async def serve_tcp(
 
 
 async def serve_ssl_over_tcp(
-    handler: Callable[[TLSStream], Awaitable[object]],
+    handler: Callable[[trio.SSLStream[trio.SocketStream]], Awaitable[object]],
     port: int,
     ssl_context: ssl.SSLContext,
     *,
@@ -166,7 +163,9 @@ async def serve_ssl_over_tcp(
     https_compatible: bool = False,
     backlog: int | None = None,
     handler_nursery: trio.Nursery | None = None,
-    task_status: trio.TaskStatus[list[TLSListener]] = trio.TASK_STATUS_IGNORED,
+    task_status: trio.TaskStatus[
+        list[trio.SSLListener[trio.SocketStream]]
+    ] = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
     """`trio.serve_ssl_over_tcp` on the run's default engine.
 
