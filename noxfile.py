@@ -101,6 +101,34 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session(allow_parallel=False)
+def ecosystem(session: nox.Session) -> None:
+    """The tests of software that knows nothing of this package, over `trio_wknet.install`,
+    in every form: trio-websocket's."""
+    session.install("-e", ".[tests]")
+    tests = _source_of(session, "trio-websocket") / "tests"
+    for reactors in ("0", "1", "2"):
+        env = {"WKNET_REACTORS": reactors, "PYTHONPATH": str(HERE / "tests" / "trio_suites")}
+        options = ["-q", "-p", "replace_transport", "-p", "no:cacheprovider"]
+        settings = ["-c", os.devnull, "--rootdir", str(tests.parent), "-o", "trio_mode=true"]
+        session.run("pytest", *options, *settings, str(tests), *session.posargs, env=env)
+
+
+def _source_of(session: nox.Session, project: str) -> Path:
+    """Install a project from its source distribution, and give the folder."""
+    folder = Path(session.create_tmp()) / project
+    shutil.rmtree(folder, ignore_errors=True)
+    session.run(
+        *("python", "-m", "pip", "download", "--no-deps", "--no-binary", project),
+        *("--dest", str(folder), project),
+    )
+    (archive,) = folder.iterdir()
+    shutil.unpack_archive(archive, folder)
+    (source,) = (path for path in folder.iterdir() if path.is_dir())
+    session.install(str(source))
+    return source
+
+
+@nox.session(allow_parallel=False)
 def demo(session: nox.Session) -> None:
     """The demonstration that users get."""
     session.install("-e", ".[cli]")

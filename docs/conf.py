@@ -34,10 +34,11 @@ default_role = "py:obj"
 nitpicky = True
 nitpick_ignore_regex = [
     # Other projects'
-    ("py:.*", r"(trio|socket|collections|contextlib|typing|types|os|signal|sys|threading)\..*"),
+    ("py:.*", r"(trio|socket|ssl|collections|contextlib|typing|types|os|signal|sys)\..*"),
+    ("py:.*", r"threading\..*"),
     # Builtins, and what annotations name
     ("py:.*", r"[A-Z]\w*(Error|Warning|Iterator|Buffer)|Any|Awaitable|Callable|Literal"),
-    ("py:.*", r"bool|bytearray|bytes|float|int|memoryview|None|object|optional|str|tuple|list"),
+    ("py:.*", r"bool|bytearray|bytes|float|int|memoryview|None|object|optional|str|tuple|list|T"),
     ("py:.*", r"trio_wknet\._socket\..*"),
 ]
 

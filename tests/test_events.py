@@ -557,7 +557,9 @@ async def test_callbacks_see_the_context_of_serve_events(engine: Engine, style: 
     def see(conn: Conn, reason: str = "") -> None:
         seen.append(who.get())
 
-    callbacks = {name: styled(see, style) for name in ("on_data", "on_connect", "on_close")}
+    callbacks: dict[str, Any] = {
+        name: styled(see, style) for name in ("on_data", "on_connect", "on_close")
+    }
     who.set("serving")
     async with served(engine, **callbacks) as listener:
         who.set("somebody else")

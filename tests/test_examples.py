@@ -8,6 +8,7 @@ import re
 import select
 import signal
 import socket
+import ssl
 import stat
 import struct
 import subprocess
@@ -19,6 +20,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
+import trustme
 
 import trio_wknet
 
@@ -125,7 +127,7 @@ def check_echo(example: Example) -> None:
 def test_every_example_is_here() -> None:
     found = {path.stem for path in (ROOT / "examples").glob("*.py")}
     served = {"echo", "unix_echo", "ticker", "chat", "upload", "proxy", "graceful"}
-    assert found == {*served, "ctrl_c"}
+    assert found == {*served, "either_transport", "tls_echo", "ctrl_c"}
     assert all(len(path.read_text().splitlines()) < 80 for path in (ROOT / "examples").glob("*.py"))
 
 
@@ -303,6 +305,40 @@ def test_upload() -> None:
             stalled.sendall(b"3\nab")
             assert receive_line(stalled) == b"gave up: no byte for 0.2 s, 1 missing\n"
             assert silent.recv(1) == b"", "idle_timeout"
+        assert example.end() == ""
+
+
+@pytest.mark.parametrize("transport", ["trio", "trio_wknet"])
+def test_either_transport(transport: str) -> None:
+    with running("either_transport", transport, "0") as example:
+        with example.connect() as first, example.connect() as second:
+            for sock in (first, second):
+                assert receive_line(sock) == f"you are talking to {transport}\n".encode()
+            first.sendall(b"one")
+            assert receive(first, 3) == b"ONE"
+            reset(first)
+            second.sendall(b"two")
+            assert receive(second, 3) == b"TWO"
+            second.shutdown(socket.SHUT_WR)
+            assert second.recv(1) == b""
+        assert example.end() == ""
+
+
+def test_tls_echo(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    certificate = authority.issue_cert("localhost")
+    files = [str(tmp_path / "server.pem"), str(tmp_path / "server.key")]
+    certificate.cert_chain_pems[0].write_to_path(files[0])
+    certificate.private_key_pem.write_to_path(files[1])
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    with running("tls_echo", *files, "0") as example:
+        with example.connect() as stranger:
+            stranger.sendall(b"this is no TLS" * 100)
+        with context.wrap_socket(example.connect(), server_hostname="localhost") as sock:
+            sock.sendall(b"hello")
+            assert receive(sock, 5) == b"hello"
+            sock.unwrap()  # waits for the server's goodbye
         assert example.end() == ""
 
 

@@ -1,8 +1,18 @@
 """A fast transport backend for Trio: epoll reactors on native threads."""
 
+from trio_wknet._compat import (
+    open_ssl_over_tcp_listeners,
+    open_ssl_over_tcp_stream,
+    open_tcp_listeners,
+    open_tcp_stream,
+    open_unix_socket,
+    serve_ssl_over_tcp,
+    serve_tcp,
+)
 from trio_wknet._conn import Conn
 from trio_wknet._engine import Engine, open_engine
 from trio_wknet._errors import DelimiterNotFound, IncompleteRead
+from trio_wknet._install import install, run, uninstall
 from trio_wknet._listener import Listener, open_wknet_listener
 from trio_wknet._native.ringbuffer import RingBuffer
 from trio_wknet._native.timer import Timer
@@ -32,6 +42,16 @@ __all__ = [
     "Timer",
     "TimingWheel",
     "WheelStatistics",
+    "install",
     "open_engine",
+    "open_ssl_over_tcp_listeners",
+    "open_ssl_over_tcp_stream",
+    "open_tcp_listeners",
+    "open_tcp_stream",
+    "open_unix_socket",
     "open_wknet_listener",
+    "run",
+    "serve_ssl_over_tcp",
+    "serve_tcp",
+    "uninstall",
 ]

@@ -14,11 +14,19 @@ nothing else. In-loop the descriptor is the reactor's own epoll.
 Trade-off. One Python call for each turn of Trio's loop while an engine is open,
 also in turns that have nothing to do with it.
 
+The end. When the main task is done Trio cancels system tasks, the pump among them;
+then it runs what asynchronous generators have in their ``finally``, which may still
+use streams; then it ends. An engine that nobody closed lives up to there: a thread
+takes the pump's place, and `Instrument.after_run` closes the engine.
+
 Trio logs and removes an instrument that raises; these hooks never do.
 """
 
 from __future__ import annotations
 
+import os
+import select
+import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -35,39 +43,50 @@ _PARKED = object()
 
 
 class Bridge:
-    """One for each engine."""
+    """One for each engine. ``on_run_end`` is called if it is open when the run ends."""
 
     def __init__(self, core: Core, on_run_end: Callable[[], None]) -> None:
         self._core = core
         self._on_run_end = on_run_end
         self._open = True
+        self._last_watch: _LastWatch | None = None
         pump = trio.lowlevel.spawn_system_task(self._run_pump, name="trio_wknet bridge")
         hooks = InLoopHooks if core.in_loop else ThreadedHooks
-        self._hooks = hooks(core, pump)
-        trio.lowlevel.add_instrument(self._hooks)
+        self._instruments = [hooks(core, pump), _RunEnd(on_run_end)]
+        for instrument in self._instruments:
+            trio.lowlevel.add_instrument(instrument)
 
     async def _run_pump(self) -> None:
-        task = trio.lowlevel.current_task()
-        core = self._core
         if not self._open:
             return  # closed before this task's first step
-        descriptor = core.fileno()
         try:
-            while self._open:
-                if core.unfinished():
-                    # In-loop, with work left over: let other tasks run, not wait.
-                    await trio.lowlevel.checkpoint()
-                else:
-                    task.custom_sleep_data = _PARKED
-                    await self._wait(descriptor)
-                    if self._open:
-                        core.still()
+            await self._pump()
         except trio.ClosedResourceError:
             pass  # by `close`
-        finally:
-            # Cancelled: the run ends, and nobody closed the engine.
+        except trio.Cancelled:
             if self._open:
-                self._on_run_end()
+                self._watch_to_the_end()
+            raise
+
+    def _watch_to_the_end(self) -> None:
+        try:
+            self._last_watch = _LastWatch(self._core)
+        except (OSError, RuntimeError):  # no descriptor, no thread left for it
+            self._on_run_end()
+
+    async def _pump(self) -> None:
+        task = trio.lowlevel.current_task()
+        core = self._core
+        descriptor = core.fileno()
+        while self._open:
+            if core.unfinished():
+                # In-loop, with work left over: let other tasks run, not wait.
+                await trio.lowlevel.checkpoint()
+            else:
+                task.custom_sleep_data = _PARKED
+                await self._wait(descriptor)
+                if self._open:
+                    core.still()
 
     async def _wait(self, descriptor: int) -> None:
         if not self._core.virtual:
@@ -79,9 +98,60 @@ class Bridge:
 
     def close(self) -> None:
         """Stop draining, and wake the pump out of the descriptor. Idempotent."""
-        if self._open:
-            self._open = False
-            # A run that crashed is not there any more to be told.
-            with suppress(RuntimeError):
-                trio.lowlevel.remove_instrument(self._hooks)
-                trio.lowlevel.notify_closing(self._core.fileno())
+        if not self._open:
+            return
+        self._open = False
+        if self._last_watch is not None:
+            self._last_watch.stop()
+        # A run that crashed is not there any more to be told.
+        with suppress(RuntimeError):
+            for instrument in self._instruments:
+                trio.lowlevel.remove_instrument(instrument)
+            trio.lowlevel.notify_closing(self._core.fileno())
+
+
+class _RunEnd(trio.abc.Instrument):
+    def __init__(self, told: Callable[[], None]) -> None:
+        self._told = told
+
+    def after_run(self) -> None:
+        self._told()
+
+
+class _LastWatch:
+    """A thread that wakes Trio for completions, when no task can wait for them any
+    more. The hooks drain, as ever."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._token = trio.lowlevel.current_trio_token()
+        self._told = threading.Semaphore(0)
+        self._stopped = False
+        self._bell = os.eventfd(0)
+        self._thread = threading.Thread(target=self._watch, name="wknet-last-watch", daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError:
+            os.close(self._bell)
+            raise
+
+    def _watch(self) -> None:
+        poll = select.poll()
+        poll.register(self._core.fileno(), select.POLLIN)
+        poll.register(self._bell, select.POLLIN)
+        while poll.poll() and not self._stopped:
+            with suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(self._tell)
+            self._told.acquire()
+
+    def _tell(self) -> None:
+        if not self._stopped:
+            self._core.still()
+            self._told.release()
+
+    def stop(self) -> None:
+        self._stopped = True
+        os.eventfd_write(self._bell, 1)
+        self._told.release()
+        self._thread.join()
+        os.close(self._bell)

@@ -208,7 +208,7 @@ class Conn(IdleWatch, HalfCloseableStream):
         ``fileno()`` is -1 once closed here."""
         if self._facade is None:
             family = socket.AF_UNSPEC if self._family is None else self._family
-            self._facade = SocketFacade(family, lambda: self._fd, self._is_readable)
+            self._facade = SocketFacade(family, lambda: self._fd, self._is_readable, self._close)
         return self._facade
 
     @overload
@@ -251,3 +251,8 @@ class Conn(IdleWatch, HalfCloseableStream):
             idle_time=idle / 1e9,
             uptime=age / 1e9,
         )
+
+
+# Software asks this before it uses a stream's `socket`, `setsockopt` or addresses,
+# all of which are here.
+trio.SocketStream.register(Conn)

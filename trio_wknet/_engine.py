@@ -8,7 +8,7 @@ import socket
 import sys
 import threading
 import weakref
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Literal
 
 import trio
@@ -22,11 +22,13 @@ from trio_wknet._native.core import Core
 from trio_wknet._native.idle_scopes import timeout_rule
 from trio_wknet._options import ConnOptions, Limits
 from trio_wknet._statistics import EngineStatistics, ReactorStatistics
+from trio_wknet._trios_own import trios_own
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
 
 MOST_REACTORS = 1024
+_SOCKET_STREAM_OPTIONS = ((socket.TCP_NODELAY, 1), (socket.TCP_NOTSENT_LOWAT, 2**14))
 
 # Cores in this process, so that a forked child can refuse to use them: its copy
 # of an engine has no threads, and shares its epolls with the parent.
@@ -47,12 +49,16 @@ def _watch_forks(core: Core) -> None:
     _cores.add(core)
 
 
-def _choose_reactors(reactors: int | None) -> int:
-    """The number of reactor threads; 0 means in-loop."""
+def check_reactors(reactors: object) -> None:
     if reactors is not None and (isinstance(reactors, bool) or not isinstance(reactors, int)):
         raise TypeError(f"reactors must be an integer or None, not {reactors!r}")
     if reactors is not None and not 0 <= reactors <= MOST_REACTORS:
         raise ValueError(f"reactors must be from 0 to {MOST_REACTORS}, not {reactors}")
+
+
+def _choose_reactors(reactors: int | None) -> int:
+    """The number of reactor threads; 0 means in-loop."""
+    check_reactors(reactors)
     # A foreign thread is invisible to a mock clock: its autojump would fire while
     # bytes are under way.
     if _virtual_clock() is not None:
@@ -224,27 +230,41 @@ class Engine:
         _check(limits, Limits, "limits")
         _check(options, ConnOptions, "options")
         parsed = parse_address(address)
-        if parsed.path is not None:
-            stream = await trio.open_unix_socket(parsed.path)
-        elif parsed.host is None or parsed.port == 0:
-            raise ValueError(f"address must name a host and a port to connect to, not {address!r}")
-        else:
-            stream = await trio.open_tcp_stream(parsed.host, parsed.port)
-        return self._adopt_trio_socket(stream.socket, limits, options)
+        with trios_own():
+            if parsed.path is not None:
+                stream = await trio.open_unix_socket(parsed.path)
+            elif parsed.host is None or parsed.port == 0:
+                raise ValueError(
+                    f"address must name a host and a port to connect to, not {address!r}"
+                )
+            else:
+                stream = await trio.open_tcp_stream(parsed.host, parsed.port)
+        return self._adopt_stream(stream, limits, options)
 
-    def _adopt_trio_socket(
-        self, sock: trio.socket.SocketType, limits: Limits, options: ConnOptions
+    def _adopt_stream(
+        self, stream: trio.SocketStream, limits: Limits, options: ConnOptions
     ) -> Conn:
-        trio.lowlevel.notify_closing(sock)
-        family, kind, proto = sock.family, sock.type, sock.proto
-        plain = socket.socket(family, kind, proto, fileno=sock.detach())
+        """Take over a stream of Trio's own that was connected; it may have broken since."""
+        plain = _detached(stream.socket)
         try:
-            adopted = self.adopt(plain, limits=limits, options=options)
+            options.apply(plain)
+            return Conn._from_socket(self._core, plain, limits)
         except BaseException:
             plain.close()
             raise
-        assert isinstance(adopted, Conn)
-        return adopted
+
+    def _adopt_listener(self, listener: trio.SocketListener) -> Listener:
+        """Take over a listener of Trio's own."""
+        plain = _detached(listener.socket)
+        try:
+            # Accepted connections inherit what a SocketStream sets on its socket.
+            for option, value in _SOCKET_STREAM_OPTIONS:
+                with suppress(OSError):  # a unix socket
+                    plain.setsockopt(socket.IPPROTO_TCP, option, value)
+            return self._make_listener([plain], Limits(), spread=False, path=None)
+        except BaseException:
+            plain.close()
+            raise
 
     def adopt(
         self,
@@ -335,6 +355,11 @@ class Engine:
         self._core.close()
 
 
+def _detached(sock: trio.socket.SocketType) -> socket.socket:
+    trio.lowlevel.notify_closing(sock)
+    return socket.socket(sock.family, sock.type, sock.proto, fileno=sock.detach())
+
+
 def _check(value: object, kind: type, name: str) -> None:
     if not isinstance(value, kind):
         raise TypeError(f"{name} must be {kind.__name__}, not {value!r}")
@@ -373,3 +398,24 @@ async def open_engine(
         yield engine
     finally:
         await engine._aclose()
+
+
+# A run's default engine, and how many reactors `run` wants it to have.
+_default: trio.lowlevel.RunVar[Engine] = trio.lowlevel.RunVar("trio_wknet default engine")
+default_reactors: trio.lowlevel.RunVar[int | None] = trio.lowlevel.RunVar(
+    "trio_wknet default reactors", None
+)
+
+
+def default_engine(reactors: int | None) -> Engine:
+    """This run's default engine. The first call opens it, with so many reactors if
+    `run` did not say otherwise. It closes when the run has ended (_bridge.py)."""
+    try:
+        return _default.get()
+    except LookupError:
+        chosen = default_reactors.get()
+        engine = Engine(
+            _choose_reactors(reactors if chosen is None else chosen), "least_connections"
+        )
+        _default.set(engine)
+        return engine

@@ -284,7 +284,12 @@ class Listener(NativeListener, trio.abc.Listener[Conn]):
     @property
     def socket(self) -> SocketFacade:
         """The first listening socket's names and options."""
-        return SocketFacade(self._family, self._first_descriptor, lambda: self._counters()[1] > 0)
+        return SocketFacade(
+            self._family,
+            self._first_descriptor,
+            lambda: self._counters()[1] > 0,
+            self._close_all,
+        )
 
     def _first_descriptor(self) -> int:
         descriptors = self._fds
@@ -309,6 +314,9 @@ class Listener(NativeListener, trio.abc.Listener[Conn]):
             starved=starved > 0,
             handlers=self._handlers + served,
         )
+
+
+trio.SocketListener.register(Listener)  # as Conn with trio.SocketStream
 
 
 def _require_callable(**functions: object) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import trio
 
@@ -27,6 +30,7 @@ def borrowed(fd: int, family: int) -> Iterator[socket.socket]:
 class SocketFacade(trio.socket.SocketType):
     """The socket under a `Conn` or a `Listener`, for software that asks it for
     names and options. It has no send and no receive: bytes belong to the reactor.
+    Once it is closed, asking is an OSError (EBADF), as of any socket.
     """
 
     def __init__(
@@ -34,11 +38,13 @@ class SocketFacade(trio.socket.SocketType):
         family: int,
         fileno: Callable[[], int],
         is_readable: Callable[[], bool],
+        close: Callable[[], None],
     ) -> None:
         super().__init__()
         self._family = socket.AddressFamily(family)
         self._fileno = fileno
         self._is_readable = is_readable
+        self._close = close
 
     def __repr__(self) -> str:
         return f"<trio_wknet socket fd={self.fileno()} family={self._family.name}>"
@@ -86,5 +92,47 @@ class SocketFacade(trio.socket.SocketType):
         """Whether a receive would not wait: there are bytes, the end, or an error."""
         return self._is_readable()
 
+    def close(self) -> None:
+        """Close the connection, as its ``aclose`` does, or the listener."""
+        self._close()
+
     def _borrowed(self) -> Any:
-        return borrowed(self._fileno(), self._family)
+        descriptor = self._fileno()
+        if descriptor < 0:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        return borrowed(descriptor, self._family)
+
+
+# What a socket of the standard library became a handle on.
+_facades: WeakKeyDictionary[socket.socket, SocketFacade] = WeakKeyDictionary()
+
+
+def make_handle(sock: socket.socket, facade: SocketFacade) -> None:
+    """Let a detached socket go on to stand for what has its descriptor now. Whoever
+    made it may ask for its name, and may close it instead of the stream."""
+    _facades[sock] = facade
+    sock.__class__ = _Handle
+    sock._closed = False  # type: ignore[attr-defined]  # `detach` closed it
+
+
+class _Handle(socket.socket):
+    __slots__ = ()
+
+    def fileno(self) -> int:
+        return _facades[self].fileno()
+
+    def close(self) -> None:
+        super().close()
+        _facades[self].close()
+
+    def getsockname(self) -> Any:
+        return _facades[self].getsockname()
+
+    def getpeername(self) -> Any:
+        return _facades[self].getpeername()
+
+    def getsockopt(self, *args: Any) -> Any:
+        return _facades[self].getsockopt(*args)
+
+    def setsockopt(self, *args: Any) -> None:
+        _facades[self].setsockopt(*args)

@@ -298,7 +298,10 @@ cdef class Accept(Operation):
         if trap is not None:
             return trap
         self.listener.ensure_free()
-        conns = self.listener.take(self.most)
+        try:
+            conns = self.listener.take(self.most)
+        except (trio.ClosedResourceError, OSError) as failure:
+            return self.fail(failure)       # a checkpoint, as with Trio's listener
         if conns:
             return self.complete(conns if self.batch else conns[0])
         return self.park()
