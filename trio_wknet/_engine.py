@@ -309,10 +309,15 @@ class Engine:
         Raises:
           RuntimeError: the engine is closed, or belongs to another thread.
         """
-        wakes, rows = self._core.statistics()
+        wakes, (used, ready, slabs, kept, live), rows = self._core.statistics()
         return EngineStatistics(
             connections=sum(row[0] for row in rows),
             wakes=wakes,
+            slots_in_use=used,
+            slots_ready=ready,
+            slab_bytes=slabs,
+            pool_kept=kept,
+            pool_in_use=live,
             reactors=tuple(
                 ReactorStatistics(
                     connections=row[0],

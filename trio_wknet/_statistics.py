@@ -51,9 +51,10 @@ class ReactorStatistics:
     events: int
     """Events that epoll gave it."""
     pool_kept: int
-    """Bytes of buffers kept for reuse."""
+    """Bytes of buffers kept for reuse. What a second does not need of them is given
+    back to the system, down to 256 KiB."""
     pool_in_use: int
-    """Bytes of buffers that hold unread data."""
+    """Bytes of buffers in use: for unread data, and 64 KiB to receive into."""
 
 
 @attrs.frozen(kw_only=True)
@@ -64,6 +65,18 @@ class EngineStatistics:
     """Connections open, those that are lingering included."""
     wakes: int
     """Times that a reactor had to wake Trio's loop."""
+    slots_in_use: int
+    """Entries of the connection matrix in use: one for each connection, listener and
+    listening socket, and a few of the engine's own."""
+    slots_ready: int
+    """Entries that are free and have their memory. Of 256 that stand together and are
+    all free the memory is given back to the system, but for the first four times 256."""
+    slab_bytes: int
+    """Bytes of memory for both."""
+    pool_kept: int
+    """Bytes of buffers kept for reuse, by the reactors and for sending."""
+    pool_in_use: int
+    """Bytes of buffers in use, by the reactors and for sending."""
     reactors: tuple[ReactorStatistics, ...]
 
 

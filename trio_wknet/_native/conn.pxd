@@ -59,6 +59,7 @@ cdef enum Completion:
     DETACHED = 32       # the reactor has forgotten the descriptor
     RELEASED = 64       # whoever takes this letter returns the slot
     IDLE = 128          # its idle rule came due
+    TRIM = 256          # of the beacon: the Trio side's pool has more than it needs
 
 # Bits of `down`: what the Trio side, or the reactor that accepted, asks for.
 cdef enum Command:

@@ -50,7 +50,8 @@ cdef class Core:
     cdef void after_wait(self, bint rung) noexcept
     cdef bint _wants_turn(self) noexcept
     cdef void _drain(self) noexcept
-    cdef void _tell_quiet(self) noexcept
+    cdef void _heed_beacon(self, uint32_t bits) noexcept
+    cdef tuple _memory(self, list rows)
     cdef int check(self) except -1
     cdef void post(self, Slot *slot, uint32_t bits) noexcept
     cdef void start(self, Slot *slot) noexcept

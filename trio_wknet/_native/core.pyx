@@ -15,7 +15,7 @@ from trio_wknet._native.atomics cimport (
 )
 from trio_wknet._native.closing cimport close_now
 from trio_wknet._native.conn cimport (
-    ADD, CONNECTION, GONE, LISTENER, RELEASED, WATCH, Limits, Slot, slot_of_up,
+    ADD, CONNECTION, ENDED, GONE, LISTENER, RELEASED, TRIM, WATCH, Limits, Slot, slot_of_up,
 )
 from trio_wknet._native.linux cimport errno, monotonic_ns
 from trio_wknet._native.links cimport list_empty
@@ -23,8 +23,9 @@ from trio_wknet._native.mailbox cimport (
     Letter, letter_mark, letter_take, mailbox_push, mailbox_take, mailbox_waiting,
 )
 from trio_wknet._native.matrix cimport (
-    matrix_after_fork, matrix_each, matrix_return, matrix_step, matrix_take,
+    SLAB_SLOTS, Matrix, matrix_after_fork, matrix_each, matrix_return, matrix_step, matrix_take,
 )
+from trio_wknet._native.pool cimport pool_trim_idle
 from trio_wknet._native.reactor cimport (
     Reactor, command, hub_free, hub_new, publish, reactor_run, reactor_turn, set_alarm,
 )
@@ -249,7 +250,7 @@ cdef class Core:
             slot = slot_of_up(letter)
             bits = letter_take(letter)
             if slot == self.hub.beacon:
-                self._tell_quiet()
+                self._heed_beacon(bits)
             elif bits & RELEASED:
                 matrix_return(self.hub.matrix, slot)
             elif slot.server != NULL:
@@ -262,9 +263,11 @@ cdef class Core:
                     endpoint.completed(bits)
             letter = following
 
-    cdef void _tell_quiet(self) noexcept:
-        told, self.on_quiet = self.on_quiet, None
-        if told is not None:
+    cdef void _heed_beacon(self, uint32_t bits) noexcept:
+        if bits & TRIM:
+            pool_trim_idle(self.hub.pool)
+        if bits & ENDED and self.on_quiet is not None:
+            told, self.on_quiet = self.on_quiet, None
             told()
 
     # --- for endpoints -----------------------------------------------------
@@ -478,7 +481,8 @@ cdef class Core:
     # --- statistics --------------------------------------------------------
 
     def statistics(self):
-        """(wakes, [(connections, turns, events, bytes kept, bytes in use)])"""
+        """(wakes, (slots in use, slots ready, bytes of slabs, bytes kept, bytes in use),
+        [(connections, turns, events, bytes kept, bytes in use)])"""
         cdef uint32_t i
         cdef Reactor *reactor
         self.check()
@@ -492,4 +496,16 @@ cdef class Core:
                 wk_u64_load_relaxed(&reactor.pool.kept),
                 wk_u64_load_relaxed(&reactor.pool.live),
             ))
-        return wk_u64_load_relaxed(&self.hub.wakes), rows
+        return wk_u64_load_relaxed(&self.hub.wakes), self._memory(rows), rows
+
+    cdef tuple _memory(self, list rows):
+        cdef Matrix *matrix = self.hub.matrix
+        cdef uint32_t used = wk_u32_load(&matrix.count)
+        cdef uint32_t warm = wk_u32_load(&matrix.warm_count) * SLAB_SLOTS
+        kept = sum([row[3] for row in rows])
+        live = sum([row[4] for row in rows])
+        if not self.hub.in_loop:
+            kept += wk_u64_load_relaxed(&self.hub.pool.kept)
+            live += wk_u64_load_relaxed(&self.hub.pool.live)
+        # Threads may take and return slots between the two counts.
+        return used, max(warm, used) - used, warm * sizeof(Slot), kept, live

@@ -81,6 +81,16 @@ cdef extern from "<unistd.h>" nogil:
     int close(int fd)
 
 
+cdef extern from *:
+    """
+    #include <malloc.h>
+    #ifndef __GLIBC__
+    #define malloc_trim(pad) 0  /* musl gives memory back by itself */
+    #endif
+    """
+    int malloc_trim(size_t pad) nogil
+
+
 cdef extern from "<sys/uio.h>" nogil:
     struct iovec:
         void *iov_base

@@ -5,9 +5,11 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 
 from trio_wknet._native.atomics cimport (
+    wk_fence,
     wk_ptr_cas, wk_ptr_exchange, wk_ptr_load_relaxed,
-    wk_u32_load, wk_u32_store_relaxed, wk_u32_sub,
-    wk_u64_add, wk_u64_load_relaxed, wk_u64_sub,
+    wk_u32_exchange, wk_u32_load, wk_u32_load_relaxed, wk_u32_store, wk_u32_store_relaxed,
+    wk_u32_sub,
+    wk_u64_add, wk_u64_exchange, wk_u64_load_relaxed, wk_u64_sub,
 )
 
 
@@ -45,17 +47,76 @@ cdef void pool_free(Pool *pool) noexcept nogil:
 cdef void pool_trim(Pool *pool) noexcept nogil:
     """Give every kept block back to the allocator. The owner's call."""
     cdef int i
-    cdef Block *block
-    cdef Block *following
     _collect_returned(pool)
     for i in range(CLASSES):
-        block = pool.free[i]
-        pool.free[i] = NULL
-        while block != NULL:
-            following = block.next
-            wk_u64_sub(&pool.kept, block.capacity)
-            free(block)
-            block = following
+        while pool.free[i] != NULL:
+            _release(pool, _pop(pool, i))
+        pool.idle_count[i] = 0
+
+
+cdef void pool_trim_idle(Pool *pool) noexcept nogil:
+    """Give back what was not needed since the last call, the largest first, down to
+    POOL_FLOOR. The owner's call."""
+    cdef int i
+    _collect_returned(pool)
+    for i in range(CLASSES - 1, -1, -1):
+        while pool.idle_count[i] > 0 and wk_u64_load_relaxed(&pool.kept) > POOL_FLOOR:
+            pool.idle_count[i] -= 1
+            _release(pool, _pop(pool, i))
+        pool.idle_count[i] = pool.free_count[i]
+
+
+cdef bint _has_excess(Pool *pool) noexcept nogil:
+    return (wk_u64_load_relaxed(&pool.kept) > POOL_FLOOR
+            or wk_u64_load_relaxed(&pool.released) >= MUCH_RELEASED)
+
+
+cdef bint pool_settled(Pool *pool) noexcept nogil:
+    """Whether there is nothing to give back. If so the watcher need not look again
+    before it is told; any thread's call, but only one's.
+
+    Who gives a block back counts it and then looks at `excess`; here the order is
+    the other way round, so one side sees the other. (Where a processor lets the
+    look in pool_drop pass the count, the blocks of that moment may stay until the
+    next one is given back.)"""
+    if _has_excess(pool):
+        return False
+    wk_u32_store(&pool.excess, False)
+    wk_fence()
+    if not _has_excess(pool):
+        return True
+    wk_u32_store(&pool.excess, True)
+    return False
+
+
+cdef void _note(Pool *pool) noexcept nogil:
+    """There is something to give back: tell the watcher, unless it knows."""
+    if wk_u32_exchange(&pool.excess, True) == 0 and pool.on_excess != NULL:
+        pool.on_excess(pool.watcher)
+
+
+cdef inline Block *_pop(Pool *pool, uint8_t size_class) noexcept nogil:
+    """Take a block out of a free list, which has one."""
+    cdef Block *block = pool.free[size_class]
+    pool.free[size_class] = block.next
+    pool.free_count[size_class] -= 1
+    wk_u64_sub(&pool.kept, block.capacity)
+    return block
+
+
+cdef inline void _push(Pool *pool, Block *block) noexcept nogil:
+    block.next = pool.free[block.size_class]
+    pool.free[block.size_class] = block
+    pool.free_count[block.size_class] += 1
+
+
+cdef void _release(Pool *pool, Block *block) noexcept nogil:
+    """Give a block to the allocator."""
+    cdef uint32_t capacity = block.capacity
+    free(block)
+    if (wk_u64_add(&pool.released, capacity) + capacity >= MUCH_RELEASED
+            and not wk_u32_load_relaxed(&pool.excess)):
+        _note(pool)
 
 
 cdef void _collect_returned(Pool *pool) noexcept nogil:
@@ -64,8 +125,7 @@ cdef void _collect_returned(Pool *pool) noexcept nogil:
     cdef Block *following
     while block != NULL:
         following = block.next
-        block.next = pool.free[block.size_class]
-        pool.free[block.size_class] = block
+        _push(pool, block)
         block = following
 
 
@@ -92,11 +152,11 @@ cdef Block *pool_take(Pool *pool, uint32_t size) noexcept nogil:
     if size_class != NO_CLASS:
         if pool.free[size_class] == NULL and wk_ptr_load_relaxed(&pool.returned) != NULL:
             _collect_returned(pool)
-        block = pool.free[size_class]
-    if block != NULL:
-        pool.free[size_class] = block.next
-        wk_u64_sub(&pool.kept, block.capacity)
-    else:
+        if pool.free[size_class] != NULL:
+            block = _pop(pool, size_class)
+        if pool.free_count[size_class] < pool.idle_count[size_class]:
+            pool.idle_count[size_class] = pool.free_count[size_class]
+    if block == NULL:
         block = _allocate(pool, size_class, size)
         if block == NULL:
             return NULL
@@ -119,6 +179,7 @@ cdef void pool_drop(Block *block, Pool *mine) noexcept nogil:
     pool of the calling thread, or NULL where that is not known: only the
     owner may touch the free lists."""
     cdef Pool *pool = block.pool
+    cdef uint64_t kept
     # A sole owner needs no locked instruction: nobody else can add references.
     if wk_u32_load(&block.refs) != 1 and wk_u32_sub(&block.refs, 1) != 1:
         return
@@ -127,14 +188,19 @@ cdef void pool_drop(Block *block, Pool *mine) noexcept nogil:
     # each, which is harmless.
     if (block.size_class == NO_CLASS
             or wk_u64_load_relaxed(&pool.kept) + block.capacity > pool.keep_at_most):
-        free(block)
+        _release(pool, block)
         return
-    wk_u64_add(&pool.kept, block.capacity)
+    kept = wk_u64_add(&pool.kept, block.capacity) + block.capacity
     if pool == mine:
-        block.next = pool.free[block.size_class]
-        pool.free[block.size_class] = block
+        _push(pool, block)
     else:
         _push_returned(pool, block)
+    if kept > POOL_FLOOR and not wk_u32_load_relaxed(&pool.excess):
+        _note(pool)
+
+
+cdef void _count_telling(void *told) noexcept nogil:
+    (<int *>told)[0] += 1
 
 
 # The garbage collector would clear `_blocks` before __dealloc__ needs it; it holds
@@ -149,11 +215,14 @@ cdef class BlockPool:
     cdef Pool *_pool
     cdef dict _blocks
     cdef int _next
+    cdef readonly int told      # how often the watcher was
 
     def __cinit__(self, uint64_t keep_at_most):
         self._pool = pool_new(keep_at_most)
         if self._pool == NULL:
             raise MemoryError
+        self._pool.on_excess = _count_telling
+        self._pool.watcher = &self.told
         self._blocks = {}
 
     def take(self, uint32_t size):
@@ -178,6 +247,17 @@ cdef class BlockPool:
 
     def trim(self):
         pool_trim(self._pool)
+
+    def trim_idle(self):
+        pool_trim_idle(self._pool)
+
+    def settled(self):
+        """Whether there is nothing to give back; then the next excess is told of."""
+        return pool_settled(self._pool)
+
+    def forget_released(self):
+        """As a watcher does that has trimmed the allocator's heap."""
+        return wk_u64_exchange(&self._pool.released, 0)
 
     def counts(self):
         """Bytes kept, bytes in use, blocks taken, blocks allocated."""

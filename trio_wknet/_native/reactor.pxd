@@ -15,6 +15,7 @@ from trio_wknet._native.wheel cimport Wheel
 
 cdef enum:
     RECEIVE_BUFFER = 65536      # bytes, one for all connections of a reactor
+    FIRST_EVENTS = 128          # what the list of events has room for at least
 
 cdef struct Hub:
     Matrix *matrix
@@ -23,7 +24,8 @@ cdef struct Hub:
     int wakefd              # eventfd that Trio waits on; in-loop: the reactor's
     wk_u32 asleep           # Trio is about to wait, or waits, and is to be woken
     wk_u64 wakes            # statistics: how often it was
-    Slot *beacon            # its letter tells that a reactor has no connection left
+    Slot *beacon            # its letter tells what concerns no connection: that a
+                            # reactor has none left, that the pool is to be trimmed
     wk_u32 quiet_wanted     # somebody wants to know
     bint in_loop
     bint virtual            # in-loop under a Trio clock that is not the system's:
@@ -43,8 +45,11 @@ cdef struct Reactor:
     Block *buffer           # where receives land; handed on whole when large
     epoll_event *events
     int capacity
+    int most_events         # that one turn had since the list was last shrunk
     uint64_t now            # ns, read once a turn
     Wheel *wheel            # timeouts.pyx says of what
+    uint64_t trim_at        # ns: when to look after memory (trim.pyx); NEVER
+    uint64_t allocated      # by its pools, when it last did
     uint64_t alarm_at       # ns: what the timerfd is set to, in-loop; NEVER: unset
     Mailbox commands
     Batch batch             # completions of this turn

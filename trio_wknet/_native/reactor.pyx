@@ -31,17 +31,17 @@ from trio_wknet._native.mailbox cimport (
     Letter, batch_send, letter_take, mailbox_take, mailbox_waiting,
 )
 from trio_wknet._native.matrix cimport matrix_free, matrix_get, matrix_new, matrix_return, matrix_take
-from trio_wknet._native.pool cimport pool_drop, pool_free, pool_new, pool_take
-from trio_wknet._native.reactor cimport RECEIVE_BUFFER, Hub, Reactor, hub_now
+from trio_wknet._native.pool cimport Pool, pool_drop, pool_free, pool_new, pool_take
+from trio_wknet._native.reactor cimport FIRST_EVENTS, RECEIVE_BUFFER, Hub, Reactor, hub_now
 from trio_wknet._native.timeouts cimport run_timeouts, timeout_set, timeouts_new
 from trio_wknet._native.transfer cimport (
     end_of_input, flush, on_readable, on_writable, resume_reading,
 )
-from trio_wknet._native.wake cimport hub_wake, still_bell
+from trio_wknet._native.trim cimport run_trim
+from trio_wknet._native.wake cimport hub_wake, kick, still_bell
 from trio_wknet._native.wheel cimport NEVER, wheel_free, wheel_next
 
 cdef enum:
-    FIRST_EVENTS = 128
     MOST_EVENTS = 4096
     POOL_KEEPS = 16777216       # bytes a pool may keep for reuse
     LONGEST_SLEEP_MS = 86400000
@@ -59,6 +59,12 @@ cdef bint _watch_own(Reactor *reactor, int fd, uint64_t tag) noexcept nogil:
     return fd >= 0 and epoll_ctl(reactor.epfd, EPOLL_CTL_ADD, fd, &event) == 0
 
 
+cdef void _watch_pool(Reactor *reactor, Pool *pool) noexcept nogil:
+    """Have this reactor told when a pool has something to give back."""
+    pool.on_excess = kick
+    pool.watcher = <void *>reactor
+
+
 cdef Reactor *_reactor_new(Hub *hub) noexcept nogil:
     """A reactor ready to turn; NULL with errno set if something is missing."""
     cdef Reactor *reactor = <Reactor *>calloc(1, sizeof(Reactor))
@@ -70,6 +76,7 @@ cdef Reactor *_reactor_new(Hub *hub) noexcept nogil:
     list_init(&reactor.starved)
     reactor.now = hub_now(hub)
     reactor.alarm_at = NEVER
+    reactor.trim_at = NEVER
     reactor.wheel = timeouts_new(reactor)
     reactor.epfd = epoll_create1(EPOLL_CLOEXEC)
     reactor.wakefd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
@@ -82,6 +89,7 @@ cdef Reactor *_reactor_new(Hub *hub) noexcept nogil:
     reactor.events = <epoll_event *>malloc(FIRST_EVENTS * sizeof(epoll_event))
     reactor.pool = pool_new(POOL_KEEPS)
     if reactor.pool != NULL:
+        _watch_pool(reactor, reactor.pool)
         reactor.buffer = pool_take(reactor.pool, RECEIVE_BUFFER)
     ready = ready and reactor.wheel != NULL and reactor.events != NULL
     if not ready or reactor.buffer == NULL or reactor.pool == NULL:
@@ -91,16 +99,17 @@ cdef Reactor *_reactor_new(Hub *hub) noexcept nogil:
 
 
 cdef void _reactor_free(Reactor *reactor) noexcept nogil:
+    # First what may ring the bell.
+    if reactor.buffer != NULL:
+        pool_drop(reactor.buffer, reactor.pool)
+    if reactor.pool != NULL:
+        pool_free(reactor.pool)
     if reactor.timerfd >= 0:
         close(reactor.timerfd)
     if reactor.wakefd >= 0:
         close(reactor.wakefd)
     if reactor.epfd >= 0:
         close(reactor.epfd)
-    if reactor.buffer != NULL:
-        pool_drop(reactor.buffer, reactor.pool)
-    if reactor.pool != NULL:
-        pool_free(reactor.pool)
     if reactor.wheel != NULL:
         wheel_free(reactor.wheel)
     free(reactor.events)
@@ -131,6 +140,8 @@ cdef Hub *hub_new(uint32_t count, bint in_loop, bint round_robin) noexcept nogil
         hub.wakefd = (hub.reactors[0].wakefd if in_loop
                       else eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK))
         ready = hub.wakefd >= 0 and hub.pool != NULL
+        if hub.pool != NULL:
+            _watch_pool(hub.reactors[0], hub.pool)
         hub.beacon.kind = LISTENER
     if not ready:
         hub_free(hub)
@@ -165,7 +176,7 @@ cdef int _patience(Reactor *reactor) noexcept nogil:
     cdef uint64_t at, now
     if not list_empty(&reactor.ready):
         return 0
-    at = wheel_next(reactor.wheel)
+    at = min(wheel_next(reactor.wheel), reactor.trim_at)
     if at == NEVER:
         return -1
     now = monotonic_ns()
@@ -186,11 +197,14 @@ cdef void reactor_turn(Reactor *reactor, int timeout) noexcept nogil:
     _continue_ready(reactor)
     run_timeouts(reactor)
     _try_starved(reactor)
+    run_trim(reactor)
     publish(reactor)
     set_alarm(reactor)
     wk_u64_bump(&reactor.turns, 1)
     if n > 0:
         wk_u64_bump(&reactor.events_seen, n)
+    if n > reactor.most_events:
+        reactor.most_events = n
     if n == reactor.capacity:
         _grow_events(reactor)
 
@@ -318,8 +332,9 @@ cdef void _try_starved(Reactor *reactor) noexcept nogil:
 
 
 cdef void set_alarm(Reactor *reactor) noexcept nogil:
-    """In-loop: have the timerfd wake Trio when the wheel wants to be turned."""
-    cdef uint64_t at = wheel_next(reactor.wheel)
+    """In-loop: have the timerfd wake Trio when the wheel wants to be turned, or
+    memory looked after."""
+    cdef uint64_t at = min(wheel_next(reactor.wheel), reactor.trim_at)
     cdef itimerspec when
     if reactor.timerfd < 0 or reactor.hub.virtual or at == reactor.alarm_at:
         return

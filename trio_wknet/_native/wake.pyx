@@ -36,9 +36,10 @@ cdef void hub_wake(Hub *hub) noexcept nogil:
         ring_bell(hub.wakefd)
 
 
-cdef void _kick(Reactor *reactor) noexcept nogil:
+cdef void kick(void *which) noexcept nogil:
     """Wake a reactor, once however many ask. The flag is cleared before the
     commands are taken, so a command pushed later rings again."""
+    cdef Reactor *reactor = <Reactor *>which
     if wk_u32_exchange(&reactor.kicked, 1) == 0:
         ring_bell(reactor.wakefd)
 
@@ -48,10 +49,10 @@ cdef void reactor_post(Slot *slot, uint32_t command) noexcept nogil:
     cdef Reactor *reactor = <Reactor *>slot.reactor
     if letter_mark(&slot.down, command):
         mailbox_push(&reactor.commands, &slot.down, &slot.down)
-        _kick(reactor)
+        kick(reactor)
 
 
 cdef void reactor_stop(Reactor *reactor) noexcept nogil:
     """Ask a reactor's thread to end."""
     wk_u32_store(&reactor.stopping, 1)
-    _kick(reactor)
+    kick(reactor)

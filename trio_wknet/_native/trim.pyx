@@ -1,0 +1,101 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""Giving memory back after a peak: once a second while there is something to give
+back, and not at all otherwise.
+
+A reactor looks after its own pool and its list of events; the first one also after
+the Trio side's pool, which it asks the Trio side to trim, by the hub's beacon. What a
+period has not needed is given back at its end. So what rises and falls within one
+stays, and costs nothing; an idle process is not woken once it has settled.
+
+Freed blocks leave holes in the allocator's heap, which it keeps. They are given back
+when little is allocated any more: before that they would only be filled again.
+"""
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport realloc
+
+from trio_wknet._native.atomics cimport (
+    wk_u32_load_relaxed, wk_u64_load_relaxed, wk_u64_store_relaxed,
+)
+from trio_wknet._native.conn cimport TRIM
+from trio_wknet._native.linux cimport epoll_event, malloc_trim
+from trio_wknet._native.pool cimport MUCH_RELEASED, Pool, pool_settled, pool_trim_idle
+from trio_wknet._native.reactor cimport FIRST_EVENTS, Reactor, notify
+from trio_wknet._native.wheel cimport NEVER
+
+cdef enum:
+    PERIOD_NS = 1000000000
+    FEW_ALLOCATED = 64          # blocks in a period
+
+
+cdef void run_trim(Reactor *reactor) noexcept nogil:
+    """Look after memory, if it is time for that; or see whether there is need to."""
+    if reactor.trim_at == NEVER:
+        if _wanted(reactor):
+            reactor.trim_at = reactor.now + PERIOD_NS
+    elif reactor.now >= reactor.trim_at:
+        _trim(reactor)
+        reactor.trim_at = NEVER if _settled(reactor) else reactor.now + PERIOD_NS
+
+
+cdef inline Pool *_other_pool(Reactor *reactor) noexcept nogil:
+    """The Trio side's pool, if it is this reactor that looks after it."""
+    if reactor.hub.in_loop or reactor != reactor.hub.reactors[0]:
+        return NULL
+    return reactor.hub.pool
+
+
+cdef bint _wanted(Reactor *reactor) noexcept nogil:
+    cdef Pool *other = _other_pool(reactor)
+    return (
+        wk_u32_load_relaxed(&reactor.pool.excess)
+        or reactor.capacity > FIRST_EVENTS
+        or (other != NULL and wk_u32_load_relaxed(&other.excess))
+    )
+
+
+cdef bint _settled(Reactor *reactor) noexcept nogil:
+    cdef Pool *other = _other_pool(reactor)
+    cdef bint own_settled = pool_settled(reactor.pool)
+    cdef bint other_settled = other == NULL or pool_settled(other)
+    return own_settled and other_settled and reactor.capacity == FIRST_EVENTS
+
+
+cdef void _trim(Reactor *reactor) noexcept nogil:
+    cdef Pool *other = _other_pool(reactor)
+    pool_trim_idle(reactor.pool)
+    if other != NULL and wk_u32_load_relaxed(&other.excess):
+        notify(reactor, reactor.hub.beacon, TRIM)
+    _shrink_events(reactor)
+    _trim_heap(reactor, other)
+
+
+cdef void _shrink_events(Reactor *reactor) noexcept nogil:
+    """Make the list of events as long as the period needed, and half as long again
+    at least."""
+    cdef int capacity = FIRST_EVENTS
+    cdef epoll_event *shrunk
+    while capacity < reactor.most_events + reactor.most_events // 2:
+        capacity *= 2
+    reactor.most_events = 0
+    if capacity < reactor.capacity:
+        shrunk = <epoll_event *>realloc(reactor.events, capacity * sizeof(epoll_event))
+        if shrunk != NULL:
+            reactor.events = shrunk
+            reactor.capacity = capacity
+
+
+cdef void _trim_heap(Reactor *reactor, Pool *other) noexcept nogil:
+    cdef uint64_t allocated = wk_u64_load_relaxed(&reactor.pool.allocated)
+    cdef uint64_t released = wk_u64_load_relaxed(&reactor.pool.released)
+    cdef bint quiet
+    if other != NULL:
+        allocated += wk_u64_load_relaxed(&other.allocated)
+        released += wk_u64_load_relaxed(&other.released)
+    quiet = allocated - reactor.allocated <= FEW_ALLOCATED
+    reactor.allocated = allocated
+    if not quiet or released < MUCH_RELEASED:
+        return
+    wk_u64_store_relaxed(&reactor.pool.released, 0)
+    if other != NULL:
+        wk_u64_store_relaxed(&other.released, 0)
+    malloc_trim(0)
