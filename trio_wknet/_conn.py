@@ -225,7 +225,7 @@ class Conn(IdleWatch, HalfCloseableStream):
             raise TypeError("value must not be None unless length is given")
         if length is not None and value is not None:
             raise TypeError(f"value must be None where length is given, not {value!r}")
-        self.socket.setsockopt(level, option, value, length)
+        self._open_socket().setsockopt(level, option, value, length)
 
     @overload
     def getsockopt(self, level: int, option: int) -> int: ...
@@ -235,8 +235,13 @@ class Conn(IdleWatch, HalfCloseableStream):
 
     def getsockopt(self, level: int, option: int, buffersize: int = 0) -> int | bytes:
         """Read an option of the socket, like `trio.SocketStream.getsockopt`."""
-        value: int | bytes = self.socket.getsockopt(level, option, buffersize or None)
+        value: int | bytes = self._open_socket().getsockopt(level, option, buffersize or None)
         return value
+
+    def _open_socket(self) -> SocketFacade:
+        if not self._open:
+            raise trio.ClosedResourceError("this connection was already closed")
+        return self.socket
 
     def statistics(self) -> ConnStatistics:
         """A snapshot of the counters."""
