@@ -438,6 +438,39 @@ def test_a_generator_that_uses_its_stream_after_the_last_task(reactors: int, kin
     assert kept[1].close_reason in ("eof", "closed")
 
 
+def test_a_generator_that_connects_after_the_last_task(reactors: int) -> None:
+    """Which opens the default engine there."""
+    answered: list[bytes] = []
+
+    def answer(sock: socket.socket) -> None:
+        with sock:
+            sock.settimeout(PATIENCE)
+            sock.sendall(sock.recv(5))
+
+    async def connects(address: Any) -> AsyncGenerator[None]:
+        try:
+            yield
+        finally:
+            with trio.move_on_after(PATIENCE, shield=True):
+                async with await trio_wknet.open_tcp_stream(*address) as stream:
+                    peer, _ = listener.accept()
+                    thread = threading.Thread(target=answer, args=(peer,))
+                    thread.start()
+                    await stream.send_all(b"hello")
+                    answered.append(await read_all(stream))
+                    thread.join()
+
+    async def main(address: Any) -> Any:
+        default_reactors.set(reactors)
+        kept = connects(address)
+        await kept.__anext__()
+        return kept
+
+    with socket.create_server((HOST, 0)) as listener:
+        trio.run(main, listener.getsockname())
+    assert answered == [b"hello"]
+
+
 def test_a_listener_that_is_closed_after_the_last_task(reactors: int) -> None:
     kept: list[Any] = []
 

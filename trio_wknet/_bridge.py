@@ -28,7 +28,8 @@ import os
 import select
 import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import trio
 
@@ -50,11 +51,18 @@ class Bridge:
         self._on_run_end = on_run_end
         self._open = True
         self._last_watch: _LastWatch | None = None
-        pump = trio.lowlevel.spawn_system_task(self._run_pump, name="trio_wknet bridge")
+        pump = self._spawn_pump()
         hooks = InLoopHooks if core.in_loop else ThreadedHooks
         self._instruments = [hooks(core, pump), _RunEnd(on_run_end)]
         for instrument in self._instruments:
             trio.lowlevel.add_instrument(instrument)
+
+    def _spawn_pump(self) -> Any:
+        try:
+            return trio.lowlevel.spawn_system_task(self._run_pump, name="trio_wknet bridge")
+        except RuntimeError:  # the main task is done, and system tasks are gone
+            self._last_watch = _LastWatch(self._core)
+            return SimpleNamespace(custom_sleep_data=None)
 
     async def _run_pump(self) -> None:
         if not self._open:
