@@ -126,7 +126,7 @@ cdef class Stream(Endpoint):
         self.final = self.counters()
         self.reason = self._why() or reason
         if slot.server != NULL:
-            (<Server>slot.server).left(self, self.reason)
+            (<Server>slot.server).left(self, reason)
             self.kept = self.context
             self._exchange_context(NULL)
         self.leave()
