@@ -16,6 +16,8 @@ def answer_all(questions: Iterable[str], answers: Mapping[str, Callable[..., obj
     for question in questions:
         name, *arguments = json.loads(question)
         try:
-            say(answers[name](*arguments))
+            value = answers[name](*arguments)
         except OSError as exc:
             print(json.dumps({"error": str(exc)}), flush=True)
+        else:
+            say(value)

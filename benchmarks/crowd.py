@@ -109,11 +109,11 @@ class Course:
     echo_seconds: float
     """For a message on each connection there and back."""
     resident_served: int
-    """With all quiet again."""
+    """With all quiet again for as long."""
     closing: Closing | None
     """None where the clients closed."""
     resident_after: int
-    """With all closed."""
+    """With all closed for as long."""
 
     def to_json(self) -> dict[str, Any]:
         return {**attrs.asdict(self), "title": self.title(), "lines": self.lines()}
@@ -133,17 +133,18 @@ class Course:
     def lines(self) -> list[tuple[str, str]]:
         """What there is to say, and how much it is."""
         closing, kernel, megabytes = self.closing, self.kernel, 1 << 20
+        quiet, after = f"{self.plan.quiet:g} s", self.resident_after / megabytes
         kernels = f"{self.each(kernel.slab)} of objects, {self.each(kernel.buffers)} of buffers"
         lines = [
             ("to connect all", f"{self.connect_seconds:.2f} s, {self.connect_rate:,.0f}/s"),
             ("memory of a connection, resident", self.each(self.resident)),
             ("the same, private", self.each(self.private)),
-            ("the same, after a message on each", self.each(self.resident_served)),
+            (f"the same, {quiet} after a message on each", self.each(self.resident_served)),
             ("the kernel's, for both ends", kernels),
             ("servers' resident set before", f"{self.resident_before / megabytes:.1f} MiB"),
             ("and what the crowd adds", f"{self.resident_served / megabytes:.1f} MiB"),
-            ("and what stays of that at the end", f"{self.resident_after / megabytes:.1f} MiB"),
-            (f"CPU while quiet, over {self.plan.quiet:g} s", f"{self.quiet_cpu:.2%} of a core"),
+            (f"and what stays of that, {quiet} after the end", f"{after:.1f} MiB"),
+            (f"CPU while quiet, over {quiet}", f"{self.quiet_cpu:.2%} of a core"),
             ("a message on each", f"{self.echo_seconds:.2f} s, {self.echo_rate:,.0f}/s"),
         ]
         if closing is not None:
@@ -182,9 +183,11 @@ def run_crowd(plan: Plan, report: Callable[[str], object]) -> Course:
         quiet_cpu = cpu_share(pids, plan.quiet)
         report("a message on each")
         echo_seconds = timed(lambda: crowd.ask("echo", SIZE, timeout=plan.patience))
+        time.sleep(plan.quiet)  # what the message needed is given back meanwhile
         served = footprint(pids)
         report("closing")
         closing = close_all(plan, crowd)
+        time.sleep(plan.quiet)
         after = footprint(pids)
     return Course(
         plan=plan,
@@ -248,7 +251,6 @@ def close_all(plan: Plan, crowd: Clients) -> Closing | None:
     """Have the servers close what is idle, if they do, or else the clients close."""
     if not plan.closes:
         crowd.ask("close", timeout=SLACK)
-        time.sleep(1)  # it is for the servers to notice, and nothing says when they have
         return None
     timeout = plan.idle_timeout * 1.5 + SLACK
     answers = crowd.ask("wait_closed", timeout, timeout=timeout + SLACK)
