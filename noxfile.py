@@ -84,7 +84,8 @@ def lint(session: nox.Session) -> None:
 def types(session: nox.Session) -> None:
     """Types of the package, its tests, and the examples. ``tests/test_stubs.py`` compares the
     stubs with the compiled modules."""
-    session.install(*_requirements("cli", "tests"), "nox")
+    # The types are those of the oldest Python, where trio brings exceptiongroup.
+    session.install(*_requirements("cli", "tests"), "nox", "exceptiongroup")
     session.run("mypy")
     session.run("mypy", "tests", "examples", "noxfile.py")
 

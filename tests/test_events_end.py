@@ -568,7 +568,7 @@ async def test_a_callback_that_outlives_the_cancellation(engine: Engine, ends_we
 async def test_drain_waits_for_connections(engine: Engine, kind: str, tmp_path: Path) -> None:
     """Nobody new; those that are there are served until they end."""
     journal = Journal(echo_too)
-    drained = []
+    drained: list[int] = []
 
     async def drain() -> None:
         await listener.drain()

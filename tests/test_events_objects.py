@@ -46,7 +46,6 @@ async def test_a_quiet_connection_has_no_object_and_no_buffer(engine: Engine, st
             for _ in range(2):
                 for peer in peers:
                     peer.setsockopt(6, 1, 1)
-                    peer._sock.setblocking(False)
                     await hear(peer)
             await wait_all_tasks_blocked()
             # But for one, which is kept to be lent to the next callback.

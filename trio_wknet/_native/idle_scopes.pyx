@@ -103,7 +103,9 @@ cdef class IdleWatch(SendHalf):
         early. It costs nothing for each message, whatever the number of scopes. A scope
         that outlives the connection, or its object in event mode, is not cancelled.
 
-        Not a checkpoint. Raises:
+        Not a checkpoint.
+
+        Raises:
           trio.ClosedResourceError: the connection was closed here.
           TypeError, ValueError: for an argument that is not a number, or not more
               than 0 and finite; or if there is none.
