@@ -116,6 +116,14 @@ def test_ctrl_c_ends_every_process() -> None:
     assert [pid for pid in started if Path(f"/proc/{pid}").exists()] == []
 
 
+def test_a_million_in_small(tmp_path: Path) -> None:
+    rows = measured("million.py", tmp_path, "--connections", 20_000, "--busy", 1000)["rows"]
+    figures = {(row["part"], row["work"]): row["figure"] for row in rows}
+    assert {part for part, _ in figures} == {"matrix", "wheel", "pool"}
+    assert 448 <= figures["matrix", "memory of a connection's slot"] < 512
+    assert figures["wheel", "looks at each"] < 4
+
+
 def test_the_page_has_the_figures_of_its_file(tmp_path: Path) -> None:
     page = tmp_path / "scale.md"
     shutil.copy(PAGE, page)
