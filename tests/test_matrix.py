@@ -18,6 +18,7 @@ from trio_wknet._native.matrix import SlotTable
 SLAB = 256
 KEEP_WARM = 4
 HIGHEST = 2**32
+FREED_IS_KEPT = "ASAN_OPTIONS" in os.environ
 FEW = 9  # slabs that the machine uses; more would only be slower
 
 
@@ -182,7 +183,7 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
-@pytest.mark.skipif("ASAN_OPTIONS" in os.environ, reason="AddressSanitizer keeps what is freed")
+@pytest.mark.skipif(FREED_IS_KEPT, reason="AddressSanitizer keeps what is freed")
 def test_memory_goes_back_after_a_peak() -> None:
     table = SlotTable()
     table.remove(table.add(0))
@@ -214,7 +215,9 @@ def test_a_connection_at_a_slabs_edge_moves_no_pages(full: int) -> None:
         assert index(handle) // SLAB == full
         table.remove(handle)
         assert table.warm == warm
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults < 1000
+    # Where freed memory is kept, each object made here is a new page now and then.
+    if not FREED_IS_KEPT:
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults < 1000
 
 
 def test_stale_handles_are_looked_up_while_slabs_cool(long: bool) -> None:
