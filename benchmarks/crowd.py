@@ -148,8 +148,9 @@ class Course:
             ("a message on each", f"{self.echo_seconds:.2f} s, {self.echo_rate:,.0f}/s"),
         ]
         if closing is not None:
-            times = f"{closing.first:.2f} s to {closing.last:.2f} s after its message"
-            lines.append((f"idle timeout of {self.plan.idle_timeout:g} s closed", times))
+            timeout = f"{self.plan.idle_timeout:g} s"
+            times = f"{closing.first:.2f} s to {closing.last:.2f} s after the message"
+            lines.append(("closed by the idle timeout", f"of {timeout}: {times}"))
         return lines
 
     def title(self) -> str:

@@ -36,13 +36,14 @@ def wanted_text(row: Json) -> str:
 
 def row_cells(row: Json, line: str) -> tuple[str, str, str, str]:
     """Ours, others, the figure that counts, and what was wanted."""
-    (ours, first), *others = (
-        (server, figure_text(median, row["unit"])) for server, median in row["medians"].items()
-    )
-    value = f"{row['value']:.2f}" if row["peer"] else first
+    texts = {server: figure_text(figure, row["unit"]) for server, figure in row["medians"].items()}
+    ours, first = row["ours"], texts.pop(row["ours"])
+    value = f"{row['value']:.3g}" if row["peer"] else first
+    if {ours, row["peer"]} <= row["cpu"].keys():
+        value += f"; by CPU {row['cpu'][row['peer']] / row['cpu'][ours]:.3g}"
     return (
         f"{ours}: {first}",
-        line.join(f"{server}: {text}" for server, text in others),
+        line.join(f"{server}: {text}" for server, text in texts.items()),
         value,
         wanted_text(row),
     )

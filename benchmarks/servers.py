@@ -102,8 +102,15 @@ async def serve_handler(handler: Callable[[Any], Awaitable[None]], listener: Any
     await listener.serve(handler)
 
 
+def note(conn: Any, exc: Exception) -> None:
+    import trio
+
+    if not isinstance(exc, trio.BrokenResourceError):  # the load generator just leaves
+        print(f"{conn!r} is closed because of {exc!r}", file=sys.stderr)
+
+
 async def serve_events(listener: Any) -> None:
-    await listener.serve_events(echo_event, on_error=lambda conn, exc: None)
+    await listener.serve_events(echo_event, on_error=note)
 
 
 def wknet(reactors: int, serve: Callable[[Any], Awaitable[None]], idle: bool = False) -> Serve:

@@ -42,6 +42,12 @@ class Worker:
     def pid(self) -> int:
         return self._process.pid
 
+    @property
+    def state(self) -> str:
+        """Whether it runs, in words."""
+        code = self._process.poll()
+        return "the process is running" if code is None else f"the process ended with code {code}"
+
     def __enter__(self) -> Worker:
         return self
 
