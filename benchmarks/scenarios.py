@@ -89,6 +89,28 @@ SCENARIOS = (
         connections=100,
     ),
     Scenario(
+        name="idle-threaded",
+        title="echo, 64 B, 100 connections, an idle timeout on each, 1 reactor thread",
+        ours=("wknet-threaded-idle",),
+        wanted=(Wanted("wknet-threaded", 0.98),),
+        connections=100,
+    ),
+    Scenario(
+        name="idle-inloop",
+        title="echo, 64 B, 100 connections, an idle timeout on each, in-loop",
+        ours=("wknet-inloop-idle",),
+        wanted=(Wanted("wknet-inloop", 0.98),),
+        connections=100,
+    ),
+    Scenario(
+        name="idle-deadline",
+        title="the same, against Trio with a deadline set for each message",
+        ours=("wknet-threaded-idle", "wknet-inloop-idle"),
+        wanted=(Wanted("trio-deadline", 2.3),),
+        others=("trio",),
+        connections=100,
+    ),
+    Scenario(
         name="echo-5000",
         title="echo, 64 B, 5000 connections",
         ours=ECHO,

@@ -1134,9 +1134,9 @@ async def test_connections_that_are_made_have_none(engine: Engine) -> None:
 
 
 async def test_a_timeout_in_the_midst_of_traffic(engine: Engine) -> None:
-    """Nobody who talks is cut off, whatever the reactor's load."""
+    """Nobody who talks is cut off. Even a busy machine moves some byte in ten seconds."""
     async with (
-        await engine.listen(LOCAL, idle_timeout=1) as listener,
+        await engine.listen(LOCAL, idle_timeout=10) as listener,
         trio.open_nursery() as nursery,
     ):
         nursery.start_soon(listener.serve, echo)
