@@ -131,10 +131,10 @@ def memory(size: Size, report: Report) -> list[Row]:
 
 
 def echo(size: Size, report: Report) -> list[Row]:
-    """The throughput of event mode; the load is one of `scenarios.py`."""
+    """The throughput of event mode, and with idle timeouts; the loads are of `scenarios.py`."""
     rows = []
     for scenario in SCENARIOS:
-        if not scenario.name.startswith("events-"):
+        if not scenario.name.startswith(("events-", "idle-")):
             continue
         result = Result(scenario, {server: [] for server in scenario.servers})
 
