@@ -20,7 +20,7 @@ from trio_wknet._native.linux cimport (
 )
 from trio_wknet._native.links cimport list_append, list_remove
 from trio_wknet._native.mailbox cimport letter_mark
-from trio_wknet._native.pool cimport block_data
+from trio_wknet._native.pool cimport block_data, pool_note_released
 from trio_wknet._native.reactor cimport RECEIVE_BUFFER, Reactor, notify
 from trio_wknet._native.ring cimport ring_clear
 from trio_wknet._native.timeouts cimport timeout_clear, timeout_set
@@ -28,6 +28,7 @@ from trio_wknet._native.transfer cimport flush
 
 cdef enum:
     DISCARD_BUDGET = 4 * RECEIVE_BUFFER     # bytes for each connection and turn
+    HANDLER_BYTES = 2560        # of an idle connection's task, as in docs/scale.md
 
 
 cdef void close_gracefully(Reactor *reactor, Slot *slot) noexcept nogil:
@@ -114,6 +115,8 @@ cdef void close_now(Reactor *reactor, Slot *slot) noexcept nogil:
     slot.fd = -1
     slot.state = GONE
     if slot.kind == CONNECTION:
+        # Its task ends about now too, if it has one: see trim.pyx.
+        pool_note_released(reactor.pool, HANDLER_BYTES)
         _count_down(reactor)
     elif slot.kind == PORT:
         leave_listener(reactor, slot.listener)

@@ -45,7 +45,8 @@ cdef struct Pool:
     wk_u64 kept             # bytes in free lists and in `returned`
     wk_u64 live             # bytes in blocks that are in use
     uint64_t keep_at_most
-    wk_u64 released         # bytes given to the allocator; the watcher resets it
+    wk_u64 released         # bytes given to the allocator since the watcher last had
+                            # it give them to the system
     wk_u32 excess           # the watcher was told
     OnExcess on_excess      # called by any thread, holding any lock; NULL: nobody is
     void *watcher
@@ -58,6 +59,7 @@ cdef Block *pool_take(Pool *pool, uint32_t size) noexcept nogil
 cdef void pool_drop(Block *block, Pool *mine) noexcept nogil
 cdef void pool_trim(Pool *pool) noexcept nogil
 cdef void pool_trim_idle(Pool *pool) noexcept nogil
+cdef void pool_note_released(Pool *pool, uint32_t size) noexcept nogil
 cdef bint pool_settled(Pool *pool) noexcept nogil
 
 cdef inline unsigned char *block_data(Block *block) noexcept nogil:

@@ -114,7 +114,12 @@ cdef void _release(Pool *pool, Block *block) noexcept nogil:
     """Give a block to the allocator."""
     cdef uint32_t capacity = block.capacity
     free(block)
-    if (wk_u64_add(&pool.released, capacity) + capacity >= MUCH_RELEASED
+    pool_note_released(pool, capacity)
+
+
+cdef void pool_note_released(Pool *pool, uint32_t size) noexcept nogil:
+    """Count bytes that were given to the allocator. Any thread may, holding any lock."""
+    if (wk_u64_add(&pool.released, size) + size >= MUCH_RELEASED
             and not wk_u32_load_relaxed(&pool.excess)):
         _note(pool)
 

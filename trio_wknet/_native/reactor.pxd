@@ -49,7 +49,7 @@ cdef struct Reactor:
     uint64_t now            # ns, read once a turn
     Wheel *wheel            # timeouts.pyx says of what
     uint64_t trim_at        # ns: when to look after memory (trim.pyx); NEVER
-    uint64_t allocated      # by its pools, when it last did
+    uint64_t released       # of the pools it looks after, when it last did
     uint64_t alarm_at       # ns: what the timerfd is set to, in-loop; NEVER: unset
     Mailbox commands
     Batch batch             # completions of this turn

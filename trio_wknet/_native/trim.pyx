@@ -7,14 +7,18 @@ the Trio side's pool, which it asks the Trio side to trim, by the hub's beacon. 
 period has not needed is given back at its end. So what rises and falls within one
 stays, and costs nothing; an idle process is not woken once it has settled.
 
-Freed blocks leave holes in the allocator's heap, which it keeps. They are given back
-when little is allocated any more: before that they would only be filled again.
+What is freed leaves holes in the allocator's heap, which it keeps. malloc_trim gives
+them back, but looks through the whole heap, and in a flow that goes on they would only be
+filled again. So it is called when little was freed in a period beside all that was freed
+since the last call: soon after a peak, and in a steady flow once in some MOST_SHARE
+periods. Freed are blocks of pools, and what the application had for connections that are
+closed (closing.pyx).
 """
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport realloc
 
 from trio_wknet._native.atomics cimport (
-    wk_u32_load_relaxed, wk_u64_load_relaxed, wk_u64_store_relaxed,
+    wk_u32_load_relaxed, wk_u64_exchange, wk_u64_load_relaxed,
 )
 from trio_wknet._native.conn cimport TRIM
 from trio_wknet._native.linux cimport epoll_event, malloc_trim
@@ -24,7 +28,7 @@ from trio_wknet._native.wheel cimport NEVER
 
 cdef enum:
     PERIOD_NS = 1000000000
-    FEW_ALLOCATED = 64          # blocks in a period
+    MOST_SHARE = 64             # little: at most 1 / MOST_SHARE of what was freed
 
 
 cdef void run_trim(Reactor *reactor) noexcept nogil:
@@ -85,17 +89,22 @@ cdef void _shrink_events(Reactor *reactor) noexcept nogil:
 
 
 cdef void _trim_heap(Reactor *reactor, Pool *other) noexcept nogil:
-    cdef uint64_t allocated = wk_u64_load_relaxed(&reactor.pool.allocated)
+    """Give the heap's holes back, if much was released, and little of it lately.
+
+    Any thread counts what it releases, after it has freed it. So what is counted before
+    the exchange is free already, and malloc_trim finds it; what is counted after it
+    waits for the next time. malloc_trim locks the heap by itself, as malloc does, and
+    another reactor may call it too."""
     cdef uint64_t released = wk_u64_load_relaxed(&reactor.pool.released)
-    cdef bint quiet
+    cdef uint64_t lately
     if other != NULL:
-        allocated += wk_u64_load_relaxed(&other.allocated)
         released += wk_u64_load_relaxed(&other.released)
-    quiet = allocated - reactor.allocated <= FEW_ALLOCATED
-    reactor.allocated = allocated
-    if not quiet or released < MUCH_RELEASED:
+    lately = released - reactor.released
+    reactor.released = released
+    if released < MUCH_RELEASED or lately > released // MOST_SHARE:
         return
-    wk_u64_store_relaxed(&reactor.pool.released, 0)
+    reactor.released = 0
+    wk_u64_exchange(&reactor.pool.released, 0)
     if other != NULL:
-        wk_u64_store_relaxed(&other.released, 0)
+        wk_u64_exchange(&other.released, 0)
     malloc_trim(0)
