@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import socket
+import sys
+import termios
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -188,6 +191,86 @@ async def test_a_reset_behind_a_pause_is_called_so_from_the_first(engine: Engine
                 got += piece
         assert isinstance(raised.value.__cause__, ConnectionResetError)
         assert data.startswith(bytes(got))
+
+
+async def receive_until_broken(conn: Conn) -> tuple[bytes, Any]:
+    """What is received before the connection is found broken, and by what."""
+    got = bytearray()
+    with pytest.raises(trio.BrokenResourceError) as raised:
+        while True:
+            piece = await conn.receive_some()
+            assert piece, "a reset was taken for an end"
+            got += piece
+    return bytes(got), raised.value.__cause__
+
+
+def send_nowait_until_broken(conn: Conn) -> None:
+    with pytest.raises(trio.BrokenResourceError):
+        while True:
+            with suppress(trio.WouldBlock):
+                conn.send_nowait(b"x")
+
+
+async def send_all_until_broken(conn: Conn) -> None:
+    with pytest.raises(trio.BrokenResourceError):
+        while True:
+            await conn.send_all(b"x")
+
+
+@pytest.mark.parametrize("how", ["send_nowait", "send_all"])
+async def test_a_reset_that_sending_ran_into(engine: Engine, how: str, long: bool) -> None:
+    """A socket tells of it once: in-loop to the sender, before the reactor has its turn;
+    with threads to whoever comes first. Reading then ends in what looks like a FIN."""
+    for n in range(2000 if long else 100):
+        async with conn_and_peer(engine) as (conn, sock):
+            data = content(n, n % 3 * 500)
+            if data:
+                sock._sock.send(data)
+            reset(sock)
+            if how == "send_nowait":
+                send_nowait_until_broken(conn)
+            else:
+                await send_all_until_broken(conn)
+            got, cause = await receive_until_broken(conn)
+            assert got == data
+            assert isinstance(cause, ConnectionResetError)
+            assert conn.close_reason == "reset"
+
+
+def unacknowledged(sock: Any) -> int:
+    """How many bytes the other end's kernel has not taken."""
+    return int.from_bytes(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+
+
+@pytest.mark.parametrize("finished", [False, True], ids=["reset", "finished"])
+async def test_what_came_before_is_received_though_the_reactor_cannot_send(
+    engine: Engine, finished: bool
+) -> None:
+    """Reading has paused, bytes are in the kernel, and `send_nowait` has left some to the
+    reactor, which runs into the reset. Who sends is told; who receives, after the bytes."""
+    limits, options = Limits(inbound=1000), ConnOptions(send_buffer=4096)
+    async with conn_and_peer(engine, limits=limits, options=options) as (conn, sock):
+        data = content("before", 30_000)
+        await send(sock, data[:2000])
+        await until(lambda: conn.statistics().buffered_inbound >= 1000)
+        await send(sock, data[2000:])
+        while True:
+            try:
+                conn.send_nowait(bytes(100_000))
+            except trio.WouldBlock:
+                break
+        await until(lambda: unacknowledged(sock) == 0)
+        if finished:
+            sock.shutdown(socket.SHUT_WR)
+        reset(sock)
+        with pytest.raises(trio.BrokenResourceError):
+            await conn.flush()
+        assert conn.statistics().buffered_outbound == 0
+        with pytest.raises(trio.BrokenResourceError):
+            conn.send_nowait(b"x")
+        got, cause = await receive_until_broken(conn)
+        assert got == data
+        assert isinstance(cause, BrokenPipeError if finished else ConnectionResetError)
 
 
 async def test_data_and_hangup_in_one_event(engine: Engine, kind: str) -> None:

@@ -111,7 +111,8 @@ cdef struct Slot:
     Ring outbound           # the Trio side writes, the reactor reads
     uint32_t wanted         # a receiver waits for so many bytes; 0: nobody waits
     int32_t error           # errno that broke the connection or port; 0: none
-    int32_t foretold        # errno that epoll told of while paused, ahead of bytes
+    int32_t foretold        # errno that the socket told of, once, ahead of bytes:
+                            # while paused, or to whoever sent; stands at their end
     uint8_t ended           # the peer's FIN was read: every byte before it is in;
                             # of a LISTENER: no port is left to add to its queue
     uint8_t hung_up         # FIN or reset was seen, perhaps ahead of unread bytes

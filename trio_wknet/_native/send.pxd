@@ -9,6 +9,7 @@ cdef class SendHalf(ReceiveSized):
     cdef bint queue_empty(self, bint wait) noexcept
     cdef int _send_or_queue(self, const char *data, Py_ssize_t n) except -1
     cdef Py_ssize_t push(self, const char *data, Py_ssize_t n) except -1
+    cdef void failed(self, int32_t error) noexcept
     cdef void arm(self) noexcept
     cdef bint queue_rest(self, const char *data, uint32_t n) except -1
 

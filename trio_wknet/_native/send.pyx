@@ -17,7 +17,7 @@ from trio_wknet._native.atomics cimport (
 )
 from trio_wknet._native.conn cimport FLUSH, Slot
 from trio_wknet._native.linux cimport (
-    EAGAIN, EINTR, ENOMEM, MSG_DONTWAIT, MSG_NOSIGNAL, POLLOUT, SHUT_WR, errno,
+    EAGAIN, EINTR, ENOMEM, EPIPE, MSG_DONTWAIT, MSG_NOSIGNAL, POLLOUT, SHUT_WR, errno,
     poll, pollfd, pthread_mutex_lock, pthread_mutex_unlock, send, shutdown,
 )
 from trio_wknet._native.operation cimport Operation
@@ -53,8 +53,8 @@ cdef class SendHalf(ReceiveSized):
             slot.flush_wanted = True
         # A connection that broke loses its ring; sending will find the error,
         # but the error itself says more than the EPIPE that sending would give.
-        if slot.error and not self.slot.send_error:
-            self.slot.send_error = slot.error
+        if not self.slot.send_error:
+            self.slot.send_error = slot.error or slot.foretold
         pthread_mutex_unlock(&slot.lock)
         return not self.slot.queued
 
@@ -84,11 +84,32 @@ cdef class SendHalf(ReceiveSized):
                 self.arm()
                 armed = True
             elif errno != EINTR:
-                self.slot.send_error = errno
+                self.failed(errno)
                 raise broken(self.slot.send_error)
         if total:
             wk_u64_store_relaxed(&slot.last_sent, self.core.now())
         return total
+
+    cdef void failed(self, int32_t error) noexcept:
+        """Sending failed for good. Receiving goes on to the end of what came before.
+
+        A socket tells of an error once, to whoever calls it first. If that was the
+        call here, reading ends in what looks like a FIN, but the peer sent none, and
+        bytes may be missing. So the reactor is told, under the lock under which it
+        marks the end; and where it read to the end between the call and this, the
+        mark is mended. Nobody can have seen that: who receives is in this thread.
+        EPIPE is no news. It is told where the error itself was told before, or where
+        the peer's FIN had come, and then the end is one."""
+        cdef Slot *slot = self.slot
+        slot.send_error = error
+        if error == EPIPE:
+            return
+        pthread_mutex_lock(&slot.lock)
+        if slot.foretold == 0:
+            slot.foretold = error
+        if slot.ended and slot.error == 0:
+            slot.error = error
+        pthread_mutex_unlock(&slot.lock)
 
     cdef void arm(self) noexcept:
         """Ask to be told when the socket takes bytes. The fence keeps the try
@@ -97,14 +118,20 @@ cdef class SendHalf(ReceiveSized):
         wk_fence()
 
     cdef bint queue_rest(self, const char *data, uint32_t n) except -1:
-        """Put bytes into the outbound ring, if its mark allows; False if not."""
+        """Put bytes into the outbound ring, if its mark allows; False if not. A
+        reactor that has given the connection up would never send them."""
         cdef Slot *slot = self.slot
         cdef bint fits, stored = False
+        cdef int32_t error
         pthread_mutex_lock(&slot.lock)
+        error = slot.error or slot.foretold
         fits = ring_len(&slot.outbound) + n <= slot.limits.outbound
-        if fits:
+        if fits and not error:
             stored = ring_write(&slot.outbound, self.core.hub.pool, data, n)
         pthread_mutex_unlock(&slot.lock)
+        if error:
+            self.slot.send_error = error
+            raise broken(error)
         if not fits:
             return False
         if not stored:

@@ -22,7 +22,7 @@ from trio_wknet._native.atomics cimport (
     wk_u64_store_relaxed,
 )
 from trio_wknet._native.conn cimport (
-    ENDED, FLUSHED, READABLE, WRITABLE, Slot,
+    ENDED, FLUSHED, OPEN, READABLE, WRITABLE, Slot,
 )
 from trio_wknet._native.linux cimport (
     AF_UNIX, EAGAIN, EINTR, ENOMEM, EPOLLERR, EPOLLHUP, EPOLLPRI, EPOLLRDHUP,
@@ -96,7 +96,7 @@ cdef void _receive(Reactor *reactor, Slot *slot, bint to_the_end) noexcept nogil
                 return
             budget -= n
         elif n == 0:
-            end_of_input(reactor, slot, slot.foretold)
+            end_of_input(reactor, slot, 0)
             return
         elif errno == EAGAIN:
             return
@@ -163,10 +163,13 @@ cdef bint _hand_on(Reactor *reactor, Ring *ring, uint32_t n) noexcept nogil:
 cdef void end_of_input(Reactor *reactor, Slot *slot, int32_t error) noexcept nogil:
     """The peer's FIN was read (error 0), or the connection broke. Wakes whoever
     waits to receive or for the end, and after an error also every sender. An
-    error is kept even if the FIN was read before it."""
+    error is kept even if the FIN was read before it, and what looks like a FIN is
+    none if an error was foretold."""
     cdef uint32_t bits = 0
     pthread_mutex_lock(&slot.lock)
     slot.hung_up = True
+    if error == 0:
+        error = slot.foretold
     if error == 0:
         slot.ended = True
     elif slot.error == 0:
@@ -177,14 +180,23 @@ cdef void end_of_input(Reactor *reactor, Slot *slot, int32_t error) noexcept nog
     if slot.end_wanted:
         slot.end_wanted = False
         bits |= ENDED
-    if error != 0:
-        ring_clear(&slot.outbound, reactor.pool)
-        slot.draining = False
-        if slot.flush_wanted:
-            slot.flush_wanted = False
-            bits |= FLUSHED
     pthread_mutex_unlock(&slot.lock)
-    if error != 0 and wk_u32_exchange(&slot.writable_wanted, 0):
+    notify(reactor, slot, bits)
+    if error != 0:
+        _drop_output(reactor, slot)
+
+
+cdef void _drop_output(Reactor *reactor, Slot *slot) noexcept nogil:
+    """Nothing can be sent any more: forget what was to be, and wake who waits to."""
+    cdef uint32_t bits = 0
+    pthread_mutex_lock(&slot.lock)
+    ring_clear(&slot.outbound, reactor.pool)
+    if slot.flush_wanted:
+        slot.flush_wanted = False
+        bits = FLUSHED
+    pthread_mutex_unlock(&slot.lock)
+    slot.draining = False
+    if wk_u32_exchange(&slot.writable_wanted, 0):
         bits |= WRITABLE
     notify(reactor, slot, bits)
 
@@ -244,5 +256,20 @@ cdef void flush(Reactor *reactor, Slot *slot) noexcept nogil:
             break
     pthread_mutex_unlock(&slot.lock)
     notify(reactor, slot, bits)
-    if error != 0 and error != EAGAIN and error != EINTR:
+    if error != 0 and error != EAGAIN:
+        _cannot_flush(reactor, slot, error)
+
+
+cdef void _cannot_flush(Reactor *reactor, Slot *slot, int32_t error) noexcept nogil:
+    """Sending failed for good. Senders are told at once; but what came in before,
+    and may lie in the kernel behind a pause, is received first: the error stands at
+    its end, where the socket, having told of it here, will show a FIN."""
+    if slot.ended or slot.state != OPEN:
         end_of_input(reactor, slot, error)
+        return
+    pthread_mutex_lock(&slot.lock)
+    if slot.foretold == 0:
+        slot.foretold = error
+    pthread_mutex_unlock(&slot.lock)
+    _drop_output(reactor, slot)
+    resume_reading(reactor, slot)
