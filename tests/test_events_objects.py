@@ -282,42 +282,38 @@ async def test_the_collector_finds_an_object_that_is_handed_out_meanwhile(engine
 
 
 async def test_an_object_that_another_thread_is_freeing(engine: Engine) -> None:
-    """Deep in a structure that is being freed, an object waits for its turn without a
-    reference left (CPython's trashcan). It is not there any more for anybody."""
+    """Some fifty levels deep in a structure that is being freed, an object waits for its
+    turn without a reference left (CPython's trashcan). It is not there any more for
+    anybody."""
     roots: list[Any] = []
-    gates: list[Gate] = []
     seen: list[int] = []
-
-    def on_connect(conn: Conn) -> None:
-        gate = Gate()
-        gates.append(gate)
-        # Freed from the end: the chain down to the connection, then the gate.
-        nested: Any = [conn]
-        for level in range(100):
-            nested = [gate, nested] if level == 80 else [nested]
-        roots.append(nested)
 
     def on_data(conn: Conn) -> None:
         echo(conn)
         seen.append(id(conn))
 
-    async with served(engine, on_data, on_connect=on_connect) as listener:
-        with caller(listener) as peer:
-            await until(lambda: roots)
-            reached, go = gates[0].reached, gates[0].go
-            gates.clear()
-            freeing = threading.Thread(target=roots.clear)
-            freeing.start()
-            await until(reached.is_set)
-            for _ in range(3):
+    async with served(engine, on_data, on_connect=roots.append) as listener:
+        for depth in range(40, 60):
+            with caller(listener) as peer:
+                await until(lambda: roots)
+                gate = Gate()
+                reached, go = gate.reached, gate.go
+                nested: Any = [roots.pop()]
+                for _ in range(depth):
+                    nested = [nested]
+                roots.append([gate, nested])  # freed from the end
+                del gate, nested
+                freeing = threading.Thread(target=roots.clear)
+                freeing.start()
+                await until(reached.is_set)
+                for _ in range(3):
+                    await hear(peer)
+                go.set()
+                await until(lambda: not freeing.is_alive())  # noqa: B023
+                freeing.join()
                 await hear(peer)
-            go.set()
-            await until(lambda: not freeing.is_alive())
-            freeing.join()
-            await hear(peer)
-            gc.collect()
-            await hear(peer)
-    assert len(seen) == 5
+                assert roots == []
+    assert len(seen) == 20 * 4
 
 
 async def test_dropped_in_another_thread(engine: Engine) -> None:
