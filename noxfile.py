@@ -215,6 +215,7 @@ def wheels(session: nox.Session) -> None:
 # -- Sanitizers --------------------------------------------------------------------
 
 # What they watch in the short form: where memory is handed around, where threads meet.
+EVENTS = ["events", "events_end", "events_objects", "events_churn"]
 WATCHED = {
     "address": [
         "ring",
@@ -226,8 +227,9 @@ WATCHED = {
         "close_races",
         "load_modes",
         "churn",
+        *EVENTS,
     ],
-    "thread": ["mailbox", "close_races", "load_modes", "stream_contract", "churn"],
+    "thread": ["mailbox", "close_races", "load_modes", "stream_contract", "churn", *EVENTS],
 }
 
 

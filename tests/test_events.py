@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import socket
+import time
 from contextlib import ExitStack, suppress
 from contextvars import ContextVar
 from pathlib import Path
@@ -637,6 +638,43 @@ async def test_a_flood_does_not_keep_others_from_theirs(engine: Engine, style: s
     assert len(served_after) == 5
 
 
+async def test_a_plain_callback_that_blocks(engine: Engine) -> None:
+    """Whatever comes meanwhile, also for itself, is only late: told once, and in order."""
+    socks: list[socket.socket] = []
+
+    def progress() -> list[Any]:
+        return [(visit.calls, len(visit.log)) for visit in journal.visits]
+
+    def use(conn: Conn) -> bytes:
+        data = take(conn)
+        if data == b"block":
+            before = progress()
+            for word in (b"one", b"two", b"three"):
+                for sock in socks[:4]:
+                    sock.send(word)
+                time.sleep(0.01)  # reactor threads have their turns
+            socks[3].close()
+            socks.append(dial(listener))
+            socks[-1].send(b"new")
+            socks[-1].close()
+            time.sleep(0.01)
+            assert progress() == before
+        return data
+
+    journal = Journal(use)
+    async with recorded(engine, journal) as listener:
+        with ExitStack() as stack:
+            for n in range(1, 5):
+                socks.append(stack.enter_context(dial(listener)))
+                await until(lambda: len(journal.visits) == n)  # noqa: B023
+            socks[0].send(b"block")
+            others = [b"onetwothree"] * 3
+            expected = [b"blockonetwothree", *others, b"new"]
+            await until(lambda: [bytes(visit.received) for visit in journal.visits] == expected)
+            await until(lambda: journal.ends == ["eof"] * 2)
+            assert [len(visit.log) for visit in journal.visits] == [1, 1, 1, 2, 2]
+
+
 async def test_many_at_once_are_taken_in_by_and_by(engine: Engine) -> None:
     """A burst of connections does not hold Trio up: tasks run in between."""
     turn = 0
@@ -787,6 +825,37 @@ async def test_nothing_of_one_connection_comes_to_the_next(
         assert len(set(words)) <= 1, visit.received
     assert len(ids) > rounds // 2
     assert len({number & 0xFFFFFFFF for number in ids}) < rounds // 2, "no slot was reused"
+
+
+async def test_what_is_kept_of_a_connection_reaches_no_other(engine: Engine, long: bool) -> None:
+    """Ids and objects of connections that are gone, while their slots are others'."""
+    ids: list[int] = []
+    kept: list[Conn] = []
+
+    def on_data(conn: Conn) -> None:
+        assert engine.connections[conn.id or 0] is conn
+        for number in ids[-10:]:
+            assert engine.connections.get(number) is None
+        for old in kept[-10:]:
+            old.abort()
+            with pytest.raises(trio.ClosedResourceError):
+                old.send_nowait(b"from elsewhere")
+        assert conn.id is not None
+        ids.append(conn.id)
+        if len(ids) % 3 == 0:
+            kept.append(conn)
+        echo(conn)
+        conn.close_nowait()
+
+    rounds = 20_000 if long else 1000
+    async with served(engine, on_data) as listener:
+        for n in range(rounds):
+            with caller(listener) as peer:
+                await peer.send(b"%6d" % n)
+                assert await read_all(peer) == b"%6d" % n
+        assert len(set(ids)) == rounds
+        assert len({number % 2**32 for number in ids}) < rounds // 10, "slots were not reused"
+        assert not any(number in engine.connections for number in ids)
 
 
 async def test_thousands_at_once(engine: Engine, long: bool) -> None:

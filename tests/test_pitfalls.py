@@ -3,7 +3,8 @@
 Tested where their subject is: 7 (out of descriptors), 14 (reuse_port) in
 test_listener.py; 8 (HUP before data), 9 (reset on close), 12 (the waiter nobody
 woke), 19 (an outcome is single-use) in test_closing.py; 12 also in test_send.py; 16
-(start and stop) in test_engine_end.py; 17 (cancelled send_all) in test_send.py.
+(start and stop) in test_engine_end.py; 17 (cancelled send_all) in test_send.py; in event
+mode 15 (loops that spin) and 18 (data before connect) in test_events.py.
 """
 
 from __future__ import annotations
