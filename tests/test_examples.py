@@ -40,10 +40,10 @@ class Example:
             env={**os.environ, "PYTHONPATH": path},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            text=True,
+            bufsize=0,  # nothing hides from select
         )
         words = self.line()
-        assert words.startswith("listening on "), words + self.process.communicate()[1]
+        assert words.startswith("listening on "), words + self.process.communicate()[1].decode()
         self.address = ast.literal_eval(words.removeprefix("listening on "))
 
     def line(self) -> str:
@@ -51,7 +51,7 @@ class Example:
         assert self.process.stdout is not None
         ready, _, _ = select.select([self.process.stdout], [], [], PATIENCE)
         assert ready, "the example says nothing"
-        return self.process.stdout.readline().rstrip()
+        return self.process.stdout.readline().decode().rstrip()
 
     def connect(self) -> socket.socket:
         family = socket.AF_UNIX if isinstance(self.address, str) else socket.AF_INET
@@ -71,9 +71,9 @@ class Example:
 
     def ended(self) -> str:
         output, errors = self.process.communicate(timeout=PATIENCE)
-        assert errors == ""
+        assert errors.decode() == ""
         assert self.process.returncode == 0
-        return output
+        return output.decode()
 
 
 @contextmanager
@@ -126,7 +126,7 @@ def check_echo(example: Example) -> None:
 
 def test_every_example_is_here() -> None:
     found = {path.stem for path in (ROOT / "examples").glob("*.py")}
-    served = {"echo", "unix_echo", "ticker", "chat", "upload", "proxy", "graceful"}
+    served = {"echo", "unix_echo", "ticker", "chat", "upload", "proxy", "graceful", "gateway"}
     assert found == {*served, "either_transport", "tls_echo", "ctrl_c"}
     assert all(len(path.read_text().splitlines()) < 80 for path in (ROOT / "examples").glob("*.py"))
 
@@ -308,6 +308,78 @@ def test_upload() -> None:
         assert example.end() == ""
 
 
+def device(gateway: Example, name: bytes) -> socket.socket:
+    sock = gateway.connect()
+    sock.sendall(name + b"\n")
+    assert receive_line(sock) == b"hello\n"
+    return sock
+
+
+def operator(gateway: Example) -> socket.socket:
+    """The gateway's second line tells where."""
+    address = ast.literal_eval(gateway.line().removeprefix("commands on "))
+    return socket.create_connection(address, PATIENCE)
+
+
+def test_gateway() -> None:
+    with running("gateway", "0") as example, operator(example) as orders:
+
+        def order(line: bytes) -> bytes:
+            orders.sendall(line)
+            return receive_line(orders)
+
+        assert order(b"heater off\n") == b"not sent\n"
+        with device(example, b"heater") as heater, device(example, b"door") as door:
+            heater.sendall(b"21.")
+            door.sendall(b"1\n0\n")
+            assert [example.line(), example.line()] == ["door: 1.0", "door: 0.0"]
+            heater.sendall(b"5\n")
+            assert example.line() == "heater: 21.5"
+            assert order(b"heater set 19\n") == b"sent\n"
+            assert receive_line(heater) == b"set 19\n"
+            reset(heater)
+            assert example.line() == "heater left: reset"
+            assert order(b"heater off\n") == b"not sent\n"
+            assert order(b"door lock\n") == b"sent\n"
+            assert receive_line(door) == b"lock\n"
+            with device(example, b"heater"):
+                assert order(b"heater on\n") == b"sent\n"
+            assert example.line().startswith("heater left: ")
+        assert example.line() == "door left: eof"
+        assert example.end() == ""
+
+
+@pytest.mark.parametrize("garbage", [b"\xff\n", b"x" * 5000, b"", b"no line"])
+def test_gateway_sends_strangers_off(garbage: bytes) -> None:
+    with running("gateway", "0") as example, operator(example):
+        with example.connect() as sock:
+            sock.sendall(garbage)
+            sock.shutdown(socket.SHUT_WR)
+            assert sock.recv(1) == b""
+        assert example.line().startswith("a stranger left: ")
+        assert example.end() == ""
+
+
+@pytest.mark.parametrize("garbage", [b"many\n", b"\n", b"\xff\n", b"1" * 5000])
+def test_gateway_sends_devices_off(garbage: bytes) -> None:
+    with running("gateway", "0") as example, operator(example), device(example, b"d") as sock:
+        sock.sendall(garbage)
+        assert sock.recv(1) == b""
+        assert example.line() == "d left: closed"
+        assert example.end() == ""
+
+
+def test_gateway_sends_the_silent_off() -> None:
+    with running("gateway", "0", "0.5") as example, operator(example):
+        with example.connect() as sock:
+            assert sock.recv(1) == b""
+        assert example.line() == "a stranger left: idle"
+        with device(example, b"d") as sock:
+            assert sock.recv(1) == b""
+            assert example.line() == "d left: idle"
+        assert example.end() == ""
+
+
 @pytest.mark.parametrize("transport", ["trio", "trio_wknet"])
 def test_either_transport(transport: str) -> None:
     with running("either_transport", transport, "0") as example:
@@ -343,7 +415,7 @@ def test_tls_echo(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["echo", "unix_echo", "ticker", "chat", "upload", "proxy", "graceful"]
+    "name", ["echo", "unix_echo", "ticker", "chat", "upload", "proxy", "graceful", "gateway"]
 )
 def test_ctrl_c_before_anybody_connects(name: str, tmp_path: Path) -> None:
     where = str(tmp_path / "socket") if name == "unix_echo" else "0"
