@@ -1,0 +1,214 @@
+"""TLS echo on this library beside Trio's: ``python benchmarks/tls.py``.
+
+The server is `trio.serve_ssl_over_tcp` each time, so what is measured is OpenSSL,
+`trio.SSLStream` and the transport; of these only the last differs. Servers are measured
+in turn, round by round, each time in a fresh process, the server on a core of its own and
+the load on another. Needs trustme.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import select
+import socket
+import ssl
+import sys
+import time
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import attrs
+from answers import answer_all, say
+from machine import Machine
+from measure import running_on
+from rich.console import Console
+from rich.table import Table
+from worker import Worker
+
+from trio_wknet._load_cpu import cpu_seconds
+
+HOST = "127.0.0.1"
+REACTORS = {"trio": None, "wknet-inloop": 0, "wknet-threaded": 1}
+WANTED = 1.3  # times Trio's messages a second
+
+
+# --- the server ---------------------------------------------------------------------
+
+
+async def echo(stream: Any) -> None:
+    try:
+        async for data in stream:
+            await stream.send_all(data)
+    except Exception:
+        pass  # the load leaves in the middle of a message
+
+
+async def serve() -> None:
+    """Until standard input ends."""
+    import trio
+    import trustme
+
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    trustme.CA().issue_cert("localhost").configure_cert(context)
+    async with trio.open_nursery() as nursery:
+        server = partial(trio.serve_ssl_over_tcp, echo, 0, context, host=HOST)
+        (listener,) = await nursery.start(server)
+        say(listener.transport_listener.socket.getsockname()[1])
+        await trio.to_thread.run_sync(answer_all, sys.stdin, {})
+        nursery.cancel_scope.cancel()
+
+
+def run_server(name: str, core: int) -> None:
+    import trio
+
+    import trio_wknet
+
+    os.sched_setaffinity(0, {core})
+    if name == "trio":
+        trio.run(serve)
+    else:
+        trio_wknet.run(serve, reactors=REACTORS[name])
+
+
+# --- the load -----------------------------------------------------------------------
+
+
+class Load:
+    """Connections, each with a message under way."""
+
+    def __init__(self, port: int, connections: int, size: int, stack: ExitStack) -> None:
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        self._message = bytes(size)
+        self._poll = stack.enter_context(select.epoll())
+        self._socks: dict[int, ssl.SSLSocket] = {}
+        self._missing: dict[int, int] = {}
+        for _ in range(connections):
+            plain = socket.create_connection((HOST, port), timeout=60)
+            sock = stack.enter_context(context.wrap_socket(plain))
+            sock.setblocking(False)
+            self._poll.register(sock, select.EPOLLIN)
+            self._socks[sock.fileno()] = sock
+            self._missing[sock.fileno()] = 0
+        self._answered = 0
+        for fd in self._socks:
+            self._send(fd)
+
+    def _send(self, fd: int) -> None:
+        # One message fits into any socket's buffer.
+        if self._socks[fd].send(self._message) != len(self._message):
+            raise RuntimeError("a message was sent in part")
+        self._missing[fd] = len(self._message)
+
+    def _receive(self, fd: int) -> None:
+        try:
+            data = self._socks[fd].recv(1 << 14)
+        except ssl.SSLWantReadError:
+            return  # not a message: TLS speaks for itself
+        if not data:
+            raise ConnectionError("the server has closed a connection")
+        self._missing[fd] -= len(data)
+        if self._missing[fd] == 0:
+            self._answered += 1
+            self._send(fd)
+
+    def run(self, duration: float) -> int:
+        """Messages that were answered within so many seconds."""
+        before, end = self._answered, time.perf_counter() + duration
+        while time.perf_counter() < end:
+            for fd, _ in self._poll.poll(1.0):
+                self._receive(fd)
+        return self._answered - before
+
+
+@attrs.frozen
+class Round:
+    """What one server did, once."""
+
+    per_second: float
+    cpu: float
+    """Seconds of the server's CPU for a message."""
+    load_busy: float
+    """How many cores the load kept busy: near 1, it was what held things up."""
+
+
+@attrs.frozen
+class Settings:
+    rounds: int
+    duration: float
+    connections: int
+    size: int
+    warmup: float = 0.5
+
+
+def measure(name: str, settings: Settings) -> Round:
+    """A fresh server, warmed up and loaded once."""
+    cores = sorted(os.sched_getaffinity(0))
+    with Worker("tls.py", "--serve", name, f"--core={cores[0]}") as server, ExitStack() as stack:
+        port = server.answer()
+        stack.enter_context(running_on({cores[-1]}))
+        load = Load(port, settings.connections, settings.size, stack)
+        load.run(settings.warmup)
+        before, own, began = cpu_seconds(server.pid), time.process_time(), time.perf_counter()
+        answered = load.run(settings.duration)
+        took = time.perf_counter() - began
+        spent, own = cpu_seconds(server.pid) - before, time.process_time() - own
+    if not answered:
+        raise RuntimeError(f"{name} answered nothing")
+    return Round(answered / took, spent / answered, own / took)
+
+
+def table(found: dict[str, list[Round]], settings: Settings) -> Table:
+    """Medians of rounds."""
+    title = f"TLS echo, {settings.size} B, {settings.connections} connections"
+    shown = Table("server", "messages/s", "CPU/message", "load's cores", "ratio", title=title)
+    trio = median(one.per_second for one in found["trio"])
+    for name, rounds in found.items():
+        rate, cpu, busy = (
+            median(column) for column in zip(*map(attrs.astuple, rounds), strict=True)
+        )
+        cells = (f"{rate:,.0f}", f"{cpu * 1e6:.1f} µs", f"{busy:.2f}", f"{rate / trio:.2f}")
+        shown.add_row(name, *cells)
+    return shown
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Measure TLS on either transport.")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--duration", type=float, default=2.0, help="seconds of one round")
+    parser.add_argument("--connections", type=int, default=100)
+    parser.add_argument("--size", type=int, default=64, help="bytes of a message")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to FILE")
+    parser.add_argument("--serve", choices=list(REACTORS), help="be a server instead")
+    parser.add_argument("--core", type=int, default=0, help="of --serve")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse()
+    if arguments.serve:
+        run_server(arguments.serve, arguments.core)
+        return
+    settings = Settings(arguments.rounds, arguments.duration, arguments.connections, arguments.size)
+    console, machine = Console(), Machine.here()
+    console.print(str(machine), highlight=False)
+    found: dict[str, list[Round]] = {name: [] for name in REACTORS}
+    names = list(found)
+    for number in range(settings.rounds):
+        first = number % len(names)
+        for name in (*names[first:], *names[:first]):
+            found[name].append(measure(name, settings))
+    console.print(table(found, settings), f"wanted: {WANTED} of one of ours", highlight=False)
+    if arguments.json:
+        rows = {name: [attrs.asdict(one) for one in rounds] for name, rounds in found.items()}
+        everything = {"machine": attrs.asdict(machine), "settings": attrs.asdict(settings)}
+        arguments.json.write_text(json.dumps({**everything, "results": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
