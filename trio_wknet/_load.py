@@ -195,7 +195,15 @@ def run_load(
     the run and is raised again. Otherwise it raises what `prepare` does; a server that
     fails is not an exception but stands in the result.
     """
-    generator = prepare(options)
+    return run_prepared(options, prepare(options), on_progress)
+
+
+def run_prepared(
+    options: LoadOptions,
+    generator: LoadGenerator,
+    on_progress: Callable[[LoadProgress], object] | None = None,
+) -> LoadResult:
+    """The same, with what `prepare` made of the options: its `latency` can be read then."""
     with ThreadPoolExecutor(1, thread_name_prefix="trio-wknet-load") as pool:
         running = pool.submit(generator.run)
         try:
