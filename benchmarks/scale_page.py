@@ -9,15 +9,14 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+
+from pages import Json, machine_text, markdown, put_into
 
 from trio_wknet._load_text import time_text
 
-BEGIN, END = "<!-- begin: benchmarks/scale_page.py -->\n", "<!-- end -->\n"
+SCRIPT = "benchmarks/scale_page.py"
 MEGABYTE = 1e6
 MILLION = 1_000_000
-
-Json = dict[str, Any]
 
 
 def figure_text(value: float, unit: str) -> str:
@@ -49,18 +48,10 @@ def row_cells(row: Json, line: str) -> tuple[str, str, str, str]:
     )
 
 
-def markdown(head: list[str], rows: list[list[str]]) -> list[str]:
-    """A table."""
-    return ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows)] + [""]
-
-
 def machine_lines(found: Json) -> list[str]:
     machine, size = found["machine"], found["size"]
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     return [
-        f"Measured {machine['when'][:10]}: {machine['processor']}, {len(machine['cores'])} cores, "
-        f"Linux {machine['kernel']}, Python {machine['python']}, {versions}, commit "
-        f"{machine['commit']}. Medians of {size['settings']['rounds']} rounds, each in fresh "
+        f"{machine_text(machine)} Medians of {size['settings']['rounds']} rounds, each in fresh "
         f"processes, ours and the others in turn. The load average at the start was "
         f"{machine['load_average']:.1f}: what else ran then took its share of the figures that "
         "are times.",
@@ -255,12 +246,8 @@ def main() -> None:
     parser.add_argument("found", type=Path, help="what scale.py --json wrote")
     parser.add_argument("page", type=Path, help="docs/scale.md")
     arguments = parser.parse_args()
-    before, begin, rest = arguments.page.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        parser.error(f"{arguments.page} has no place for the figures: {BEGIN.strip()} to {END}")
     found = json.loads(arguments.found.read_text())
-    arguments.page.write_text(before + BEGIN + "\n" + page(found) + END + after)
+    put_into(arguments.page, SCRIPT, page(found))
 
 
 if __name__ == "__main__":
