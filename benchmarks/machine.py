@@ -11,7 +11,7 @@ from pathlib import Path
 
 import attrs
 
-PACKAGES = ("trio", "uvloop")
+PACKAGES = ("trio", "uvloop", "anyio", "gevent")
 
 
 @attrs.frozen

@@ -1,13 +1,17 @@
 """The servers that are compared, each by its name: ``python servers.py NAME``.
 
 Every server listens on a loopback port, says which one, and echoes until the client
-closes. It answers questions (`worker.py`), and ends when its standard input does.
+closes. It answers questions (`worker.py`), all but the one in C, and ends when its standard
+input does. Each receives and sends in its library's own plain way, up to 64 KiB at a time,
+and leaves the socket's options as the library sets them: TCP_NODELAY is on in all of them
+but gevent's.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import importlib.util
 import os
 import resource
 import sys
@@ -15,12 +19,15 @@ import threading
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from answers import answer_all, say
+from compiled import compiled, compiler
 
 HOST = "127.0.0.1"
 RECEIVE = 65536
+BACKLOG = 65535
 IDLE = 300.0  # seconds without bytes that a connection may have, where that is bounded
 
 Serve = Callable[[argparse.Namespace], None]
@@ -152,7 +159,7 @@ def asyncio_streams(use_uvloop: bool) -> Serve:
         import asyncio
 
         async def main() -> None:
-            server = await asyncio.start_server(asyncio_echo, HOST, options.port, backlog=65535)
+            server = await asyncio.start_server(asyncio_echo, HOST, options.port, backlog=BACKLOG)
             await serve_asyncio(server)
 
         run_asyncio(main, use_uvloop)
@@ -173,7 +180,7 @@ def asyncio_protocol(use_uvloop: bool) -> Serve:
 
         async def main() -> None:
             loop = asyncio.get_running_loop()
-            server = await loop.create_server(Echo, HOST, options.port, backlog=65535)
+            server = await loop.create_server(Echo, HOST, options.port, backlog=BACKLOG)
             await serve_asyncio(server)
 
         run_asyncio(main, use_uvloop)
@@ -207,6 +214,69 @@ def run_asyncio(main: Callable[[], Awaitable[None]], use_uvloop: bool) -> None:
         asyncio.run(main())  # type: ignore[arg-type]
 
 
+# --- anyio --------------------------------------------------------------------------
+
+
+async def anyio_echo(stream: Any) -> None:
+    try:
+        async with stream:
+            async for data in stream:
+                await stream.send(data)
+    except Exception:
+        pass
+
+
+def anyio_streams(backend: str) -> Serve:
+    def run(options: argparse.Namespace) -> None:
+        import anyio
+
+        async def main() -> None:
+            listener = await anyio.create_tcp_listener(
+                local_host=HOST, local_port=options.port, backlog=BACKLOG
+            )
+            say(listener.extra(anyio.abc.SocketAttribute.local_port))
+            async with anyio.create_task_group() as group:
+                group.start_soon(listener.serve, anyio_echo)
+                await anyio.to_thread.run_sync(answer_until_stdin_ends)
+                group.cancel_scope.cancel()
+
+        anyio.run(main, backend=backend)
+
+    return run
+
+
+# --- gevent -------------------------------------------------------------------------
+
+
+def gevent_echo(sock: Any, address: object) -> None:
+    try:
+        while data := sock.recv(RECEIVE):
+            sock.sendall(data)
+    except OSError:
+        pass
+
+
+def gevent_server(options: argparse.Namespace) -> None:
+    import gevent
+    from gevent.server import StreamServer
+
+    # A bare greenlet for each connection, the cheapest that it has.
+    address, spawn = (HOST, options.port), gevent.spawn_raw
+    server = StreamServer(address, gevent_echo, backlog=BACKLOG, spawn=spawn)
+    server.start()
+    say(server.server_port)
+    gevent.get_hub().threadpool.apply(answer_until_stdin_ends)
+
+
+# --- C --------------------------------------------------------------------------------
+
+
+def plain_c(options: argparse.Namespace) -> None:
+    """Become the program, which keeps this process's core and limits."""
+    program = compiled(Path(__file__).with_name("echo.c"))
+    os.execv(program, [str(program), str(options.port)])
+
+
 HANDLER = partial(serve_handler, echo)
 HANDLER_NOWAIT = partial(serve_handler, echo_nowait)
 
@@ -227,7 +297,20 @@ SERVERS: dict[str, Serve] = {
     "uvloop-streams": asyncio_streams(True),
     "asyncio-protocol": asyncio_protocol(False),
     "uvloop-protocol": asyncio_protocol(True),
+    "anyio-trio": anyio_streams("trio"),
+    "anyio-asyncio": anyio_streams("asyncio"),
+    "gevent": gevent_server,
+    "c-epoll": plain_c,
 }
+
+
+def missing(server: str) -> str | None:
+    """What a server needs and this machine has not, if there is something."""
+    package = server.partition("-")[0]
+    if package == "c":
+        return None if compiler() else "a C compiler"
+    needed = package in ("anyio", "gevent", "uvloop")
+    return package if needed and importlib.util.find_spec(package) is None else None
 
 
 def parse() -> argparse.Namespace:
