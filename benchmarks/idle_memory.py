@@ -11,13 +11,17 @@ from __future__ import annotations
 import argparse
 import socket
 import sys
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from statistics import median
+from typing import Any
 
 import attrs
 from measure import Server
 from memory import Footprint
 from rich.console import Console
 from rich.table import Table
+from servers import missing
 from worker import WorkerFailed
 
 from trio_wknet._load_target import reserve_descriptors
@@ -31,7 +35,14 @@ FORMS = {
     "wknet-threaded-idle": "trio_wknet, the same, with an idle timeout",
     "wknet-threaded-events-idle": "trio_wknet, event mode, with an idle timeout",
     "wknet-inloop-events-idle": "the same, in-loop",
+    "anyio-trio": "anyio on trio, a task for each connection",
+    "anyio-asyncio": "anyio on asyncio, the same",
+    "asyncio-streams": "asyncio streams",
+    "asyncio-protocol": "asyncio, a Protocol for each connection",
+    "uvloop-streams": "asyncio streams on uvloop",
     "uvloop-protocol": "uvloop, a Protocol for each connection",
+    "gevent": "gevent, a greenlet for each connection",
+    "c-epoll": "C, a struct for each connection",
 }
 
 
@@ -59,17 +70,86 @@ def hold(stack: ExitStack, port: int, count: int) -> None:
             raise RuntimeError("a connection was not served")
 
 
-def measure(server: str, connections: int) -> float:
-    """Bytes that one idle connection costs a fresh server.
+def growth(server: str, counts: Sequence[int]) -> list[int]:
+    """A fresh server's resident set, in bytes, with so many connections beside those that
+    come first; the counts rise.
 
     Raises `OSError` if this process may not have so many descriptors.
     """
-    reserve_descriptors(connections + WARMING)
+    reserve_descriptors(counts[-1] + WARMING)
+    sizes, held = [], 0
     with Server(server) as running, ExitStack() as stack:
         hold(stack, running.port, WARMING)
-        before = Footprint.of(running.pid).resident
-        hold(stack, running.port, connections)
-        return (Footprint.of(running.pid).resident - before) / connections
+        for count in counts:
+            hold(stack, running.port, count - held)
+            held = count
+            sizes.append(Footprint.of(running.pid).resident)
+    return sizes
+
+
+def measure(server: str, connections: int) -> float:
+    """Bytes that one idle connection costs a fresh server. Raises as `growth` does."""
+    before, after = growth(server, (0, connections))
+    return (after - before) / connections
+
+
+@attrs.frozen
+class Growth:
+    """Servers' resident sets by connections, in bytes."""
+
+    counts: tuple[int, ...]
+    rounds: dict[str, list[list[int]]]
+
+    def median(self, server: str) -> list[float]:
+        """By count, of all rounds."""
+        return [median(sizes) for sizes in zip(*self.rounds[server], strict=True)]
+
+    def each(self, server: str) -> float:
+        """Bytes for one connection: from the least to the most of them."""
+        least, *_, most = self.median(server)
+        return (most - least) / (self.counts[-1] - self.counts[0])
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "counts": self.counts,
+            "servers": {
+                server: {
+                    "form": FORMS[server],
+                    "resident": self.median(server),
+                    "each": self.each(server),
+                    "rounds": rounds,
+                }
+                for server, rounds in self.rounds.items()
+            },
+        }
+
+
+def growth_of_all(
+    counts: tuple[int, ...],
+    rounds: int,
+    report: Callable[[str], object],
+    only: Sequence[str] | None = None,
+) -> Growth:
+    """Of all servers that can run here, or of those named."""
+    names = [name for name in FORMS if (not only or name in only) and missing(name) is None]
+    found = Growth(counts, {name: [] for name in names})
+    for number in range(rounds):
+        for name in names:
+            report(f"memory, round {number + 1}, {name}")
+            found.rounds[name].append(growth(name, counts))
+    return found
+
+
+def growth_table(found: Growth) -> Table:
+    result = Table(title="Resident set by idle connections, MiB", title_justify="left")
+    result.add_column("server")
+    for count in found.counts:
+        result.add_column(f"{count:,}", justify="right")
+    result.add_column("bytes for each", justify="right")
+    for server in found.rounds:
+        sizes = [f"{size / (1 << 20):.1f}" for size in found.median(server)]
+        result.add_row(FORMS[server], *sizes, f"{found.each(server):,.0f}")
+    return result
 
 
 def table(found: dict[str, float], connections: int) -> Table:
@@ -99,7 +179,7 @@ def main() -> None:
         found = {
             server: measure(server, arguments.connections)
             for server in FORMS
-            if not arguments.only or server in arguments.only
+            if (not arguments.only or server in arguments.only) and missing(server) is None
         }
     except (OSError, WorkerFailed) as exc:
         sys.exit(f"idle_memory.py: {exc}")

@@ -1,23 +1,25 @@
-"""The README's picture: ``python benchmarks/plot.py SWEEP.json docs/_static/throughput.png``.
+"""The pictures of docs/benchmarks.md: ``python benchmarks/plot.py BENCHMARKS.json docs/_static``.
 
-``SWEEP.json`` comes from ``python benchmarks/run.py --sweep --json SWEEP.json``.
+``BENCHMARKS.json`` comes from ``python benchmarks/run.py --json BENCHMARKS.json``. The
+first of them is the README's, too. What was not measured is not drawn.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import attrs
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from pages import Json
+from scenarios import BY_CONNECTIONS
 
 INK = "#333333"
-# So that a picture of the same figures is the same file.
-mpl.rcParams.update({"svg.hashsalt": "trio_wknet", "font.size": 10, "text.color": INK})
+mpl.rcParams.update({"font.size": 10, "text.color": INK})
 
 
 @attrs.frozen
@@ -30,76 +32,139 @@ class Style:
 
 
 STYLES = {
+    "c-epoll": Style("C, epoll and nothing else", "#343a40"),
     "wknet-threaded": Style("trio_wknet, 1 reactor thread", "#0b7285", ours=True),
     "wknet-inloop": Style("trio_wknet, in-loop", "#22b8cf", ours=True),
+    "wknet-inloop-events-idle": Style("trio_wknet, event mode", "#22b8cf", ours=True),
     "uvloop-streams": Style("asyncio streams on uvloop", "#e8590c"),
+    "uvloop-protocol": Style("uvloop Protocol", "#c92a2a"),
+    "gevent": Style("gevent", "#74b816"),
     "asyncio-streams": Style("asyncio streams", "#f4a261"),
+    "anyio-trio": Style("anyio on Trio", "#b197fc"),
     "trio": Style("Trio", "#868e96"),
 }
 
+Picture = Callable[[Json], "Figure | None"]
 
-def draw(found: dict[str, Any]) -> Figure:
-    """Messages a second by connections: medians, and the range of the rounds."""
+
+def canvas(found: Json, title: str, xlabel: str) -> tuple[Figure, Axes]:
+    """An empty picture, which says where and how often was measured."""
     figure = Figure(figsize=(8.4, 4.6), layout="constrained")
     axes = figure.add_subplot()
-    results = found["results"]
-    counts = [result["scenario"]["connections"] for result in results]
-    for server, style in STYLES.items():
-        draw_server(axes, style, [result["servers"][server] for result in results])
-    axes.set_xticks(range(len(counts)), [f"{count:,}" for count in counts])
-    axes.set_xlabel("connections")
-    axes.set_ylim(bottom=0)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value / 1000:.0f} k")
+    axes.set_title(title, loc="left", fontweight="bold")
+    axes.set_xlabel(xlabel)
     axes.grid(axis="y", color="#e9ecef")
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(length=0, colors=INK)
-    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1), labelspacing=0.9)
-    label(figure, axes, found)
-    return figure
+    machine, settings = found["machine"], found["settings"]
+    versions = [f"{name} {version}" for name, version in machine["versions"].items()]
+    rounds = settings["rounds"]
+    note = f"{'A quick run. ' if settings['most_connections'] else ''}{machine['processor']}, "
+    note += f"{rounds} round{'s' * (rounds > 1)} in turn, Python {machine['python']}, "
+    figure.supxlabel(
+        note + ", ".join(versions) + ".", fontsize=7.5, color="#868e96", x=0.01, ha="left"
+    )
+    return figure, axes
 
 
-def draw_server(axes: Axes, style: Style, rounds: list[dict[str, Any]]) -> None:
-    """One server's line, and its rounds as a band around it."""
-    places = range(len(rounds))
-    lowest, highest = ([one[edge] for one in rounds] for edge in ("lowest", "highest"))
-    axes.fill_between(places, lowest, highest, color=style.color, alpha=0.13, linewidth=0)
+def line(axes: Axes, name: str, xs: list[float], ys: list[float], marked: bool = True) -> None:
+    """One server's line."""
+    style = STYLES[name]
     axes.plot(
-        places,
-        [one["median"] for one in rounds],
+        xs,
+        ys,
         label=style.label,
         color=style.color,
-        marker="o" if style.ours else "s",
+        marker=("o" if style.ours else "s") if marked else "",
         markersize=6 if style.ours else 4.5,
         linewidth=2.6 if style.ours else 1.6,
         zorder=3 if style.ours else 2,
     )
 
 
-def label(figure: Figure, axes: Axes, found: dict[str, Any]) -> None:
-    """What the picture shows, and where that was measured."""
-    machine, rounds = found["machine"], found["settings"]["rounds"]
-    axes.set_title(
-        "Echo of 64-byte messages, server on one core: messages a second",
-        loc="left",
-        fontweight="bold",
-    )
-    note = (
-        f"Medians of {rounds} rounds measured in turn, with their range. {machine['processor']}, "
-        f"Python {machine['python']}, Trio {machine['versions']['trio']}, "
-        f"uvloop {machine['versions']['uvloop']}."
-    )
-    figure.supxlabel(note, fontsize=7.5, color="#868e96", x=0.01, ha="left")
+def legend(axes: Axes) -> None:
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1), labelspacing=0.9)
+
+
+def throughput(found: Json) -> Figure | None:
+    """Messages a second by connections: medians, and the range of the rounds as a band."""
+    names = {scenario.name for scenario in BY_CONNECTIONS}
+    chosen = [result for result in found["results"] if result["scenario"]["name"] in names]
+    # A quick run has bounded some of them to the same number.
+    by_count = {result["scenario"]["connections"]: result["servers"] for result in chosen}
+    if len(by_count) < 2:
+        return None
+    figure, axes = canvas(found, "Echo of 64 bytes, server on one core: messages/s", "connections")
+    for name, style in STYLES.items():
+        if all(name in servers for servers in by_count.values()):
+            rounds = [servers[name] for servers in by_count.values()]
+            places = [float(place) for place in range(len(rounds))]
+            line(axes, name, places, [one["throughput"] for one in rounds])
+            lowest, highest = ([one[edge] for one in rounds] for edge in ("lowest", "highest"))
+            axes.fill_between(places, lowest, highest, color=style.color, alpha=0.13, linewidth=0)
+    axes.set_xticks(range(len(by_count)), [f"{count:,}" for count in by_count])
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value / 1000:.0f} k")
+    legend(axes)
+    return figure
+
+
+def latency(found: Json) -> Figure | None:
+    """Which share of the messages took how long at most, in the open loop."""
+    result = next((one for one in found["results"] if one["scenario"]["rate"]), None)
+    if result is None:
+        return None
+    rate, share = result["scenario"]["rate"], result["scenario"]["of_trio"]
+    title = f"Latency at {rate:,.0f} messages/s, {share:.0%} of Trio's maximum"
+    figure, axes = canvas(found, title, "milliseconds, at most")
+    for name in STYLES:
+        if name in result["servers"]:
+            percents, seconds = zip(*result["servers"][name]["cdf"], strict=True)
+            shares = [1 / (1 - percent / 100) for percent in percents]
+            line(axes, name, [1e3 * second for second in seconds], shares, marked=False)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    ticks = [0, 50, 90, 99, 99.9, 99.99]
+    axes.set_yticks([1 / (1 - tick / 100) for tick in ticks], [f"{tick:g} %" for tick in ticks])
+    axes.yaxis.set_minor_locator(mpl.ticker.NullLocator())
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.set_ylabel("of the messages")
+    legend(axes)
+    return figure
+
+
+def memory(found: Json) -> Figure | None:
+    """Resident sets by idle connections."""
+    if found["memory"] is None:
+        return None
+    counts, servers = found["memory"]["counts"], found["memory"]["servers"]
+    figure, axes = canvas(found, "The server's resident set, MiB", "idle connections")
+    for name in STYLES:
+        if name in servers:
+            line(axes, name, counts, [size / (1 << 20) for size in servers[name]["resident"]])
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    legend(axes)
+    return figure
+
+
+PICTURES: dict[str, Picture] = {"throughput": throughput, "latency": latency, "memory": memory}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Draw messages a second by connections.")
-    parser.add_argument("sweep", type=Path, help="what run.py --sweep --json wrote")
-    parser.add_argument("picture", type=Path, help="a file to write: .svg or .png")
+    parser = argparse.ArgumentParser(description="Draw what run.py has found.")
+    parser.add_argument("found", type=Path, help="what run.py --json wrote")
+    parser.add_argument("folder", type=Path, help="where the pictures go: docs/_static")
+    parser.add_argument("--only", action="append", choices=list(PICTURES), help="may be repeated")
     arguments = parser.parse_args()
-    figure = draw(json.loads(arguments.sweep.read_text()))
-    arguments.picture.parent.mkdir(parents=True, exist_ok=True)
-    metadata = {"Date": None} if arguments.picture.suffix == ".svg" else {}
-    figure.savefig(arguments.picture, dpi=160, metadata=metadata)
+    found = json.loads(arguments.found.read_text())
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    for name, draw in PICTURES.items():
+        if arguments.only and name not in arguments.only:
+            continue
+        figure = draw(found)
+        if figure is not None:
+            figure.savefig(arguments.folder / f"{name}.png", dpi=160)
 
 
 if __name__ == "__main__":

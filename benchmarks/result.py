@@ -6,18 +6,20 @@ from statistics import median
 from typing import Any
 
 import attrs
+from measure import Measured
+from rich import box
 from rich.table import Table
-from scenarios import Scenario, Wanted
+from scenarios import BULK, Quantity, Scenario, Wanted
 
-from trio_wknet._demo_result import Round
+from trio_wknet._load import LoadResult
 from trio_wknet._load_text import complaint, time_text
+from trio_wknet._native.histogram import Histogram
 
-
-def figure(scenario: Scenario, one: Round) -> float:
-    """A round in the scenario's unit."""
-    result = one.result
-    bulk = scenario.unit == "MB/s"
-    return result.megabytes_per_second if bulk else result.messages_per_second
+OWN = "trio"
+"""The transport that ours must not be slower than, wherever both are measured."""
+HEADS = ("p50", "p99", "p99.9", "CPU µs", "cores", "load's")
+"""Of what follows a server's throughput; cores are those that it and the load keep busy."""
+PERCENTS = (*range(100), *(99 + tenth / 10 for tenth in range(1, 10)), 99.95, 99.99)
 
 
 @attrs.frozen(kw_only=True)
@@ -26,10 +28,12 @@ class Verdict:
 
     scenario: str
     title: str
+    of: Quantity
     ours: str
-    """The better one of our servers."""
+    """The best one of our servers."""
     peer: str
     wanted: float
+    at_most: bool
     ratio: float
     """Of the medians."""
     lowest: float
@@ -40,7 +44,15 @@ class Verdict:
 
     @property
     def met(self) -> bool:
-        return self.ratio >= self.wanted
+        return self.ratio <= self.wanted if self.at_most else self.ratio >= self.wanted
+
+    @property
+    def bound(self) -> str:
+        """What was wanted, in words."""
+        return f"{'at most' if self.at_most else 'at least'} {self.wanted:g}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {**attrs.asdict(self), "met": self.met, "bound": self.bound}
 
 
 @attrs.frozen
@@ -48,111 +60,196 @@ class Result:
     """All rounds of a scenario, by server; the rounds of all were measured in turn."""
 
     scenario: Scenario
-    rounds: dict[str, list[Round]]
+    rounds: dict[str, list[Measured]]
 
-    def figures(self, server: str) -> list[float]:
-        return [figure(self.scenario, one) for one in self.rounds[server]]
+    def values(self, server: str, of: Quantity = "throughput") -> list[float | None]:
+        """By round, throughput in the scenario's unit; None where it was too short to tell."""
+        bulk = self.scenario.size >= BULK
+        return [one.value(of, bulk) for one in self.rounds[server]]
 
-    def median(self, server: str) -> float:
-        return median(self.figures(server))
+    def median(self, server: str, of: Quantity = "throughput") -> float | None:
+        return _median(self.values(server, of))
 
-    def best(self) -> str:
-        """The better one of our servers."""
-        return max(self.scenario.ours, key=self.median)
+    def best(self, of: Quantity, ours: tuple[str, ...]) -> str | None:
+        """The best one of some servers, of those that were measured."""
+        medians = {name: self.median(name, of) for name in ours if name in self.rounds}
+        known = {name: value for name, value in medians.items() if value is not None}
+        if not known:
+            return None
+        return (max if of == "throughput" else min)(known, key=lambda name: known[name])
 
     def verdicts(self) -> list[Verdict]:
-        return [self._verdict(wanted) for wanted in self.scenario.wanted]
+        """Those for which both sides were measured."""
+        found = (self._verdict(wanted) for wanted in self.scenario.wanted)
+        return [verdict for verdict in found if verdict is not None]
 
-    def _verdict(self, wanted: Wanted) -> Verdict:
-        best = self.best()
-        pairs = zip(self.figures(best), self.figures(wanted.peer), strict=True)
-        ratios = [_ratio(ours, theirs) for ours, theirs in pairs]
+    def unmeasured(self) -> list[Wanted]:
+        """What was wanted, and cannot be told."""
+        return [wanted for wanted in self.scenario.wanted if self._verdict(wanted) is None]
+
+    def beside_own(self) -> Verdict | None:
+        """Whether the best of ours is as fast as Trio's own transport; None in an open loop,
+        where the load says how fast all are, and where Trio's was not measured."""
+        if self.scenario.rate is not None:
+            return None
+        return self._verdict(Wanted(OWN, 1.0))
+
+    def _verdict(self, wanted: Wanted) -> Verdict | None:
+        best = self.best(wanted.of, wanted.ours or self.scenario.ours)
+        if best is None or wanted.peer not in self.rounds:
+            return None
+        sides = (self.values(best, wanted.of), self.values(wanted.peer, wanted.of))
+        ratios = [_ratio(*pair) for pair in zip(*sides, strict=True)]
+        known = [ratio for ratio in ratios if ratio is not None]
+        ratio = _ratio(*map(_median, sides))
+        if ratio is None or not known:
+            return None
         return Verdict(
             scenario=self.scenario.name,
             title=self.scenario.title,
+            of=wanted.of,
             ours=best,
             peer=wanted.peer,
             wanted=wanted.ratio,
-            ratio=_ratio(self.median(best), self.median(wanted.peer)),
-            lowest=min(ratios),
-            highest=max(ratios),
-            cpu_ratio=self._cpu_ratio(best, wanted.peer),
+            at_most=wanted.at_most,
+            ratio=ratio,
+            lowest=min(known),
+            highest=max(known),
+            cpu_ratio=_ratio(self.median(wanted.peer, "cpu"), self.median(best, "cpu")),
         )
-
-    def _cpu_ratio(self, ours: str, peer: str) -> float | None:
-        cost, peers_cost = self.cost(ours), self.cost(peer)
-        return peers_cost / cost if cost and peers_cost else None
 
     def failures(self) -> list[str]:
         """Rounds in which not all went well, in words."""
         return [
-            f"{self.scenario.name}, {server}, round {number}: {complaint(one.result)}"
+            f"{self.scenario.name}, {server}, round {number}: {problem}"
             for server, rounds in self.rounds.items()
             for number, one in enumerate(rounds, 1)
-            if not one.result.ok or one.result.errors.total
+            if (problem := _problem(one.result)) is not None
         ]
 
     def to_json(self) -> dict[str, Any]:
+        own = self.beside_own()
         return {
-            "scenario": attrs.asdict(self.scenario),
+            "scenario": {
+                **attrs.asdict(self.scenario),
+                "title": self.scenario.title,
+                "unit": self.scenario.unit,
+            },
             "servers": {name: self._server_json(name) for name in self.rounds},
-            "verdicts": [{**attrs.asdict(v), "met": v.met} for v in self.verdicts()],
+            "verdicts": [verdict.to_json() for verdict in self.verdicts()],
+            "unmeasured": [attrs.asdict(wanted) for wanted in self.unmeasured()],
+            "beside_own": None if own is None else own.to_json(),
         }
 
     def _server_json(self, server: str) -> dict[str, Any]:
-        figures = self.figures(server)
+        rounds, figures = self.rounds[server], self.values(server)
+        latencies = [one.result.latency for one in rounds]
+        columns: dict[str, list[Any]] = {
+            "throughput": figures,
+            "p50": [latency.p50 for latency in latencies],
+            "p99": [latency.p99 for latency in latencies],
+            "p999": [latency.p999 for latency in latencies],
+            "cpu": [one.cpu for one in rounds],
+            "busy": [one.busy for one in rounds],
+            "load_busy": [one.load_busy for one in rounds],
+            "unfinished": [one.result.unfinished for one in rounds],
+        }
+        known = [figure for figure in figures if figure is not None]
         return {
-            "median": median(figures),
-            "lowest": min(figures),
-            "highest": max(figures),
-            "cpu_per_message": self.cost(server),
-            "rounds": [one.to_json() for one in self.rounds[server]],
+            **{name: _median(column) for name, column in columns.items()},
+            "lowest": min(known),
+            "highest": max(known),
+            "rounds": columns,
+            "cdf": self._cdf(server) if self.scenario.rate is not None else None,
         }
 
-    def cost(self, server: str) -> float | None:
-        """Seconds of the server's CPU for a message, the median."""
-        costs = [one.cpu for one in self.rounds[server] if one.cpu is not None]
-        return median(costs) if costs else None
+    def _cdf(self, server: str) -> list[tuple[float, float]]:
+        """Percent of the messages of all rounds, and the seconds that they took at most."""
+        together = Histogram()
+        for one in self.rounds[server]:
+            together.merge(one.latency)
+        return [(percent, together.percentile(percent) / 1e9) for percent in PERCENTS]
 
     def table(self) -> Table:
-        """A row for each server, beside the peers' ratios to it."""
-        where = "server and load pinned" if self.scenario.pinned else "not pinned"
-        table = Table(title=f"{self.scenario.title} ({where})", title_justify="left")
+        """Every server's medians, the best of ours in bold."""
+        title = f"{self.scenario.name}: {self.scenario.title}; {self.scenario.unit}"
+        table = narrow_table(title)
         table.add_column("server", no_wrap=True)
-        for head in (self.scenario.unit, "lowest", "highest", "p50", "p99", "CPU µs"):
-            table.add_column(head, justify="right")
-        best = self.best()
+        for head in ("median", "lowest", "highest", *HEADS):
+            table.add_column(head, justify="right", no_wrap=True)
+        best = self.best("throughput", self.scenario.ours)
         for server in self.rounds:
             style = "bold" if server == best else None
-            table.add_row(server, *self._cells(server), style=style)
+            table.add_row(server, *cells(self._server_json(server)), style=style)
         return table
 
-    def _cells(self, server: str) -> list[str]:
-        figures, cost = self.figures(server), self.cost(server)
-        latencies = [one.result.latency for one in self.rounds[server]]
-        return [
-            *(f"{value:,.0f}" for value in (median(figures), min(figures), max(figures))),
-            time_text(median(latency.p50 for latency in latencies)),
-            time_text(median(latency.p99 for latency in latencies)),
-            "-" if cost is None else f"{cost * 1e6:.1f}",
-        ]
+
+def cells(server: dict[str, Any]) -> list[str]:
+    """A server's medians in a row, from its JSON."""
+    cpu = server["cpu"]
+    return [
+        *(f"{server[name]:,.0f}" for name in ("throughput", "lowest", "highest")),
+        *(time_text(server[name]) for name in ("p50", "p99", "p999")),
+        "-" if cpu is None else f"{cpu * 1e6:,.1f}",
+        *("-" if server[n] is None else f"{server[n]:.2f}" for n in ("busy", "load_busy")),
+    ]
 
 
-def _ratio(ours: float, theirs: float) -> float:
-    return ours / theirs if theirs else 0.0
+def _problem(result: LoadResult) -> str | None:
+    if not result.ok or result.errors.total:
+        return complaint(result)
+    if result.options.rate is not None and result.unfinished:
+        return f"{result.unfinished} messages were not answered, so percentiles are not honest"
+    return None
+
+
+def _median(values: list[Any]) -> float | None:
+    known = [value for value in values if value is not None]
+    return median(known) if known else None
+
+
+def _ratio(over: float | None, under: float | None) -> float | None:
+    return None if over is None or not under else over / under
+
+
+@attrs.frozen
+class Beside:
+    """The best of ours beside Trio's own transport, in every cell where both are."""
+
+    verdicts: list[Verdict]
+
+    @classmethod
+    def of(cls, results: list[Result]) -> Beside:
+        found = (result.beside_own() for result in results)
+        return cls([verdict for verdict in found if verdict is not None])
+
+    def slower(self) -> list[Verdict]:
+        return [verdict for verdict in self.verdicts if not verdict.met]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "cells": len(self.verdicts),
+            "lowest": min((verdict.ratio for verdict in self.verdicts), default=None),
+            "slower": [verdict.scenario for verdict in self.slower()],
+        }
 
 
 def verdict_table(verdicts: list[Verdict]) -> Table:
     """Every ratio that was wanted, and whether it is there."""
-    table = Table(title="What was wanted", title_justify="left")
-    for head in ("work", "ours", "against"):
-        table.add_column(head)
-    for head in ("ratio", "rounds", "at least", "", "by CPU"):
-        table.add_column(head, justify="right")
+    table = narrow_table("What was wanted")
+    for head in ("cell", "of", "ours", "against"):
+        table.add_column(head, no_wrap=True)
+    for head in ("ratio", "rounds", "wanted", "", "by CPU"):
+        table.add_column(head, justify="right", no_wrap=True)
     for v in verdicts:
-        met = "[green]met[/]" if v.met else "[bold white on red] MISSED [/]"
+        met = "[green]met[/]" if v.met else "[bold white on red]MISSED[/]"
         spread = f"{v.lowest:.2f} to {v.highest:.2f}"
         by_cpu = "-" if v.cpu_ratio is None else f"{v.cpu_ratio:.2f}"
-        ratios = (f"{v.ratio:.2f}", spread, f"{v.wanted:.2f}", met, by_cpu)
-        table.add_row(v.title, v.ours, v.peer, *ratios)
+        ratios = (f"{v.ratio:.2f}", spread, v.bound, met, by_cpu)
+        table.add_row(v.scenario, v.of, v.ours, v.peer, *ratios)
     return table
+
+
+def narrow_table(title: str) -> Table:
+    """A table for terminals that are not wide."""
+    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))

@@ -14,8 +14,8 @@ from typing import Any, Literal
 import attrs
 import idle_memory
 from clients import clients
-from measure import Server, Settings, measure, running_on
-from result import Result
+from measure import Server, Settings, running_on
+from rounds import able, in_turn, run_scenario
 from scenarios import SCENARIOS
 
 from trio_wknet._load import run_load
@@ -24,6 +24,8 @@ from trio_wknet._load_text import complaint
 
 EVENTS = ("wknet-inloop-events-idle", "wknet-threaded-events-idle")
 TASKS = ("wknet-inloop-idle", "wknet-threaded-idle")
+ECHOES = ("events-inloop", "events-threaded", "idle-threaded", "idle-inloop", "idle-deadline")
+"""The scenarios of `scenarios.py` that belong here, with what is wanted there first."""
 ACTIVE = 100
 COLLECTIONS = 5
 PATIENCE = 120.0
@@ -89,14 +91,13 @@ class Row:
         return {**attrs.asdict(self), **derived}
 
 
-def in_turn(
+def take_turns(
     servers: tuple[str, ...], rounds: int, one: Callable[[str], float], report: Report
 ) -> dict[str, list[float]]:
     """So many rounds of all, each beginning with another one."""
     found: dict[str, list[float]] = {server: [] for server in servers}
     for number in range(rounds):
-        first = number % len(servers)
-        for server in (*servers[first:], *servers[:first]):
+        for server in in_turn(servers, number):
             report(f"{server}, round {number + 1} of {rounds}")
             found[server].append(one(server))
     return found
@@ -105,7 +106,7 @@ def in_turn(
 def memory(size: Size, report: Report) -> list[Row]:
     """What an idle connection costs its process."""
     peers = ("trio", "uvloop-protocol")
-    found = in_turn(
+    found = take_turns(
         (*EVENTS, *TASKS, *peers),
         size.settings.rounds,
         lambda server: idle_memory.measure(server, size.memory),
@@ -134,24 +135,21 @@ def echo(size: Size, report: Report) -> list[Row]:
     """The throughput of event mode, and with idle timeouts; the loads are of `scenarios.py`."""
     rows = []
     for scenario in SCENARIOS:
-        if not scenario.name.startswith(("events-", "idle-")):
+        if scenario.name not in ECHOES:
             continue
-        result = Result(scenario, {server: [] for server in scenario.servers})
-
-        def one(server: str, result: Result = result) -> float:
-            result.rounds[server].append(measure(result.scenario, server, size.settings))
-            return result.figures(server)[-1]
-
-        found = in_turn(scenario.servers, size.settings.rounds, one, report)
+        result = run_scenario(scenario, able(scenario), size.settings, report)
         require(not result.failures(), "; ".join(result.failures()))
-        (wanted,) = scenario.wanted
-        costs = {server: result.cost(server) for server in scenario.servers}
+        wanted = scenario.wanted[0]
+        costs = {server: result.median(server, "cpu") for server in result.rounds}
         rows.append(
             Row(
                 name=scenario.name,
                 what=scenario.title,
                 unit="messages/s",
-                rounds=found,
+                rounds={
+                    server: [one.result.messages_per_second for one in rounds]
+                    for server, rounds in result.rounds.items()
+                },
                 peer=wanted.peer,
                 at_least=wanted.ratio,
                 cpu={server: cost for server, cost in costs.items() if cost},
@@ -162,7 +160,7 @@ def echo(size: Size, report: Report) -> list[Row]:
 
 def collection(size: Size, report: Report) -> list[Row]:
     """How long the garbage collector stops everything."""
-    found = in_turn(
+    found = take_turns(
         (EVENTS[0], "trio"),
         size.settings.rounds,
         lambda server: collection_time(server, size.collected),
@@ -208,7 +206,7 @@ def tail(size: Size, report: Report) -> list[Row]:
                 what=f"p99 of {ACTIVE} active connections, {size.rate:,.0f} messages/s, with "
                 f"{size.idle:,} idle ones beside: {name}",
                 unit="s",
-                rounds=in_turn((beside, alone), size.settings.rounds, one, report),
+                rounds=take_turns((beside, alone), size.settings.rounds, one, report),
                 peer=alone,
                 at_most=None if name == "trio" else 1.25,
             )

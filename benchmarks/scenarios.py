@@ -10,14 +10,31 @@ from trio_wknet._load_options import LoadOptions
 
 ECHO = ("wknet-threaded", "wknet-inloop")
 ECHO_NOWAIT = ("wknet-threaded-nowait", "wknet-inloop-nowait")
+EVENTS = ("wknet-inloop-events", "wknet-threaded-events")
+PEERS = ("trio", "anyio-trio", "asyncio-streams", "uvloop-streams", "gevent", "c-epoll")
+BULK = 65536
+"""Messages of so many bytes count as bytes."""
+SETTLING = 1 / 5000
+"""Seconds for each connection before anything is counted, beside the usual ones."""
+KIB, MIB = 1 << 10, 1 << 20
+
+Quantity = Literal["throughput", "p99", "cpu"]
+Unit = Literal["messages/s", "connections/s", "MB/s"]
 
 
 @attrs.frozen
 class Wanted:
-    """The ratio to a peer that must be reached at least."""
+    """A ratio of ours to a peer's: of throughput at least, of what should be small at most."""
 
     peer: str
     ratio: float
+    of: Quantity = attrs.field(default="throughput", kw_only=True)
+    ours: tuple[str, ...] = attrs.field(default=(), kw_only=True)
+    """Which servers of ours may reach it; none: any of the scenario's."""
+
+    @property
+    def at_most(self) -> bool:
+        return self.of != "throughput"
 
 
 @attrs.frozen(kw_only=True)
@@ -25,143 +42,256 @@ class Scenario:
     """One kind of work. Of several servers of ours the better one counts, by name."""
 
     name: str
-    title: str
+    what: str
     ours: tuple[str, ...]
     wanted: tuple[Wanted, ...] = ()
     others: tuple[str, ...] = ()
     """Servers that are measured beside, with nothing wanted."""
-    connections: int
+    connections: int = 100
     size: int = 64
-    depth: int | None = None
+    depth: int = 1
     churn: bool = False
     pinned: bool = True
     """The server on a core of its own, the load on another."""
-    unit: Literal["messages/s", "connections/s", "MB/s"] = "messages/s"
+    longer: float = 1.0
+    """Times the usual seconds, where a message takes long."""
+    slow: bool = False
+    """With one more connection, whose client sends without end and reads little."""
+    of_trio: float | None = None
+    """An open loop, at this share of the most that Trio does with the same load closed."""
+    rate: float | None = None
+    """Messages a second of the open loop; what follows from `of_trio`."""
 
     @property
     def servers(self) -> tuple[str, ...]:
         """All that are measured, each once."""
         return tuple(dict.fromkeys((*self.ours, *(w.peer for w in self.wanted), *self.others)))
 
+    @property
+    def unit(self) -> Unit:
+        if self.churn:
+            return "connections/s"
+        return "MB/s" if self.size >= BULK else "messages/s"
+
+    @property
+    def title(self) -> str:
+        """The work in words."""
+        parts = [self.what, size_text(self.size), self._connections_text()]
+        if self.depth > 1:
+            parts.append(f"{self.depth} under way on each")
+        if not self.pinned:
+            parts.append("all cores free")
+        if self.of_trio is not None:
+            parts.append(f"at {self.of_trio:.0%} of Trio's maximum")
+        return ", ".join(parts)
+
+    def _connections_text(self) -> str:
+        if self.churn:
+            return f"{self.connections:,} side by side"
+        return f"{self.connections:,} connection{'s' * (self.connections > 1)}"
+
+    def within(self, connections: int | None) -> Scenario:
+        """The same with so many connections at most; None: no bound."""
+        return attrs.evolve(self, connections=min(self.connections, connections or 1 << 20))
+
     def load(self, port: int, warmup: float, duration: float) -> LoadOptions:
-        """The load on the server at a port."""
+        """The load on the server at a port; seconds are the usual ones.
+
+        A server may be accepting still when all are connected, so they have time to settle.
+        """
         return LoadOptions(
             "127.0.0.1",
             port,
             connections=self.connections,
             size=self.size,
-            depth=self.depth,
+            depth=None if self.rate else self.depth,
+            rate=self.rate,
             churn=self.churn,
-            warmup=warmup,
-            duration=duration,
+            warmup=warmup + SETTLING * self.connections,
+            duration=duration * self.longer,
         )
 
 
-SCENARIOS = (
-    Scenario(
-        name="echo-100",
-        title="echo, 64 B, 100 connections, send_all",
+def size_text(size: int) -> str:
+    """Bytes in the unit that suits them."""
+    for unit, text in ((MIB, "MiB"), (KIB, "KiB")):
+        if size >= unit:
+            return f"{size // unit} {text}"
+    return f"{size} B"
+
+
+def by_connections(connections: int, *wanted: Wanted, others: tuple[str, ...] = ()) -> Scenario:
+    """One of those that the picture of throughput is made of."""
+    return Scenario(
+        name=f"echo-{connections}",
+        what="stream echo",
         ours=ECHO,
-        wanted=(Wanted("trio", 2.0), Wanted("uvloop-streams", 0.9)),
-        connections=100,
+        wanted=wanted,
+        others=(*PEERS, *others),
+        connections=connections,
+        longer=max(1.0, connections / 7500),
+    )
+
+
+BY_CONNECTIONS = (
+    by_connections(1),
+    by_connections(10),
+    by_connections(
+        100,
+        Wanted("trio", 2.5),
+        Wanted("uvloop-streams", 1.15),
+        Wanted("trio", 0.55, of="cpu", ours=("wknet-threaded",)),
+        others=("anyio-asyncio",),
+    ),
+    by_connections(1000, Wanted("trio", 2.5), Wanted("uvloop-streams", 1.15)),
+    by_connections(5000, Wanted("trio", 2.5), Wanted("uvloop-streams", 1.15)),
+    by_connections(15_000),
+)
+
+SCENARIOS = (
+    *BY_CONNECTIONS,
+    Scenario(
+        name="echo-free",
+        what="stream echo",
+        ours=ECHO,
+        wanted=(
+            Wanted("trio", 2.5),
+            Wanted("trio", 0.55, of="cpu", ours=("wknet-threaded",)),
+        ),
+        others=("uvloop-streams", "c-epoll"),
+        pinned=False,
     ),
     Scenario(
-        name="echo-100-nowait",
-        title="echo, 64 B, 100 connections, send_nowait",
+        name="echo-nowait",
+        what="stream echo with send_nowait",
         ours=ECHO_NOWAIT,
-        wanted=(Wanted("trio", 2.2),),
-        connections=100,
+        wanted=(Wanted("trio", 2.5),),
+    ),
+    Scenario(
+        name="one-connection",
+        what="stream echo",
+        ours=ECHO,
+        wanted=(
+            Wanted("trio", 1.05, ours=("wknet-inloop",)),
+            Wanted("trio", 0.85, ours=("wknet-threaded",)),
+        ),
+        others=("uvloop-streams", "c-epoll"),
+        connections=1,
+        pinned=False,
+    ),
+    Scenario(
+        name="depth-16",
+        what="stream echo",
+        ours=ECHO,
+        wanted=(Wanted("uvloop-streams", 1.5),),
+        others=("trio", "asyncio-streams", "gevent", "c-epoll"),
+        depth=16,
     ),
     Scenario(
         name="events-inloop",
-        title="echo, 64 B, 100 connections, event mode, in-loop",
+        what="event echo, in-loop",
         ours=("wknet-inloop-events",),
-        wanted=(Wanted("uvloop-protocol", 1.0),),
-        others=("trio",),
-        connections=100,
+        wanted=(Wanted("uvloop-protocol", 1.05), Wanted("c-epoll", 0.85)),
+        others=("trio", "asyncio-protocol"),
     ),
     Scenario(
         name="events-threaded",
-        title="echo, 64 B, 100 connections, event mode, 1 reactor thread",
+        what="event echo, 1 reactor thread",
         ours=("wknet-threaded-events",),
         wanted=(Wanted("uvloop-protocol", 0.85),),
         others=("trio",),
-        connections=100,
     ),
     Scenario(
-        name="idle-threaded",
-        title="echo, 64 B, 100 connections, an idle timeout on each, 1 reactor thread",
-        ours=("wknet-threaded-idle",),
-        wanted=(Wanted("wknet-threaded", 0.98),),
-        connections=100,
-    ),
-    Scenario(
-        name="idle-inloop",
-        title="echo, 64 B, 100 connections, an idle timeout on each, in-loop",
-        ours=("wknet-inloop-idle",),
-        wanted=(Wanted("wknet-inloop", 0.98),),
-        connections=100,
-    ),
-    Scenario(
-        name="idle-deadline",
-        title="the same, against Trio with a deadline set for each message",
-        ours=("wknet-threaded-idle", "wknet-inloop-idle"),
-        wanted=(Wanted("trio-deadline", 2.3),),
-        others=("trio",),
-        connections=100,
-    ),
-    Scenario(
-        name="echo-5000",
-        title="echo, 64 B, 5000 connections",
-        ours=ECHO,
-        wanted=(Wanted("trio", 2.0),),
+        name="events-5000",
+        what="event echo",
+        ours=EVENTS,
+        wanted=(
+            Wanted("uvloop-protocol", 1.05, ours=("wknet-inloop-events",)),
+            Wanted("c-epoll", 0.85, ours=("wknet-inloop-events",)),
+        ),
+        others=("trio", "asyncio-protocol"),
         connections=5000,
     ),
     Scenario(
-        name="pingpong-inloop",
-        title="ping-pong, 64 B, 1 connection, in-loop",
-        ours=("wknet-inloop",),
-        wanted=(Wanted("trio", 0.9),),
-        connections=1,
+        name="events-free",
+        what="event echo",
+        ours=EVENTS,
+        others=("trio", "uvloop-protocol", "c-epoll"),
         pinned=False,
     ),
     Scenario(
-        name="pingpong-threaded",
-        title="ping-pong, 64 B, 1 connection, 1 reactor thread",
-        ours=("wknet-threaded",),
-        wanted=(Wanted("trio", 0.6),),
-        connections=1,
-        pinned=False,
-    ),
-    Scenario(
-        name="bulk",
-        title="64 KiB writes echoed, 4 connections, 4 under way on each",
+        name="size-1k",
+        what="stream echo",
         ours=ECHO,
-        wanted=(Wanted("trio", 1.5),),
+        others=("trio", "uvloop-streams", "gevent", "c-epoll"),
+        size=KIB,
+    ),
+    Scenario(
+        name="size-64k",
+        what="stream echo",
+        ours=ECHO,
+        others=("trio", "uvloop-streams", "gevent", "c-epoll"),
+        size=64 * KIB,
+    ),
+    Scenario(
+        name="bulk-64k",
+        what="bulk echo",
+        ours=ECHO,
+        wanted=(Wanted("uvloop-streams", 1.5), Wanted("gevent", 1.1)),
+        others=("trio", "asyncio-streams", "c-epoll"),
         connections=4,
-        size=65536,
+        size=64 * KIB,
         depth=4,
-        unit="MB/s",
+    ),
+    Scenario(
+        name="bulk-1m",
+        what="bulk echo",
+        ours=ECHO,
+        wanted=(Wanted("uvloop-streams", 1.5), Wanted("gevent", 1.1)),
+        others=("trio", "asyncio-streams", "c-epoll"),
+        connections=4,
+        size=MIB,
     ),
     Scenario(
         name="churn",
-        title="connect, 64 B there and back, close; 64 side by side",
+        what="connect, a message there and back, close",
         ours=ECHO,
-        wanted=(Wanted("trio", 2.0),),
+        wanted=(Wanted("uvloop-streams", 1.0),),
+        others=("trio", "asyncio-streams", "gevent", "c-epoll"),
         connections=64,
         churn=True,
-        unit="connections/s",
     ),
-)
-
-# What the README's plot is made of.
-SWEEP = tuple(
     Scenario(
-        name=f"sweep-{connections}",
-        title=f"echo, 64 B, {connections} connection{'s' * (connections > 1)}",
+        name="half-load",
+        what="stream echo by the clock",
         ours=ECHO,
-        others=("trio", "asyncio-streams", "uvloop-streams"),
-        connections=connections,
-    )
-    for connections in (1, 10, 100, 1000, 5000)
+        wanted=(Wanted("trio", 0.6, of="p99"),),
+        others=("asyncio-streams", "uvloop-streams", "gevent", "c-epoll"),
+        of_trio=0.5,
+    ),
+    Scenario(
+        name="slow-consumer",
+        what="stream echo beside one slow consumer",
+        ours=ECHO,
+        others=("trio", "uvloop-streams", "gevent", "c-epoll"),
+        slow=True,
+    ),
+    Scenario(
+        name="idle-threaded",
+        what="stream echo, an idle timeout on each, 1 reactor thread",
+        ours=("wknet-threaded-idle",),
+        wanted=(Wanted("wknet-threaded", 0.98),),
+    ),
+    Scenario(
+        name="idle-inloop",
+        what="stream echo, an idle timeout on each, in-loop",
+        ours=("wknet-inloop-idle",),
+        wanted=(Wanted("wknet-inloop", 0.98),),
+    ),
+    Scenario(
+        name="idle-deadline",
+        what="the same, against Trio with a deadline set for each message",
+        ours=("wknet-threaded-idle", "wknet-inloop-idle"),
+        wanted=(Wanted("trio-deadline", 2.3),),
+    ),
 )

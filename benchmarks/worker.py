@@ -8,11 +8,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 HERE = Path(__file__).parent
 START_TIMEOUT = 60.0
 END_TIMEOUT = 60.0
+
+Self = TypeVar("Self", bound="Worker")
 
 
 class WorkerFailed(Exception):
@@ -48,18 +50,22 @@ class Worker:
         code = self._process.poll()
         return "the process is running" if code is None else f"the process ended with code {code}"
 
-    def __enter__(self) -> Worker:
+    def __enter__(self: Self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with self._process:
             try:
-                assert self._process.stdin is not None
-                self._process.stdin.close()
+                self.end()
                 if kind is None:
                     self._process.wait(END_TIMEOUT)
             finally:
                 self._process.kill()  # nothing, if it has ended
+
+    def end(self) -> None:
+        """Have it end, without waiting for that."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
 
     def ask(self, *question: object) -> None:
         """Put a question, without waiting for the answer."""
