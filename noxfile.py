@@ -138,7 +138,7 @@ def demo(session: nox.Session) -> None:
 
 @nox.session(allow_parallel=False)
 def bench(session: nox.Session) -> None:
-    """The benchmark. Minutes, and best alone on the machine."""
+    """The benchmark. Forty minutes, alone on the machine; ``-- --quick``: does it work?"""
     session.install("-e", ".[bench]")
     session.run("python", "benchmarks/run.py", *session.posargs)
 
