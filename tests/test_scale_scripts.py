@@ -2,54 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
+from benchmark_scripts import ROOT, measured, run, script
 from helpers import PATIENCE
 
-import trio_wknet
-
-ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "scale.md"
 FIGURES = ROOT / "docs" / "_static" / "scale.json"
 SERVER = "wknet-inloop-events-idle"
-
-
-def script(name: str, *arguments: object) -> subprocess.Popen[str]:
-    found = str(Path(trio_wknet.__file__).parent.parent)
-    path = os.pathsep.join(filter(None, [found, os.environ.get("PYTHONPATH")]))
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "benchmarks" / name), *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": path},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def run(name: str, *arguments: object) -> tuple[int, str, str]:
-    with script(name, *arguments) as process:
-        try:
-            said, complained = process.communicate(timeout=120)
-        finally:
-            process.kill()
-    return process.returncode, said, complained
-
-
-def measured(name: str, folder: Path, *arguments: object) -> Any:
-    """What a script measured."""
-    path = folder / "found.json"
-    code, _, complained = run(name, *arguments, "--json", path)
-    assert (code, complained) == (0, "")
-    return json.loads(path.read_text())
 
 
 def test_a_crowd_of_several_servers_comes_and_goes(tmp_path: Path) -> None:
