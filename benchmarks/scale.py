@@ -34,6 +34,7 @@ FULL = Size(
     collected=15_000,
     idle=15_000,
     rate=10_000.0,
+    repeats=3,
 )
 QUICK = Size(
     settings=Settings(rounds=1, duration=0.3, warmup=0.1),
@@ -41,6 +42,7 @@ QUICK = Size(
     collected=100,
     idle=100,
     rate=1000.0,
+    repeats=1,
 )
 CORE = ("look up", "take and give")
 """What of `micro.py` belongs here, by how its name begins."""

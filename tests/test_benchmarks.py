@@ -365,3 +365,37 @@ def test_the_pictures_are_drawn(tmp_path: Path) -> None:
     assert run("plot.py", FIGURES, tmp_path) == (0, "", "")
     drawn = sorted(path.name for path in tmp_path.iterdir())
     assert drawn == ["latency.png", "memory.png", "throughput.png"]
+
+
+# -- What is measured apart ----------------------------------------------------
+
+
+def figures(said: str, width: int) -> dict[str, list[str]]:
+    """The rows of a table, by their first cell."""
+    lines = (line.strip("│┃ ").split("│") for line in said.splitlines() if line.startswith("│"))
+    cells = ([cell.strip() for cell in line] for line in lines)
+    return {first: rest for first, *rest in cells if len(rest) == width}
+
+
+@pytest.mark.skipif(bench.compiled.compiler() is None, reason="a C compiler is missing")
+def test_the_floor_is_trios_scheduler_and_the_system_calls() -> None:
+    code, said, complained = run("floor.py", "--rounds", 1, "--duration", 0.3)
+    assert (code, complained) == (0, "")
+    rows = figures(said, 2)
+    parts = [rows[name] for name in ("Trio's scheduler alone", "the system calls alone")]
+    floor, ratio = rows["the floor: both"]
+    assert sum(float(cost.split()[0]) for cost, _ in parts) == pytest.approx(
+        float(floor.split()[0]), abs=0.02
+    )
+    assert ratio == "1.00"
+    assert {"wknet-inloop", "wknet-threaded", "trio"} <= rows.keys()
+
+
+def test_tls_is_measured_on_either_transport(tmp_path: Path) -> None:
+    found = measured("tls.py", tmp_path, "--rounds", 1, "--duration", 0.1, "--connections", 5)[
+        "results"
+    ]
+    assert list(found) == ["trio", "wknet-inloop", "wknet-threaded"]
+    for (one,) in found.values():
+        assert one["per_second"] > 0
+        assert one["cpu"] > 0
