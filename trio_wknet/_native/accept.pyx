@@ -13,8 +13,17 @@ while, by taking it out of epoll's interest:
 
 Accepted sockets inherit their options (TCP_NODELAY, buffer sizes, keepalive)
 from the listening socket, so an accept costs one accept4 and one epoll_ctl.
+
+Closing a listening socket resets the connections in its queue. So a port that is to
+close gracefully accepts first what is there (`accept_rest`). What comes between that
+and `close` would be lost. Alone, its clients would be refused a moment later anyway.
+But other sockets may listen on the port (reuse_port), and the kernel goes on to give
+this one its share. A filter on the socket, which drops SYNs, ends that: they come
+again after a second, when it is gone, and the others get them. For handshakes that
+have begun the reactor waits GRACE_MS, once in a port's life. Longer would cost more
+clients that second than it could save from a reset.
 """
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from trio_wknet._native.atomics cimport (
     wk_u32_add, wk_u32_load_relaxed, wk_u32_store_relaxed, wk_u32_sub, wk_u64_add, wk_u64_load,
@@ -24,8 +33,8 @@ from trio_wknet._native.conn cimport ACCEPTED, ADD, DROP, OPEN, PORT, Slot
 from trio_wknet._native.linux cimport (
     EAGAIN, EBADF, EINVAL, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOTSOCK, EOPNOTSUPP,
     EPOLLET, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD,
-    SOCK_CLOEXEC, SOCK_NONBLOCK, accept4, epoll_ctl, epoll_event, errno,
-    pthread_mutex_lock, pthread_mutex_unlock,
+    POLLIN, SOCK_CLOEXEC, SOCK_NONBLOCK, SOL_SOCKET, accept4, epoll_ctl, epoll_event, errno,
+    monotonic_ns, poll, pollfd, pthread_mutex_lock, pthread_mutex_unlock, setsockopt,
 )
 from trio_wknet._native.links cimport list_append, list_remove
 from trio_wknet._native.matrix cimport matrix_take
@@ -33,10 +42,31 @@ from trio_wknet._native.reactor cimport Hub, Reactor, notify
 from trio_wknet._native.timeouts cimport timeout_clear, timeout_set
 from trio_wknet._native.wake cimport reactor_post
 
+cdef extern from *:
+    """
+    #include <linux/filter.h>
+    #include <sys/socket.h>
+
+    /* The flags of TCP: SYN without ACK is dropped, all else let through. */
+    static struct sock_filter wk_no_syn[] = {
+        BPF_STMT(BPF_LD | BPF_B | BPF_ABS, 13),
+        BPF_STMT(BPF_ALU | BPF_AND | BPF_K, 0x12),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 0x02, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, 0),
+        BPF_STMT(BPF_RET | BPF_K, 0xffffffff),
+    };
+    static const struct sock_fprog wk_no_syn_program = {5, wk_no_syn};
+    """
+    struct sock_fprog:
+        pass
+    const sock_fprog wk_no_syn_program
+    int SO_ATTACH_FILTER
+
 cdef enum:
     ACCEPT_BATCH = 64
     MOST_BACKLOG = 65535
     RETRY_NS = 50000000         # how often a port without descriptors is tried
+    GRACE_MS = 2                # what a handshake may take that began before a close
 
 
 cdef bint watch(Reactor *reactor, Slot *slot) noexcept nogil:
@@ -135,14 +165,34 @@ cdef void on_acceptable(Reactor *reactor, Slot *port) noexcept nogil:
 
 cdef void accept_rest(Reactor *reactor, Slot *port) noexcept nogil:
     """Before a port closes gracefully: take in what the kernel has queued, which
-    closing would reset (granian #567, pingora #427). As many as the kernel's
-    queue can hold, whatever the listener's own bound."""
+    closing would reset (granian #567, pingora #427)."""
+    cdef pollfd late
+    cdef uint64_t until
+    _accept_queued(reactor, port)
+    if not port.keeps:
+        return
+    if setsockopt(port.fd, SOL_SOCKET, SO_ATTACH_FILTER, &wk_no_syn_program,
+                  sizeof(wk_no_syn_program)) != 0:
+        return
+    late.fd = port.fd
+    late.events = POLLIN
+    until = monotonic_ns() + <uint64_t>GRACE_MS * 1000000
+    while _accept_queued(reactor, port) and monotonic_ns() < until:
+        poll(&late, 1, GRACE_MS)
+
+
+cdef bint _accept_queued(Reactor *reactor, Slot *port) noexcept nogil:
+    """As many as the kernel's queue can hold, whatever the listener's own bound. True
+    if none is left in it."""
     cdef int i, error
     cdef bint full = False
     for i in range(MOST_BACKLOG):
         error = _accept_one(reactor, port, &full)
-        if error == EAGAIN or _is_shortage(error) or _is_fatal(error):
-            return
+        if error == EAGAIN:
+            return True
+        if _is_shortage(error) or _is_fatal(error):
+            return False
+    return True
 
 
 cdef int _accept_one(Reactor *reactor, Slot *port, bint *full) noexcept nogil:

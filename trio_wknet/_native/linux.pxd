@@ -155,6 +155,7 @@ cdef extern from "<poll.h>" nogil:
         short events
         short revents
     enum:
+        POLLIN
         POLLOUT
     int poll(pollfd *fds, unsigned long nfds, int timeout)
 
