@@ -17,6 +17,7 @@ from trio_wknet._listener import Listener, open_wknet_listener
 from trio_wknet._native.ringbuffer import RingBuffer
 from trio_wknet._native.timer import Timer
 from trio_wknet._options import ConnOptions, Limits
+from trio_wknet._proxy_protocol import ProxyHeader
 from trio_wknet._statistics import (
     ConnStatistics,
     EngineStatistics,
@@ -37,6 +38,7 @@ __all__ = [
     "Limits",
     "Listener",
     "ListenerStatistics",
+    "ProxyHeader",
     "ReactorStatistics",
     "RingBuffer",
     "Timer",

@@ -190,7 +190,13 @@ class Conn(IdleWatch, HalfCloseableStream):
     @property
     def remote_address(self) -> Any:
         """The peer's address, as `socket.socket.getpeername` gives it. Known after
-        the end only if it was asked for before."""
+        the end only if it was asked for before.
+
+        Where a load balancer has told by the PROXY protocol whom the connection is
+        for, the address of that client; ``socket.getpeername()`` is the balancer's."""
+        header = self.proxy_header
+        if header is not None and header.source is not None:
+            return header.source
         return self._name("remote", socket.socket.getpeername)
 
     def _name(self, which: str, ask: Callable[[socket.socket], Any]) -> Any:

@@ -23,9 +23,12 @@ from trio_wknet._native.idle_scopes import timeout_rule
 from trio_wknet._options import ConnOptions, Limits
 from trio_wknet._statistics import EngineStatistics, ReactorStatistics
 from trio_wknet._trios_own import trios_own
+from trio_wknet._trusted import parse_trusted
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncIterator, Callable, Collection, Mapping
+
+    from trio_wknet._trusted import Network, Trusted
 
 MOST_REACTORS = 1024
 _SOCKET_STREAM_OPTIONS = ((socket.TCP_NODELAY, 1), (socket.TCP_NOTSENT_LOWAT, 2**14))
@@ -156,6 +159,7 @@ class Engine:
         backlog: int | None = None,
         reuse_port: bool = False,
         idle_timeout: float | None = None,
+        proxy_protocol: Collection[Network] | None = None,
         limits: Limits = Limits(),
         options: ConnOptions = ConnOptions(),
     ) -> Listener:
@@ -174,6 +178,16 @@ class Engine:
               bytes have moved for so many seconds; None, the default, never does.
               How its user is told, and how to change it for one connection:
               `Conn.idle_timeout`, `Listener.serve`.
+          proxy_protocol: the load balancers whose connections are to begin with a
+              header of the PROXY protocol (version 1 or 2), which tells
+              `Conn.remote_address` and `Conn.proxy_header`: networks and addresses,
+              as strings (``"10.0.0.0/8"``) or objects of Python's ``ipaddress``;
+              ``"unix:"`` is whoever may connect to a unix socket. Everybody else is
+              refused. So is a connection whose header is malformed, or does not come
+              within ``limits.proxy_header_time``: nobody accepts it, it is counted
+              in ``statistics().refused``, and logged as
+              ``trio_wknet.proxy_protocol``. None, the default: connections begin
+              with data.
           limits: the bounds of the connections that will be accepted.
           options: their socket options.
 
@@ -187,10 +201,16 @@ class Engine:
         _check(options, ConnOptions, "options")
         timeout = timeout_rule(idle_timeout)
         parsed = parse_address(address)
+        trusted = parse_trusted(proxy_protocol, unix=parsed.path is not None)
         copies = max(1, self.reactors) if reuse_port else 1
         sockets = await open_listening_sockets(parsed, backlog, reuse_port, copies, options)
         return self._make_listener(
-            sockets, limits, timeout=timeout, spread=reuse_port, path=parsed.path
+            sockets,
+            limits,
+            timeout=timeout,
+            spread=reuse_port,
+            path=parsed.path,
+            trusted=trusted,
         )
 
     def _make_listener(
@@ -199,8 +219,9 @@ class Engine:
         limits: Limits,
         *,
         timeout: int = 0,
-        spread: bool,
-        path: str | None,
+        spread: bool = False,
+        path: str | None = None,
+        trusted: Trusted | None = None,
     ) -> Listener:
         try:
             self._core.ensure_usable()
@@ -208,7 +229,15 @@ class Engine:
             for sock in sockets:
                 sock.close()
             raise
-        return Listener(self._core, sockets, limits, timeout=timeout, spread=spread, path=path)
+        return Listener(
+            self._core,
+            sockets,
+            limits,
+            timeout=timeout,
+            spread=spread,
+            path=path,
+            trusted=trusted,
+        )
 
     async def connect(
         self,
@@ -261,7 +290,7 @@ class Engine:
             for option, value in _SOCKET_STREAM_OPTIONS:
                 with suppress(OSError):  # a unix socket
                     plain.setsockopt(socket.IPPROTO_TCP, option, value)
-            return self._make_listener([plain], Limits(), spread=False, path=None)
+            return self._make_listener([plain], Limits())
         except BaseException:
             plain.close()
             raise
@@ -270,6 +299,7 @@ class Engine:
         self,
         sock: socket.socket,
         *,
+        proxy_protocol: Collection[Network] | None = None,
         limits: Limits = Limits(),
         options: ConnOptions = ConnOptions(),
     ) -> Conn | Listener:
@@ -279,10 +309,12 @@ class Engine:
         ``sock`` is detached: its descriptor is the engine's from here on, and is
         made non-blocking. If this raises, it is the caller's as before.
 
+        ``proxy_protocol`` is for a listening socket, and is that of `listen`.
+
         Raises:
           TypeError: ``sock`` is not a `socket.socket`.
           ValueError: it is not an open stream socket, or neither listens nor is
-              connected.
+              connected; or is connected, and ``proxy_protocol`` is given.
         """
         self._core.ensure_usable()
         _check(limits, Limits, "limits")
@@ -294,12 +326,15 @@ class Engine:
         if sock.type != socket.SOCK_STREAM:
             raise ValueError(f"sock must be a stream socket, not {sock!r}")
         if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            trusted = parse_trusted(proxy_protocol, unix=sock.family == socket.AF_UNIX)
             options.apply(sock)
-            return self._make_listener([sock], limits, spread=False, path=None)
+            return self._make_listener([sock], limits, trusted=trusted)
         try:
             sock.getpeername()
         except OSError as exc:
             raise ValueError(f"sock must listen or be connected: {exc}") from None
+        if proxy_protocol is not None:
+            raise ValueError("proxy_protocol has no meaning for a connected socket")
         options.apply(sock)
         return Conn._from_socket(self._core, sock, limits)
 

@@ -12,16 +12,18 @@ import trio
 
 from trio_wknet._conn import Conn
 from trio_wknet._events import EventServing
+from trio_wknet._native.gate import Gate
 from trio_wknet._native.listen import NativeListener
 from trio_wknet._options import ConnOptions, Limits
 from trio_wknet._socket import SocketFacade, borrowed
 from trio_wknet._statistics import ListenerStatistics
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 
     from trio_wknet._engine import Engine
     from trio_wknet._native.core import Core
+    from trio_wknet._trusted import Network, Trusted
 
 # Connections taken at once by `serve`: what one wake of its task may start.
 _BATCH = 64
@@ -44,6 +46,7 @@ class Listener(NativeListener, trio.abc.Listener[Conn]):
         timeout: int,
         spread: bool,
         path: str | None,
+        trusted: Trusted | None,
     ) -> None:
         self._path: str | None = None  # what is removed at the end: not before it listens
         self._family = int(sockets[0].family)
@@ -57,7 +60,8 @@ class Listener(NativeListener, trio.abc.Listener[Conn]):
         for sock in sockets:
             sock.setblocking(False)
         descriptors = [(sock.fileno(), int(sock.family)) for sock in sockets]
-        self._listen(core, descriptors, limits, spread, timeout)
+        gate = None if trusted is None else Gate(trusted, limits.proxy_header_time)
+        self._listen(core, descriptors, limits, spread, timeout, gate)
         for sock in sockets:
             sock.detach()
         self._path = path
@@ -306,11 +310,12 @@ class Listener(NativeListener, trio.abc.Listener[Conn]):
 
     def statistics(self) -> ListenerStatistics:
         """A snapshot of the counters."""
-        accepted, waiting, starved = self._counters()
+        accepted, waiting, starved, refused = self._counters()
         served = self._events.open if self._events is not None else 0
         return ListenerStatistics(
             accepted=accepted,
             waiting=waiting,
+            refused=refused,
             starved=starved > 0,
             handlers=self._handlers + served,
         )
@@ -353,6 +358,7 @@ async def open_wknet_listener(
     backlog: int | None = None,
     reuse_port: bool = False,
     idle_timeout: float | None = None,
+    proxy_protocol: Collection[Network] | None = None,
     limits: Limits = Limits(),
     options: ConnOptions = ConnOptions(),
 ) -> AsyncIterator[Listener]:
@@ -380,6 +386,7 @@ async def open_wknet_listener(
             backlog=backlog,
             reuse_port=reuse_port,
             idle_timeout=idle_timeout,
+            proxy_protocol=proxy_protocol,
             limits=limits,
             options=options,
         )
@@ -396,6 +403,7 @@ async def open_wknet_listener(
             backlog=backlog,
             reuse_port=reuse_port,
             idle_timeout=idle_timeout,
+            proxy_protocol=proxy_protocol,
             limits=limits,
             options=options,
         ) as listener,

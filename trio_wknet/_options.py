@@ -32,6 +32,12 @@ def _seconds(instance: object, attribute: attrs.Attribute[Any], value: object) -
         raise ValueError(f"{attribute.name} must be from 0 to 86400 seconds, not {value}")
 
 
+def _some_seconds(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    _seconds(instance, attribute, value)
+    if value == 0:
+        raise ValueError(f"{attribute.name} must be more than 0 seconds")
+
+
 def _boolean(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
     if not isinstance(value, bool):
         raise TypeError(f"{attribute.name} must be True or False, not {value!r}")
@@ -66,6 +72,10 @@ class Limits:
     accept_queue: int = attrs.field(default=1024, validator=_integer(1, 65_535))
     """Accepted connections that may wait for ``accept``. At this mark the listener
     leaves further ones to the kernel's queue. Default 1024."""
+
+    proxy_header_time: float = attrs.field(default=5.0, validator=_some_seconds)
+    """Seconds within which the PROXY header of a connection must have come, where the
+    listener asks for one; rounded up to milliseconds. Default 5."""
 
 
 @attrs.frozen(kw_only=True)

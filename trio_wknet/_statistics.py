@@ -33,7 +33,10 @@ class ListenerStatistics:
     accepted: int
     """Connections accepted so far, with those that still wait for ``accept``."""
     waiting: int
-    """Connections that wait for ``accept``."""
+    """Connections that wait for ``accept``, or for their PROXY header."""
+    refused: int
+    """Connections closed without a handler, because they did not begin with a valid
+    PROXY header, or come from nobody who may send one."""
     starved: bool
     """Whether accepting has stopped for lack of file descriptors or memory. It
     starts again by itself once something is closed."""

@@ -36,7 +36,7 @@ from trio_wknet._native.linux cimport (
     POLLIN, SOCK_CLOEXEC, SOCK_NONBLOCK, SOL_SOCKET, accept4, epoll_ctl, epoll_event, errno,
     monotonic_ns, poll, pollfd, pthread_mutex_lock, pthread_mutex_unlock, setsockopt,
 )
-from trio_wknet._native.links cimport list_append, list_remove
+from trio_wknet._native.links cimport list_append, list_remove, queue_append
 from trio_wknet._native.matrix cimport matrix_take
 from trio_wknet._native.reactor cimport Hub, Reactor, notify
 from trio_wknet._native.timeouts cimport timeout_clear, timeout_set
@@ -244,12 +244,7 @@ cdef bint _enqueue(Reactor *reactor, Slot *port, Slot *slot) noexcept nogil:
     pthread_mutex_lock(&listener.lock)
     refused = listener.refusing
     if not refused:
-        slot.chain = NULL
-        if listener.newest == NULL:
-            listener.oldest = slot
-        else:
-            listener.newest.chain = slot
-        listener.newest = slot
+        queue_append(&listener.oldest, &listener.newest, slot)
         listener.waiting += 1
         full = listener.waiting >= port.limits.accept_queue
         port.paused = full

@@ -45,6 +45,7 @@ cdef class Core:
     cdef object make_conn       # called without arguments, gives a connection's Endpoint
     cdef object alarm           # the cancel scope that shows Trio the next timeout
     cdef readonly uint32_t claimed      # connections that the application knows
+    cdef dict headers           # PROXY headers of open connections, by handle
 
     cdef void before_wait(self) noexcept
     cdef void after_wait(self, bint rung) noexcept
@@ -63,6 +64,7 @@ cdef class Core:
     cdef void watch_idle(self, Slot *slot, uint32_t rule, uint64_t since) noexcept
     cdef void show_alarm(self) noexcept
     cdef uint64_t now(self) noexcept
+    cdef void let_go_unseen(self, Slot *slot) noexcept
     cdef void requeue(self, Slot *slot, uint32_t bits) noexcept
     cdef Slot *next_claimed(self, uint32_t *cursor) noexcept
     cdef Slot *new_slot(self, int fd, int family, Limits limits) except NULL

@@ -11,11 +11,11 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from trio_wknet._native.atomics cimport (
     wk_fence, wk_u32_add, wk_u32_load, wk_u32_load_relaxed, wk_u32_store, wk_u32_store_relaxed,
-    wk_u64_load_relaxed, wk_u64_store_relaxed,
+    wk_u64_load, wk_u64_load_relaxed, wk_u64_store_relaxed,
 )
 from trio_wknet._native.closing cimport close_now
 from trio_wknet._native.conn cimport (
-    ADD, CONNECTION, ENDED, GONE, LISTENER, RELEASED, TRIM, WATCH, Limits, Slot, slot_of_up,
+    ADD, CONNECTION, DROP, ENDED, GONE, LISTENER, RELEASED, TRIM, WATCH, Limits, Slot, slot_of_up,
 )
 from trio_wknet._native.linux cimport errno, monotonic_ns
 from trio_wknet._native.links cimport list_empty
@@ -139,6 +139,7 @@ cdef class Core:
         self.clock = clock
         self.hub.virtual = clock is not None
         self.hub.virtual_now = self.now()
+        self.headers = {}
         self.thread = PyThread_get_thread_ident()
 
     cdef int check(self) except -1:
@@ -307,6 +308,12 @@ cdef class Core:
         while slot != NULL and not (slot.claimed and slot.kind == CONNECTION):
             slot = matrix_step(self.hub.matrix, cursor)
         return slot
+
+    cdef void let_go_unseen(self, Slot *slot) noexcept:
+        """Close a connection that nobody accepted."""
+        self.headers.pop(wk_u64_load(&slot.handle), None)
+        if not self.forked:
+            self.post(slot, DROP)
 
     cdef bint _wants_turn(self) noexcept:
         """Whether a command that was carried out in-loop left something to do:

@@ -146,7 +146,7 @@ cdef class EventServer(Server):
         while slot != NULL:
             following = slot.chain
             if self.ending:     # since the callback of one before it
-                self.core.post(slot, DROP)
+                self.core.let_go_unseen(slot)
             else:
                 self.greet(slot)
             slot = following

@@ -1,11 +1,16 @@
+from libc.stdint cimport uint64_t
+
 from trio_wknet._native.conn cimport Slot
 from trio_wknet._native.core cimport Endpoint, Server
+from trio_wknet._native.gate cimport Gate
 from trio_wknet._native.operation cimport Operation
 
 
 cdef class NativeListener(Endpoint):
     cdef Operation acceptor     # parked in accept
     cdef Server server          # serves connections in event mode, instead
+    cdef Gate gate              # what connections must pass first; None: nothing
+    cdef uint64_t refused       # what was last seen of the gate's counter
     cdef object trap
     cdef list ports             # addresses of their slots
     cdef bint closing           # the ports have been told to close
@@ -18,5 +23,6 @@ cdef class NativeListener(Endpoint):
     cdef void hand_to(self, Server server)
     cdef void wake_acceptor(self) noexcept
     cdef void resume_ports(self) noexcept
+    cdef void heed_refusals(self) noexcept
     cdef void tell_if_ended(self) noexcept
     cdef tuple counters(self)

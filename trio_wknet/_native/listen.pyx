@@ -16,6 +16,8 @@ from trio_wknet._native.conn cimport (
     ACCEPTED, CLOSE, DROP, LISTENER, PORT, RESUME, Limits, Slot,
 )
 from trio_wknet._native.core cimport Core, Server, make_limits
+from trio_wknet._native.gate cimport Gate
+from trio_wknet._native.links cimport queue_take
 from trio_wknet._native.linux cimport pthread_mutex_lock, pthread_mutex_unlock
 from trio_wknet._native.operation cimport ABORT_SUCCEEDED, Operation, make_trap
 
@@ -26,10 +28,13 @@ import trio
 
 cdef class NativeListener(Endpoint):
 
-    def _listen(self, Core core, list descriptors, limits, bint spread, uint32_t timeout):
+    def _listen(
+        self, Core core, list descriptors, limits, bint spread, uint32_t timeout, Gate gate
+    ):
         """Take over listening descriptors, as (descriptor, family) pairs. With
         `spread` each goes to a reactor of its own, which keeps what it accepts.
-        `timeout` is what `timeout_rule` says of the connections' idle timeout."""
+        `timeout` is what `timeout_rule` says of the connections' idle timeout.
+        Through the `gate`, if there is one, all connections must go."""
         cdef Slot *listener
         cdef Slot *port
         cdef Limits native = make_limits(limits)
@@ -40,6 +45,9 @@ cdef class NativeListener(Endpoint):
         listener.kind = LISTENER
         self.attach(core, listener)
         self.ports = []
+        if gate is not None:
+            gate.open(core, listener)
+        self.gate = gate
         wk_u32_add(&listener.users, 1)
         for i, (fd, family) in enumerate(descriptors):
             port = core.new_slot(fd, family, native)
@@ -112,32 +120,23 @@ cdef class NativeListener(Endpoint):
         """Up to `most` waiting connections, a chain; NULL after arranging for a
         wake, under the lock under which ports add."""
         cdef Slot *listener = self.slot
-        cdef Slot *slot
         cdef Slot *first
-        cdef Slot *last = NULL
-        cdef Py_ssize_t n = 0
+        cdef uint32_t n
         cdef int32_t error = 0
         cdef bint room, ended
         if listener == NULL or self.closing:
             raise trio.ClosedResourceError("this listener was already closed")
         pthread_mutex_lock(&listener.lock)
-        first = listener.oldest
-        slot = first
-        while slot != NULL and n < most:
-            n += 1
-            last = slot
-            slot = slot.chain
-        if last != NULL:
-            last.chain = NULL
-        listener.oldest = slot
-        if slot == NULL:
-            listener.newest = NULL
-        listener.waiting -= <uint32_t>n
+        if self.gate is None:
+            first = queue_take(&listener.oldest, &listener.newest, <uint32_t>most, &n)
+        else:
+            first = queue_take(&self.gate.oldest, &self.gate.newest, <uint32_t>most, &n)
+        listener.waiting -= n
         room = listener.waiting <= listener.limits.accept_queue // 2
         if n == 0:
             error = listener.error
             listener.accept_wanted = error == 0 and not listener.ended
-        ended = listener.ended
+        ended = listener.ended and listener.waiting == 0
         pthread_mutex_unlock(&listener.lock)
         if error:
             raise OSError(error, os.strerror(error))
@@ -145,7 +144,7 @@ cdef class NativeListener(Endpoint):
             raise trio.ClosedResourceError("this listener stopped accepting")
         if n and room:
             self.resume_ports()
-        return first if n else NULL
+        return first
 
     cdef void resume_ports(self) noexcept:
         cdef Slot *port
@@ -171,14 +170,29 @@ cdef class NativeListener(Endpoint):
 
     cdef void completed(self, uint32_t bits) noexcept:
         if bits & ACCEPTED:
+            if self.gate is not None and not self.closing:
+                self.gate.take_in()
+                self.heed_refusals()
             if self.server is not None:
                 self.server.accepted()
             self.wake_acceptor()
             self.tell_if_ended()
 
+    cdef void heed_refusals(self) noexcept:
+        """Refused connections make room for others."""
+        cdef bint room
+        if self.slot == NULL or self.closing or self.gate.refused == self.refused:
+            return
+        self.refused = self.gate.refused
+        pthread_mutex_lock(&self.slot.lock)
+        room = self.slot.waiting <= self.slot.limits.accept_queue // 2
+        pthread_mutex_unlock(&self.slot.lock)
+        if room:
+            self.resume_ports()
+
     cdef void tell_if_ended(self) noexcept:
         cdef bint ended
-        if self.on_ended is None:
+        if self.on_ended is None or self.slot == NULL:
             return
         pthread_mutex_lock(&self.slot.lock)
         ended = self.slot.ended
@@ -228,11 +242,13 @@ cdef class NativeListener(Endpoint):
         listener.newest = NULL
         listener.waiting = 0
         pthread_mutex_unlock(&listener.lock)
+        if self.gate is not None:
+            self.gate.close()
+        while slot != NULL:
+            following = slot.chain
+            self.core.let_go_unseen(slot)
+            slot = following
         if not self.core.forked:
-            while slot != NULL:
-                following = slot.chain
-                self.core.post(slot, DROP)
-                slot = following
             for address in self.ports:
                 self.core.post(<Slot *><size_t>address, DROP)
         self.ports = []
@@ -279,10 +295,11 @@ cdef class NativeListener(Endpoint):
             wk_u64_load_relaxed(&self.slot.accepted),
             waiting,
             wk_u32_load_relaxed(&self.slot.starved),
+            0 if self.gate is None else self.gate.refused,
         )
 
     def _counters(self):
-        """(accepted, waiting, ports that are out of descriptors)"""
+        """(accepted, waiting, ports that are out of descriptors, refused)"""
         return self.counters()
 
 

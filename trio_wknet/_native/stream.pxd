@@ -15,6 +15,7 @@ cdef class Stream(Endpoint):
     cdef object on_detached
     cdef str reason             # why it ended, once let go
     cdef object kept            # the application's context, while the slot has none
+    cdef object header          # its PROXY header, once let go
     cdef bint buried            # event mode: on_close was called
     cdef tuple final            # the counters, once let go
     # Conn's own, made when first needed

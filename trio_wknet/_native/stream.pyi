@@ -3,10 +3,13 @@ from typing import Any
 
 from trio_wknet._native.core import Core, Endpoint
 from trio_wknet._options import Limits
+from trio_wknet._proxy_protocol import ProxyHeader
 from trio_wknet._socket import SocketFacade
 
 class Stream(Endpoint):
     context: Any
+    @property
+    def proxy_header(self) -> ProxyHeader | None: ...
     _end_watchers: list[Callable[[], object]] | None
     _facade: SocketFacade | None
     _names: dict[str, Any] | None

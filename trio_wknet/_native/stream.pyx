@@ -124,6 +124,8 @@ cdef class Stream(Endpoint):
         if slot == NULL:
             return
         self.final = self.counters()
+        if core.headers:
+            self.header = core.headers.pop(wk_u64_load(&slot.handle), None)
         self.reason = self._why() or reason
         if slot.server != NULL:
             (<Server>slot.server).left(self, reason)
@@ -244,6 +246,15 @@ cdef class Stream(Endpoint):
         self.slot.context = context
         if previous != NULL:
             Py_DECREF(<object>previous)
+
+    @property
+    def proxy_header(self):
+        """What the load balancer said of the connection by the PROXY protocol, a
+        `ProxyHeader`; None where the listener does not speak that. Stays after the
+        close."""
+        if self.slot == NULL:
+            return self.header
+        return self.core.headers.get(wk_u64_load(&self.slot.handle))
 
     @property
     def _fd(self):

@@ -1,0 +1,29 @@
+# Where connections stand until they have said whom they come from.
+from libc.stdint cimport uint32_t, uint64_t
+
+from trio_wknet._native.conn cimport Slot
+from trio_wknet._native.core cimport Core, Server
+
+
+cdef class Gate(Server):
+    cdef Core core
+    cdef Slot *listener         # NULL before the listener opens, and after it
+    cdef object trusted
+    cdef uint64_t patience      # ns
+    cdef set standing           # addresses of slots whose header is awaited
+    cdef Slot *oldest           # slots that have passed, for accept to take
+    cdef Slot *newest
+    cdef readonly uint64_t refused
+
+    cdef void open(self, Core core, Slot *listener) noexcept
+    cdef void close(self) noexcept
+    cdef void take_in(self) noexcept
+    cdef void receive(self, Slot *slot) noexcept
+    cdef void examine(self, Slot *slot) noexcept
+    cdef bytes look(self, Slot *slot, bint *over)
+    cdef bint late(self, Slot *slot) noexcept
+    cdef bint wait_for(self, Slot *slot, uint32_t size, uint32_t seen) noexcept
+    cdef void watch(self, Slot *slot) noexcept
+    cdef void let_pass(self, Slot *slot, header, uint32_t size) noexcept
+    cdef void give_up(self, Slot *slot, data) noexcept
+    cdef void refuse(self, Slot *slot, uint32_t command, int level, why) noexcept

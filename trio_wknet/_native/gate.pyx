@@ -1,0 +1,235 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""A listener's gate: accepted connections wait here for their PROXY header.
+
+It is their server (slot.server) meanwhile, so the drain tells it of their bytes. While
+a header is awaited there is no task and no object, nobody knows the connection, and
+others pass it by:
+
+    ports -> listener's queue -> gate: standing -> gate: passed -> accept
+
+The listener counts all of them as waiting. So they are bounded together
+(limits.accept_queue), and nobody is told that a drained listener has no more while
+one may still come.
+
+What moves between drains posts ACCEPTED to the listener, which sees to the rest: it
+wakes whoever accepts, and lets ports go on.
+
+The time for a header is an idle rule of the connection's: as nothing is sent before,
+what has not been written for so long has not been let pass for so long, whatever
+arrived.
+"""
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from libc.stdint cimport uint32_t, uint64_t
+
+from trio_wknet._native.atomics cimport wk_u32_load_relaxed, wk_u32_store_relaxed, wk_u64_load
+from trio_wknet._native.conn cimport (
+    ABORT, ACCEPTED, DROP, IDLE, READABLE, RESUME, Slot,
+)
+from trio_wknet._native.idle cimport WRITE, idle_ms, idle_rule
+from trio_wknet._native.links cimport queue_append, queue_take
+from trio_wknet._native.linux cimport pthread_mutex_lock, pthread_mutex_unlock
+from trio_wknet._native.receive cimport has_room
+from trio_wknet._native.ring cimport ring_copy, ring_discard, ring_len
+
+import logging
+
+from trio_wknet._proxy_protocol import MOST_HEADER, header_size, parse_header
+from trio_wknet._trusted import peer_of
+
+logger = logging.getLogger("trio_wknet.proxy_protocol")
+
+cdef enum:
+    MOST_AT_ONCE = 64           # connections taken in by one drain
+
+cdef uint32_t MOST_BYTES = MOST_HEADER
+cdef int DEBUG = logging.DEBUG, INFO = logging.INFO, WARNING = logging.WARNING
+
+
+@cython.final
+cdef class Gate(Server):
+    """What a listener with `proxy_protocol` has.
+
+    Args:
+      trusted: whose headers count; all others are refused.
+      seconds: how long a header may take.
+    """
+
+    def __cinit__(self, trusted, double seconds):
+        self.trusted = trusted
+        self.patience = <uint64_t>(seconds * 1e9)
+        self.standing = set()
+
+    cdef void open(self, Core core, Slot *listener) noexcept:
+        """Begin, before any port feeds the listener."""
+        self.core = core
+        self.listener = listener
+        listener.accept_wanted = True
+
+    cdef void close(self) noexcept:
+        """Let go of all that did not get to accept."""
+        cdef uint32_t n
+        cdef Slot *following
+        cdef Slot *slot = queue_take(&self.oldest, &self.newest, <uint32_t>-1, &n)
+        self.listener = NULL
+        while slot != NULL:
+            following = slot.chain
+            self.core.let_go_unseen(slot)
+            slot = following
+        standing, self.standing = self.standing, set()
+        for address in standing:
+            slot = <Slot *><size_t>address
+            slot.server = NULL
+            self.core.let_go_unseen(slot)
+
+    # --- coming in -----------------------------------------------------------
+
+    cdef void take_in(self) noexcept:
+        """Take in what ports have accepted: some now, and the rest by the next drains."""
+        cdef Slot *listener = self.listener
+        cdef Slot *slot
+        cdef Slot *following
+        cdef uint32_t n
+        pthread_mutex_lock(&listener.lock)
+        slot = queue_take(&listener.oldest, &listener.newest, MOST_AT_ONCE, &n)
+        listener.accept_wanted = slot == NULL and not listener.ended
+        pthread_mutex_unlock(&listener.lock)
+        if slot != NULL:
+            self.core.requeue(listener, ACCEPTED)
+        while slot != NULL:
+            following = slot.chain
+            if self.listener == NULL:       # closed by what was run for one before it
+                self.core.let_go_unseen(slot)
+            else:
+                self.receive(slot)
+            slot = following
+
+    cdef void receive(self, Slot *slot) noexcept:
+        self.standing.add(<size_t>slot)
+        try:
+            trusted = self.trusted.trusts(slot.fd, slot.family)
+        except Exception as failure:        # it is gone, and nobody knows who it was
+            self.refuse(slot, DROP, DEBUG, failure)
+            return
+        if trusted:
+            slot.server = <void *>self
+            self.examine(slot)
+        else:
+            self.refuse(slot, ABORT, INFO, "proxy_protocol does not trust it")
+
+    cdef void completed(self, Slot *slot, uint32_t bits) noexcept:
+        cdef Gate alive = self      # whatever is collected meanwhile
+        if bits & (READABLE | IDLE):
+            alive.examine(slot)
+
+    # --- looking -------------------------------------------------------------
+
+    cdef void examine(self, Slot *slot) noexcept:
+        """Let a connection pass, or refuse it, or have it wait for more."""
+        cdef bint over
+        cdef uint32_t size
+        while True:
+            data = self.look(slot, &over)
+            try:
+                size = header_size(data)
+                header = parse_header(data[:size]) if size <= <uint32_t>len(data) else None
+            except Exception as failure:
+                self.refuse(slot, ABORT, WARNING, f"no valid PROXY header: {failure}")
+                return
+            if self.listener == NULL:       # closed by a finalizer meanwhile
+                return
+            if header is not None:
+                self.let_pass(slot, header, size)
+                return
+            if over or self.late(slot):
+                self.give_up(slot, data)
+                return
+            if self.wait_for(slot, size, <uint32_t>len(data)):
+                return
+
+    cdef bint late(self, Slot *slot) noexcept:
+        return self.core.now() - slot.opened >= self.patience
+
+    cdef bytes look(self, Slot *slot, bint *over):
+        """What a header can consist of, of the bytes that are there."""
+        cdef uint32_t n
+        pthread_mutex_lock(&slot.lock)
+        try:
+            n = min(ring_len(&slot.inbound), MOST_BYTES)
+            data = PyBytes_FromStringAndSize(NULL, n)
+            ring_copy(&slot.inbound, PyBytes_AS_STRING(data), n, 0)
+            over[0] = slot.ended or slot.error != 0
+        finally:
+            pthread_mutex_unlock(&slot.lock)
+        return data
+
+    cdef bint wait_for(self, Slot *slot, uint32_t size, uint32_t seen) noexcept:
+        """Arrange for a wake at so many bytes, or the end, or when time is up. False if
+        there is more already than was seen."""
+        cdef bint news, resume = False
+        pthread_mutex_lock(&slot.lock)
+        news = ring_len(&slot.inbound) > seen or slot.ended or slot.error != 0
+        if not news:
+            slot.wanted = size
+            resume = slot.paused        # at a mark below that
+            slot.paused = False
+        pthread_mutex_unlock(&slot.lock)
+        if news:
+            return False
+        self.watch(slot)
+        if resume:
+            self.core.post(slot, RESUME)
+        return True
+
+    cdef void watch(self, Slot *slot) noexcept:
+        """Have the reactor tell when time is up."""
+        cdef uint32_t rule = idle_rule(idle_ms(self.patience), WRITE)
+        if wk_u32_load_relaxed(&slot.idle) != rule:
+            self.core.watch_idle(slot, rule, slot.opened)
+
+    # --- going on ------------------------------------------------------------
+
+    cdef void let_pass(self, Slot *slot, header, uint32_t size) noexcept:
+        """Have accept take it, with its header and without the header's bytes."""
+        cdef bint resume
+        pthread_mutex_lock(&slot.lock)
+        ring_discard(&slot.inbound, self.core.hub.pool, size)
+        slot.wanted = 0
+        resume = slot.paused and has_room(slot)
+        if resume:
+            slot.paused = False
+        pthread_mutex_unlock(&slot.lock)
+        # The idle timeout is set when somebody accepts it.
+        wk_u32_store_relaxed(&slot.idle, 0)
+        slot.server = NULL
+        self.standing.discard(<size_t>slot)
+        self.core.headers[wk_u64_load(&slot.handle)] = header
+        queue_append(&self.oldest, &self.newest, slot)
+        self.core.requeue(self.listener, ACCEPTED)
+        if resume:
+            self.core.post(slot, RESUME)
+
+    cdef void give_up(self, Slot *slot, data) noexcept:
+        """It has ended before its header had, or takes too long."""
+        if self.late(slot):
+            self.refuse(slot, ABORT, WARNING, f"no PROXY header in time, but {data!r}")
+        else:
+            # Without a word: so balancers look whether somebody listens.
+            level = WARNING if data else DEBUG
+            self.refuse(slot, DROP, level, f"it ended before its PROXY header, after {data!r}")
+
+    cdef void refuse(self, Slot *slot, uint32_t command, int level, why) noexcept:
+        cdef Slot *listener = self.listener
+        if listener == NULL:
+            return
+        peer = peer_of(slot.fd, slot.family)
+        self.refused += 1
+        slot.server = NULL
+        self.standing.discard(<size_t>slot)
+        self.core.post(slot, command)
+        pthread_mutex_lock(&listener.lock)
+        listener.waiting -= 1
+        pthread_mutex_unlock(&listener.lock)
+        self.core.requeue(listener, ACCEPTED)
+        # Last: handlers of logging may do anything.
+        logger.log(level, "refused a connection from %r: %s", peer, why)
