@@ -14,8 +14,8 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 
@@ -31,7 +31,7 @@ PATIENCE = 30  # seconds
 class Example:
     """A running example, or what stands for one."""
 
-    def __init__(self, *command: str) -> None:
+    def __init__(self, *command: str, pass_fds: Sequence[int] = ()) -> None:
         # Whichever trio_wknet is under test is the example's, too.
         found = str(Path(trio_wknet.__file__).parent.parent)
         path = os.pathsep.join(filter(None, [found, os.environ.get("PYTHONPATH")]))
@@ -41,6 +41,7 @@ class Example:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             bufsize=0,  # nothing hides from select
+            pass_fds=pass_fds,
         )
         words = self.line()
         assert words.startswith("listening on "), words + self.process.communicate()[1].decode()
@@ -77,8 +78,8 @@ class Example:
 
 
 @contextmanager
-def started(*command: str) -> Iterator[Example]:
-    example = Example(*command)
+def started(*command: str, pass_fds: Sequence[int] = ()) -> Iterator[Example]:
+    example = Example(*command, pass_fds=pass_fds)
     try:
         yield example
     finally:
@@ -127,7 +128,8 @@ def check_echo(example: Example) -> None:
 def test_every_example_is_here() -> None:
     found = {path.stem for path in (ROOT / "examples").glob("*.py")}
     served = {"echo", "unix_echo", "ticker", "chat", "upload", "proxy", "graceful", "gateway"}
-    assert found == {*served, "either_transport", "tls_echo", "ctrl_c"}
+    others = {"either_transport", "tls_echo", "behind_proxy", "systemd_echo", "ctrl_c"}
+    assert found == {*served, *others}
     assert all(len(path.read_text().splitlines()) < 80 for path in (ROOT / "examples").glob("*.py"))
 
 
@@ -412,6 +414,65 @@ def test_tls_echo(tmp_path: Path) -> None:
             assert receive(sock, 5) == b"hello"
             sock.unwrap()  # waits for the server's goodbye
         assert example.end() == ""
+
+
+def test_behind_proxy() -> None:
+    with running("behind_proxy", "0") as example:
+        with example.connect() as client, example.connect() as check:
+            check.sendall(b"PROXY UNKNOWN\r\n")
+            assert check.recv(1) == b""
+            client.sendall(b"PROXY TCP4 192.0.2.7 192.0.2.1 40000 443\r\n")
+            assert receive_line(client) == b"hello 192.0.2.7, you come through port 40000\n"
+        assert example.end() == ""
+    with running("behind_proxy", "0", "192.0.2.0/24") as example:
+        with example.connect() as stranger:
+            with suppress(ConnectionError):
+                assert stranger.recv(1) == b""
+        example.process.send_signal(signal.SIGINT)
+        _, errors = example.process.communicate(timeout=PATIENCE)
+        assert b"refused a connection from ('127.0.0.1', " in errors
+
+
+# Becomes what it is told to, with the descriptor as its first inherited one, as
+# systemd does it.
+ACTIVATE = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1", LISTEN_FDNAMES="echo.socket")
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
+
+
+def test_systemd_echo() -> None:
+    script = str(ROOT / "examples" / "systemd_echo.py")
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        sock.set_inheritable(True)
+        command = ["-c", ACTIVATE, str(sock.fileno()), "-X", "dev", script]
+        early = socket.create_connection(sock.getsockname())
+        for _ in range(2):  # the socket outlives it
+            with started(*command, pass_fds=[sock.fileno()]) as example, early:
+                assert example.address == sock.getsockname()
+                early.sendall(b"early")
+                assert receive(early, 5) == b"early"
+                check_echo(example)
+                assert example.end() == ""
+            early = socket.create_connection(sock.getsockname())
+        early.close()
+
+
+def test_systemd_echo_without_systemd() -> None:
+    script = str(ROOT / "examples" / "systemd_echo.py")
+    path = str(Path(trio_wknet.__file__).parent.parent)
+    result = subprocess.run(
+        [sys.executable, script],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+    )
+    assert result.stderr == "systemd has passed no sockets\n"
+    assert result.returncode == 1
 
 
 @pytest.mark.parametrize(

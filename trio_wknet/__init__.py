@@ -25,6 +25,7 @@ from trio_wknet._statistics import (
     ReactorStatistics,
     WheelStatistics,
 )
+from trio_wknet._systemd import systemd_sockets
 from trio_wknet._wheel import TimingWheel
 
 __all__ = [
@@ -55,5 +56,6 @@ __all__ = [
     "run",
     "serve_ssl_over_tcp",
     "serve_tcp",
+    "systemd_sockets",
     "uninstall",
 ]
