@@ -130,6 +130,19 @@ def _source_of(session: nox.Session, project: str) -> Path:
 
 
 @nox.session(allow_parallel=False)
+def haproxy(session: nox.Session) -> None:
+    """Behind a real haproxy, Debian's, which is installed if that is possible; workers
+    restarted under load. ``-- --long`` takes minutes of load for each form."""
+    if shutil.which("haproxy") is None:
+        if shutil.which("apt-get") is None or os.geteuid() != 0:
+            session.error("haproxy is needed: apt-get install haproxy")
+        session.run("apt-get", "-qq", "update", external=True)
+        session.run("apt-get", "-qqy", "install", "haproxy", external=True)
+    session.install("-e", ".[tests]")
+    session.run("pytest", "tests/test_haproxy.py", *session.posargs)
+
+
+@nox.session(allow_parallel=False)
 def demo(session: nox.Session) -> None:
     """The demonstration that users get."""
     session.install("-e", ".[cli]")
