@@ -18,7 +18,7 @@ from typing import Any
 import hypothesis
 import pytest
 import trio
-from helpers import conn_and_peer, descriptors, two_conns
+from helpers import conn_and_peer, descriptors, installed, two_conns
 
 from trio_wknet import Conn, Engine, open_engine
 
@@ -66,6 +66,13 @@ def nothing_left() -> Iterator[None]:
 def reactors(request: pytest.FixtureRequest) -> int:
     """How many reactor threads."""
     return int(request.param)
+
+
+@pytest.fixture
+def install(reactors: int) -> Iterator[int]:
+    """What is written for Trio runs on so many reactors in this test."""
+    with installed(reactors):
+        yield reactors
 
 
 @pytest.fixture(params=["tcp", "unix"])

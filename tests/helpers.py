@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import random
 import resource
@@ -13,6 +14,7 @@ from typing import Any
 
 import trio
 
+import trio_wknet
 from trio_wknet import Conn, ConnOptions, Engine, Limits
 
 # Small kernel buffers: what a test wants to fill is full soon.
@@ -106,6 +108,15 @@ async def two_conns(
         server.abort()
 
 
+@contextmanager
+def installed(reactors: int | None = None) -> Iterator[None]:
+    trio_wknet.install(reactors=reactors)
+    try:
+        yield
+    finally:
+        trio_wknet.uninstall()
+
+
 def url(listener: Any) -> str:
     """What connects to a listener."""
     address = listener.address
@@ -123,6 +134,12 @@ def dial(listener: Any) -> socket.socket:
         sock.connect(address)
         return sock
     return socket.create_connection(address[:2])
+
+
+def http_connection(address: Any) -> http.client.HTTPConnection:
+    """Python's own client of HTTP/1.1."""
+    host, port = address
+    return http.client.HTTPConnection(host, port, timeout=PATIENCE)
 
 
 async def send(peer: Any, data: bytes) -> None:

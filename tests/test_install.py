@@ -11,14 +11,13 @@ import sys
 import threading
 from abc import ABCMeta
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
-from helpers import PATIENCE, descriptors, dial, read, read_all, until
+from helpers import PATIENCE, descriptors, dial, installed, read, read_all, until
 from trio import SocketListener, SocketStream  # imported before anything is replaced
 from trio.testing import MockClock, open_stream_to_socket_listener, wait_all_tasks_blocked
 
@@ -42,22 +41,6 @@ def _replaced_by_nobody() -> Iterator[None]:
     assert types([trio.SocketStream, trio.SocketListener]) == [ABCMeta] * 2
     with pytest.raises(RuntimeError, match="more often"):
         trio_wknet.uninstall()
-
-
-@contextmanager
-def installed(reactors: int | None = None) -> Iterator[None]:
-    trio_wknet.install(reactors=reactors)
-    try:
-        yield
-    finally:
-        trio_wknet.uninstall()
-
-
-@pytest.fixture
-def install(reactors: int) -> Iterator[int]:
-    """Everything in this test is Trio's own, on so many reactors."""
-    with installed(reactors):
-        yield reactors
 
 
 async def echo(stream: Any) -> None:
