@@ -85,7 +85,7 @@ def types(session: nox.Session) -> None:
     """Types of the package, its tests, and the examples. ``tests/test_stubs.py`` compares the
     stubs with the compiled modules."""
     # The types are those of the oldest Python, where trio brings exceptiongroup.
-    session.install(*_requirements("cli", "tests"), "nox", "exceptiongroup")
+    session.install(*_requirements("cli", "anyio", "tests"), "nox", "exceptiongroup")
     session.run("mypy")
     session.run("mypy", "tests", "examples", "noxfile.py")
 
@@ -268,7 +268,7 @@ def _fixed_addresses() -> list[str]:
 def _install_instrumented(session: nox.Session, source: Path, kind: str) -> None:
     """Build there, install, and leave only the tests: nothing in that folder can be
     taken for the package."""
-    session.install(*_requirements("cli", "tests"))
+    session.install(*_requirements("cli", "anyio", "tests"))
     # Here -O1 is enough, and sooner compiled; what stands in the plan comes last.
     plan = source / "pyproject.toml"
     plan.write_text(plan.read_text().replace('"-O2"', '"-O1"'))

@@ -34,7 +34,7 @@ default_role = "py:obj"
 nitpicky = True
 nitpick_ignore_regex = [
     # Other projects'
-    ("py:.*", r"(trio|socket|ssl|collections|contextlib|typing|types|os|signal|sys)\..*"),
+    ("py:.*", r"(trio|anyio|socket|ssl|collections|contextlib|typing|types|os|signal|sys)\..*"),
     ("py:.*", r"threading\..*"),
     # Builtins, and what annotations name
     ("py:.*", r"[A-Z]\w*(Error|Warning|Iterator|Buffer)|Any|Awaitable|Callable|Literal"),

@@ -129,7 +129,7 @@ def test_every_example_is_here() -> None:
     found = {path.stem for path in (ROOT / "examples").glob("*.py")}
     served = {"echo", "unix_echo", "ticker", "chat", "upload", "proxy", "graceful", "gateway"}
     others = {"either_transport", "tls_echo", "behind_proxy", "systemd_echo", "ctrl_c"}
-    assert found == {*served, *others}
+    assert found == {*served, *others, "anyio_echo"}
     assert all(len(path.read_text().splitlines()) < 80 for path in (ROOT / "examples").glob("*.py"))
 
 
@@ -475,8 +475,15 @@ def test_systemd_echo_without_systemd() -> None:
     assert result.returncode == 1
 
 
+def test_anyio_echo() -> None:
+    with running("anyio_echo", "0") as example:
+        check_echo(example)
+        assert example.end() == ""
+
+
 @pytest.mark.parametrize(
-    "name", ["echo", "unix_echo", "ticker", "chat", "upload", "proxy", "graceful", "gateway"]
+    "name",
+    ["echo", "unix_echo", "ticker", "chat", "upload", "proxy", "graceful", "gateway", "anyio_echo"],
 )
 def test_ctrl_c_before_anybody_connects(name: str, tmp_path: Path) -> None:
     where = str(tmp_path / "socket") if name == "unix_echo" else "0"

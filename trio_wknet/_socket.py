@@ -115,6 +115,14 @@ def make_handle(sock: socket.socket, facade: SocketFacade) -> None:
     sock._closed = False  # type: ignore[attr-defined]  # `detach` closed it
 
 
+def stand_in(facade: SocketFacade) -> socket.socket:
+    """Another such handle. Raises `trio.ClosedResourceError`."""
+    with borrowed(facade.fileno(), facade.family) as sock:
+        pass
+    make_handle(sock, facade)
+    return sock
+
+
 class _Handle(socket.socket):
     __slots__ = ()
 

@@ -1,0 +1,1 @@
+"""For software that is no dependency of this package: each module imports its own."""
