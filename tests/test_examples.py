@@ -6,6 +6,7 @@ import ast
 import os
 import re
 import select
+import shutil
 import signal
 import socket
 import ssl
@@ -19,12 +20,16 @@ from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 
+import httpx
 import pytest
 import trustme
+from helpers import http_connection
+from websockets.sync.client import connect
 
 import trio_wknet
 
 ROOT = Path(__file__).parent.parent
+HERE = str(Path(trio_wknet.__file__).parent.parent)  # whichever is under test
 PATIENCE = 30  # seconds
 
 
@@ -32,9 +37,7 @@ class Example:
     """A running example, or what stands for one."""
 
     def __init__(self, *command: str, pass_fds: Sequence[int] = ()) -> None:
-        # Whichever trio_wknet is under test is the example's, too.
-        found = str(Path(trio_wknet.__file__).parent.parent)
-        path = os.pathsep.join(filter(None, [found, os.environ.get("PYTHONPATH")]))
+        path = os.pathsep.join(filter(None, [HERE, os.environ.get("PYTHONPATH")]))
         self.process = subprocess.Popen(
             [sys.executable, "-X", "dev", *command],
             env={**os.environ, "PYTHONPATH": path},
@@ -129,8 +132,11 @@ def test_every_example_is_here() -> None:
     found = {path.stem for path in (ROOT / "examples").glob("*.py")}
     served = {"echo", "unix_echo", "ticker", "chat", "upload", "proxy", "graceful", "gateway"}
     others = {"either_transport", "tls_echo", "behind_proxy", "systemd_echo", "ctrl_c"}
-    assert found == {*served, *others, "anyio_echo"}
-    assert all(len(path.read_text().splitlines()) < 80 for path in (ROOT / "examples").glob("*.py"))
+    integrations = {"anyio_echo", "fetch", "http_server", "hypercorn_app", "websocket"}
+    assert found == served | others | integrations
+    assert all(
+        len(path.read_text().splitlines()) <= 80 for path in (ROOT / "examples").glob("*.py")
+    )
 
 
 def test_the_program_in_the_readme(tmp_path: Path) -> None:
@@ -398,14 +404,20 @@ def test_either_transport(transport: str) -> None:
         assert example.end() == ""
 
 
-def test_tls_echo(tmp_path: Path) -> None:
+def issue(folder: Path) -> tuple[list[str], ssl.SSLContext]:
+    """Files of a certificate and its key, and what trusts it."""
     authority = trustme.CA()
     certificate = authority.issue_cert("localhost")
-    files = [str(tmp_path / "server.pem"), str(tmp_path / "server.key")]
+    files = [str(folder / "server.pem"), str(folder / "server.key")]
     certificate.cert_chain_pems[0].write_to_path(files[0])
     certificate.private_key_pem.write_to_path(files[1])
     context = ssl.create_default_context()
     authority.configure_trust(context)
+    return files, context
+
+
+def test_tls_echo(tmp_path: Path) -> None:
+    files, context = issue(tmp_path)
     with running("tls_echo", *files, "0") as example:
         with example.connect() as stranger:
             stranger.sendall(b"this is no TLS" * 100)
@@ -462,10 +474,9 @@ def test_systemd_echo() -> None:
 
 def test_systemd_echo_without_systemd() -> None:
     script = str(ROOT / "examples" / "systemd_echo.py")
-    path = str(Path(trio_wknet.__file__).parent.parent)
     result = subprocess.run(
         [sys.executable, script],
-        env={**os.environ, "PYTHONPATH": path},
+        env={**os.environ, "PYTHONPATH": HERE},
         capture_output=True,
         text=True,
         check=False,
@@ -475,15 +486,168 @@ def test_systemd_echo_without_systemd() -> None:
     assert result.returncode == 1
 
 
+# -- other software --------------------------------------------------------------
+
+
 def test_anyio_echo() -> None:
     with running("anyio_echo", "0") as example:
         check_echo(example)
         assert example.end() == ""
 
 
+def ask(example: Example, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
+    """The answer's status and body; by Python's own client."""
+    connection = http_connection(example.address)
+    try:
+        connection.request(method, path, body, {"Expect": "100-continue"} if body else {})
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_hypercorn_app(how: signal.Signals) -> None:
+    with running("hypercorn_app", "0") as example:
+        assert ask(example, "GET", "/here") == (200, b"/here by HTTP/1.1\n")
+        with example.connect() as idle:
+            idle.sendall(b"GET /idle HTTP/1.1\r\nhost: x\r\n\r\n")
+            while not receive_line(idle).startswith(b"/idle by"):
+                pass
+            example.process.send_signal(how)
+            assert idle.recv(1) == b""
+        assert example.ended() == ""
+
+
+def test_hypercorn_app_over_tls(tmp_path: Path) -> None:
+    files, context = issue(tmp_path)
+    with running("hypercorn_app", "0", *files) as example:
+        with httpx.Client(http2=True, verify=context) as client:
+            answer = client.get(f"https://localhost:{example.address[1]}/here")
+            assert answer.text == "/here by HTTP/2\n"
+        assert example.end() == ""
+
+
+def test_websocket() -> None:
+    with running("websocket", "0") as example:
+        url = f"ws://127.0.0.1:{example.address[1]}"
+        with connect(url, open_timeout=PATIENCE, ping_interval=None) as websocket:
+            websocket.send("hello")
+            assert websocket.recv(PATIENCE) == "HELLO"
+        assert example.line() == "closed: NORMAL_CLOSURE"
+        script = str(ROOT / "examples" / "websocket.py")
+        assert run(script, url, input="one\ntwo\n") == "ONE\nTWO\n"
+        example.end()
+
+
+def run(*command: str, input: str = "") -> str:
+    """What a program prints that ends by itself, and cleanly."""
+    path = os.pathsep.join(filter(None, [HERE, os.environ.get("PYTHONPATH")]))
+    result = subprocess.run(
+        [sys.executable, "-X", "dev", *command],
+        env={**os.environ, "PYTHONPATH": path},
+        input=input,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    return result.stdout
+
+
+def test_fetch() -> None:
+    with running("http_server", "0") as example, socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and does not listen
+        ports = [example.address[1], nobody.getsockname()[1]]
+        urls = [f"http://127.0.0.1:{port}/x" for port in ports]
+        words = run(str(ROOT / "examples" / "fetch.py"), urls[0], urls[0], urls[1])
+        assert sorted(words.splitlines()) == sorted(
+            [f"{urls[0]} 200 {len('you asked for /x.')}"] * 2 + [f"{urls[1]} ConnectError"]
+        )
+        example.end()
+
+
+@pytest.fixture
+def http_server() -> Iterator[Example]:
+    with running("http_server", "0") as example:
+        yield example
+
+
+def test_http_server(http_server: Example) -> None:
+    body = b"x" * 300_000
+    assert ask(http_server, "GET", "/here") == (200, b"you asked for /here\n")
+    assert ask(http_server, "HEAD", "/here") == (200, b"")
+    assert ask(http_server, "POST", "/", body) == (200, body)
+    assert ask(http_server, "CONNECT", "/")[0] == 405
+    connection = http_connection(http_server.address)
+    connection.connect()
+    first = connection.sock
+    for _ in range(3):
+        connection.request("PUT", "/", iter([b"one ", b"two"]))
+        assert connection.getresponse().read() == b"one two"
+        assert connection.sock is first
+    connection.close()
+    assert http_server.end() == ""
+
+
 @pytest.mark.parametrize(
-    "name",
-    ["echo", "unix_echo", "ticker", "chat", "upload", "proxy", "graceful", "gateway", "anyio_echo"],
+    ("said", "status"),
+    [
+        (b"nonsense\r\n\r\n", b"400"),
+        (b"GET / HTTP/1.1\r\n\r\n", b"400"),  # without host
+        (b"HEAD / HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\nhalf", b"400"),
+        (b"GET / HTTP/1.1\r\nx: " + b"x" * 100_000, b"431"),
+        (b"", b""),
+    ],
+)
+def test_http_server_and_nonsense(said: bytes, status: bytes, http_server: Example) -> None:
+    with http_server.connect() as sock:
+        sock.sendall(said)
+        sock.shutdown(socket.SHUT_WR)
+        assert receive(sock, 1 << 20)[9:12] == status
+    assert ask(http_server, "GET", "/")[0] == 200
+    assert http_server.end() == ""
+
+
+def test_http_server_answers_who_sends_too_much(http_server: Example) -> None:
+    """The answer arrives although the client goes on sending: no reset."""
+    with http_server.connect() as sock:
+        sock.sendall(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 4000000\r\n\r\n")
+        sock.sendall(bytes(4_000_000))
+        answer = receive(sock, 1 << 20)
+        assert answer.startswith(b"HTTP/1.1 413 ")
+        assert answer.endswith(b"\r\n\r\nthat is too much\n")
+    assert http_server.end() == ""
+
+
+def test_http_server_and_who_resets(http_server: Example) -> None:
+    for said in (b"", b"GET", b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\nx"):
+        sock = http_server.connect()
+        sock.sendall(said)
+        reset(sock)
+    assert ask(http_server, "GET", "/")[0] == 200
+    assert http_server.end() == ""
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
+def test_http_server_and_curl(http_server: Example) -> None:
+    url = f"http://127.0.0.1:{http_server.address[1]}/"
+    command = ["curl", "--silent", "--show-error", "--max-time", "20"]
+    body = b"x" * 300_000
+    wanted = ["--data-binary", "@-", url]
+    answer = subprocess.run([*command, *wanted], input=body, capture_output=True, check=True)
+    assert answer.stdout == body
+    several = [*command, *[f"{url}{{one,two}}"], "--write-out", "%{num_connects} "]
+    answer = subprocess.run(several, capture_output=True, check=True)
+    assert answer.stdout.split()[4::5] == [b"1", b"0"]
+    assert http_server.end() == ""
+
+
+SERVERS = ["echo", "unix_echo", "ticker", "chat", "upload", "proxy", "graceful", "gateway"]
+
+
+@pytest.mark.parametrize(
+    "name", [*SERVERS, "anyio_echo", "hypercorn_app", "http_server", "websocket"]
 )
 def test_ctrl_c_before_anybody_connects(name: str, tmp_path: Path) -> None:
     where = str(tmp_path / "socket") if name == "unix_echo" else "0"
