@@ -104,14 +104,36 @@ def docs(session: nox.Session) -> None:
 @nox.session(allow_parallel=False)
 def ecosystem(session: nox.Session) -> None:
     """The tests of software that knows nothing of this package, over `trio_wknet.install`,
-    in every form: trio-websocket's."""
+    in every form: trio-websocket's. Before them, our own with all the clients that they
+    know, which are installed if that is possible."""
+    _install_debians(session, curl="curl", wrk="wrk", h2load="nghttp2-client")
     session.install("-e", ".[tests]")
+    files = ("hypercorn", "httpx", "websocket", "anyio", "examples")
+    session.run("pytest", *(f"tests/test_{name}.py" for name in files), *session.posargs)
     tests = _source_of(session, "trio-websocket") / "tests"
     for reactors in ("0", "1", "2"):
         env = {"WKNET_REACTORS": reactors, "PYTHONPATH": str(HERE / "tests" / "trio_suites")}
         options = ["-q", "-p", "replace_transport", "-p", "no:cacheprovider"]
         settings = ["-c", os.devnull, "--rootdir", str(tests.parent), "-o", "trio_mode=true"]
         session.run("pytest", *options, *settings, str(tests), *session.posargs, env=env)
+
+
+@nox.session(allow_parallel=False)
+def browser(session: nox.Session) -> None:
+    """A page in Chromium, Debian's, which is installed if that is possible."""
+    _install_debians(session, chromium="chromium")
+    session.install("-e", ".[tests]")
+    session.run("pytest", "--browser", "tests/test_browser.py", *session.posargs)
+
+
+def _install_debians(session: nox.Session, **packages: str) -> None:
+    """Have programs, each by its name, from Debian's packages."""
+    missing = [package for name, package in packages.items() if shutil.which(name) is None]
+    if missing:
+        if shutil.which("apt-get") is None or os.geteuid() != 0:
+            session.error(f"needed: apt-get install {' '.join(missing)}")
+        session.run("apt-get", "-qq", "update", external=True)
+        session.run("apt-get", "-qqy", "install", *missing, external=True)
 
 
 def _source_of(session: nox.Session, project: str) -> Path:
@@ -133,11 +155,7 @@ def _source_of(session: nox.Session, project: str) -> Path:
 def haproxy(session: nox.Session) -> None:
     """Behind a real haproxy, Debian's, which is installed if that is possible; workers
     restarted under load. ``-- --long`` takes minutes of load for each form."""
-    if shutil.which("haproxy") is None:
-        if shutil.which("apt-get") is None or os.geteuid() != 0:
-            session.error("haproxy is needed: apt-get install haproxy")
-        session.run("apt-get", "-qq", "update", external=True)
-        session.run("apt-get", "-qqy", "install", "haproxy", external=True)
+    _install_debians(session, haproxy="haproxy")
     session.install("-e", ".[tests]")
     session.run("pytest", "tests/test_haproxy.py", *session.posargs)
 

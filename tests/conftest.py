@@ -2,7 +2,7 @@
 
 ``--long`` runs the randomised and repeated tests for as long as they are worth:
 hundreds of rounds of Trio's stream checks, minutes of churn. Without it the suite
-runs a few rounds of each.
+runs a few rounds of each. ``--browser`` runs the tests that take a browser.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from trio_wknet import Conn, Engine, open_engine
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="run the long form of stress tests")
+    parser.addoption("--browser", action="store_true", help="run the tests in a browser, too")
 
 
 @pytest.fixture
