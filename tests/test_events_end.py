@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -320,7 +321,9 @@ async def test_a_callback_may_close(
                 await peer.send(b"unread")
                 await until(lambda: reason in log)
                 if close is detach:
-                    assert await read_all(peer) in (b"UNREAD", b"")
+                    # A reset, if the bytes came between the detach and its close.
+                    with suppress(ConnectionResetError):
+                        assert await read_all(peer) in (b"UNREAD", b"")
             assert log == ["on_connect", *(["on_data"] if where == "on_data" else []), reason]
             log.clear()
         assert listener.statistics().handlers == 0
