@@ -174,6 +174,13 @@ def bench(session: nox.Session) -> None:
     session.run("python", "benchmarks/run.py", *session.posargs)
 
 
+@nox.session(allow_parallel=False)
+def profile(session: nox.Session) -> None:
+    """Profiles of an echo server under load, into profiles/. ``-- --help`` has the options."""
+    session.install("-e", ".[profile]")
+    session.run("python", "benchmarks/profile_server.py", *session.posargs)
+
+
 # -- Building apart --------------------------------------------------------------
 
 

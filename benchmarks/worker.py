@@ -7,6 +7,7 @@ import select
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,12 +28,15 @@ class Worker:
     Questions and answers are lines of JSON; `answers.py` is the script's end of that. The
     process ends when its standard input does, so it does not outlive this one. It is in
     a session of its own: Ctrl-C in a terminal reaches only this process, which ends it.
+    ``interpreter`` is the command that runs scripts.
     """
 
-    def __init__(self, script: str, *arguments: str) -> None:
+    def __init__(
+        self, script: str, *arguments: str, interpreter: Sequence[str] = (sys.executable,)
+    ) -> None:
         self._name = " ".join((script, *arguments))
         self._process = subprocess.Popen(
-            [sys.executable, str(HERE / script), *arguments],
+            [*interpreter, str(HERE / script), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
