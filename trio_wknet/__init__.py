@@ -26,6 +26,7 @@ from trio_wknet._statistics import (
     WheelStatistics,
 )
 from trio_wknet._systemd import systemd_sockets
+from trio_wknet._trace import Trace
 from trio_wknet._wheel import TimingWheel
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "RingBuffer",
     "Timer",
     "TimingWheel",
+    "Trace",
     "WheelStatistics",
     "install",
     "open_engine",

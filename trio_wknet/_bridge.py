@@ -34,13 +34,44 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from trio_wknet._native.bridge import InLoopHooks, ThreadedHooks
+from trio_wknet._native.trace import TracedInLoopHooks, TracedThreadedHooks, keep_exact_times
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from trio_wknet._native.core import Core
+    from trio_wknet._native.trace import Tracer
 
 _PARKED = object()
+
+
+class _Run:
+    """What the engines of a run have in common: their tracer, if there is one."""
+
+    def __init__(self) -> None:
+        self.bridges: set[Bridge] = set()
+        self.tracer: Tracer | None = None
+
+
+_run: trio.lowlevel.RunVar[_Run] = trio.lowlevel.RunVar("trio_wknet bridges")
+
+
+def _this_run() -> _Run:
+    try:
+        return _run.get()
+    except LookupError:
+        _run.set(_Run())
+        return _run.get()
+
+
+def trace_run(tracer: Tracer | None) -> None:
+    """Trace the engines of this run, those to come too; None: no longer."""
+    run = _this_run()
+    if tracer is not None and run.tracer is not None:
+        raise RuntimeError("this run is traced already")
+    run.tracer = tracer
+    for bridge in run.bridges:
+        bridge.trace_with(tracer)
 
 
 class Bridge:
@@ -51,11 +82,26 @@ class Bridge:
         self._on_run_end = on_run_end
         self._open = True
         self._last_watch: _LastWatch | None = None
-        pump = self._spawn_pump()
-        hooks = InLoopHooks if core.in_loop else ThreadedHooks
-        self._instruments = [hooks(core, pump), _RunEnd(on_run_end)]
+        self._run = _this_run()
+        self._pump_task = self._spawn_pump()
+        self._instruments = [self._make_hooks(self._run.tracer), _RunEnd(on_run_end)]
         for instrument in self._instruments:
             trio.lowlevel.add_instrument(instrument)
+        self._run.bridges.add(self)
+
+    def _make_hooks(self, tracer: Tracer | None) -> trio.abc.Instrument:
+        core, pump = self._core, self._pump_task
+        if tracer is None:
+            return InLoopHooks(core, pump) if core.in_loop else ThreadedHooks(core, pump)
+        traced = TracedInLoopHooks if core.in_loop else TracedThreadedHooks
+        return traced(core, pump, tracer)
+
+    def trace_with(self, tracer: Tracer | None) -> None:
+        """Have a tracer look on while completions are drained; None: nobody."""
+        trio.lowlevel.remove_instrument(self._instruments[0])
+        self._instruments[0] = self._make_hooks(tracer)
+        trio.lowlevel.add_instrument(self._instruments[0])
+        keep_exact_times(self._core, tracer is not None)
 
     def _spawn_pump(self) -> Any:
         try:
@@ -109,6 +155,7 @@ class Bridge:
         if not self._open:
             return
         self._open = False
+        self._run.bridges.discard(self)
         if self._last_watch is not None:
             self._last_watch.stop()
         # A run that crashed is not there any more to be told.

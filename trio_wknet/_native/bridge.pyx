@@ -7,8 +7,6 @@ cdef class InLoopHooks:
     """An instrument's hook, without a Python frame of its own: after each wait it
     turns the reactor if need be, and drains. It never raises: what goes wrong in a
     drain goes to sys.unraisablehook."""
-    cdef Core core
-    cdef object pump            # the task that waits for the core's descriptor
 
     def __init__(self, Core core, pump):
         self.core = core

@@ -81,6 +81,10 @@ cdef enum State:
     FORGOTTEN = 4       # detached: not watched, the descriptor is the Trio side's
     GONE = 5
 
+# In `idle_since`: no rule, but exact times are wanted, by a tracer.
+cdef enum:
+    EXACT = 1
+
 cdef struct Limits:
     uint32_t inbound        # bytes: reading pauses at this mark, resumes at half
     uint32_t outbound       # bytes: send_nowait refuses past this mark
@@ -138,7 +142,8 @@ cdef struct Slot:
     # --- line 3: mail; the rules of letters stand in mailbox.pxd
     Letter up
     Letter down
-    wk_u64 idle_since       # ns: what an idle rule counts from, if nothing moved
+    wk_u64 idle_since       # ns: what an idle rule counts from, if nothing moved;
+                            # EXACT: there is none, and 0: there never was one
     wk_u32 idle             # the idle rule that the reactor watches; 0: none
     # The Trio side sets it before its last try to send, the reactor takes it at
     # EPOLLOUT (the argument stands at on_writable in transfer.pyx).
@@ -159,11 +164,13 @@ cdef struct Slot:
     wk_u64 accepted         # of a LISTENER
     wk_u32 starved          # of a LISTENER: ports disarmed for lack of descriptors
     uint32_t discarded      # bytes discarded while closing
+    wk_u64 noticed          # ns: what arrived at last_received was told of by
+                            # epoll; kept along with exact times only
     uint8_t state
     uint8_t draining        # the outbound ring has bytes, as far as it knows
     uint8_t shut            # FIN sent
     uint8_t disarmed        # of a PORT: not watched for now
-    uint8_t spare_reactor[28]
+    uint8_t spare_reactor[20]
 
     # --- line 6: trio
     void *owner             # its Endpoint, a borrowed reference; NULL: none

@@ -1,8 +1,12 @@
 # The Trio side's handle on a hub: owned by an Engine, used from one thread.
 from libc.stdint cimport uint32_t, uint64_t
 
-from trio_wknet._native.conn cimport Limits, Slot
-from trio_wknet._native.reactor cimport Hub
+from trio_wknet._native.atomics cimport wk_u32_store
+from trio_wknet._native.conn cimport RELEASED, Limits, Slot, slot_of_up
+from trio_wknet._native.links cimport list_empty
+from trio_wknet._native.mailbox cimport Letter, letter_take
+from trio_wknet._native.matrix cimport matrix_return
+from trio_wknet._native.reactor cimport Hub, Reactor, reactor_turn
 
 
 cdef class Endpoint:
@@ -51,7 +55,7 @@ cdef class Core:
     cdef void after_wait(self, bint rung) noexcept
     cdef bint _wants_turn(self) noexcept
     cdef void _drain(self) noexcept
-    cdef void _heed_beacon(self, uint32_t bits) noexcept
+    cdef void heed_beacon(self, uint32_t bits) noexcept
     cdef tuple _memory(self, list rows)
     cdef int check(self) except -1
     cdef void post(self, Slot *slot, uint32_t bits) noexcept
@@ -71,3 +75,38 @@ cdef class Core:
 
 
 cdef Limits make_limits(object limits) except *
+
+
+# --- a drain, in parts ---------------------------------------------------------
+
+cdef inline void woke(Core core, bint rung) noexcept:
+    """What goes before each drain: in-loop, turn the reactor if its epoll was ready
+    or something is unfinished."""
+    cdef Reactor *reactor
+    wk_u32_store(&core.hub.asleep, 0)
+    if core.hub.in_loop:
+        reactor = core.hub.reactors[0]
+        if rung or not list_empty(&reactor.ready) or core.hub.virtual:
+            core.hub.virtual_now = core.now()
+            with nogil:
+                reactor_turn(reactor, 0)
+            core.show_alarm()
+
+
+cdef inline void deliver(Core core, Letter *letter) noexcept:
+    """Hand a slot's completions to whom they are for."""
+    cdef Slot *slot = slot_of_up(letter)
+    cdef uint32_t bits = letter_take(letter)
+    cdef Endpoint endpoint
+    if slot == core.hub.beacon:
+        core.heed_beacon(bits)
+    elif bits & RELEASED:
+        matrix_return(core.hub.matrix, slot)
+    elif slot.server != NULL:
+        (<Server>slot.server).completed(slot, bits)
+    else:
+        # A reference of our own: a finalizer may run while tasks are
+        # rescheduled, and drop the last other one.
+        endpoint = core.owner_of(slot)
+        if endpoint is not None:
+            endpoint.completed(bits)

@@ -15,12 +15,12 @@ from trio_wknet._native.atomics cimport (
 )
 from trio_wknet._native.closing cimport close_now
 from trio_wknet._native.conn cimport (
-    ADD, CONNECTION, DROP, ENDED, GONE, LISTENER, RELEASED, TRIM, WATCH, Limits, Slot, slot_of_up,
+    ADD, CONNECTION, DROP, ENDED, GONE, LISTENER, TRIM, WATCH, Limits, Slot,
 )
 from trio_wknet._native.linux cimport errno, monotonic_ns
 from trio_wknet._native.links cimport list_empty
 from trio_wknet._native.mailbox cimport (
-    Letter, letter_mark, letter_take, mailbox_push, mailbox_take, mailbox_waiting,
+    Letter, letter_mark, mailbox_push, mailbox_take, mailbox_waiting,
 )
 from trio_wknet._native.matrix cimport (
     SLAB_SLOTS, Matrix, matrix_after_fork, matrix_each, matrix_return, matrix_step, matrix_take,
@@ -207,17 +207,8 @@ cdef class Core:
             hub_wake(self.hub)
 
     cdef void after_wait(self, bint rung) noexcept:
-        """Trio woke, or only looked: turn the in-loop reactor if its epoll was
-        ready or something is unfinished, then drain. Never raises."""
-        cdef Reactor *reactor
-        wk_u32_store(&self.hub.asleep, 0)
-        if self.hub.in_loop:
-            reactor = self.hub.reactors[0]
-            if rung or not list_empty(&reactor.ready) or self.hub.virtual:
-                self.hub.virtual_now = self.now()
-                with nogil:
-                    reactor_turn(reactor, 0)
-                self.show_alarm()
+        """Trio woke, or only looked. Never raises."""
+        woke(self, rung)
         self._drain()
 
     def still(self):
@@ -240,31 +231,15 @@ cdef class Core:
         they do is reschedule tasks, or post commands."""
         cdef Letter *letter
         cdef Letter *following
-        cdef Slot *slot
-        cdef Endpoint endpoint
-        cdef uint32_t bits
         if not mailbox_waiting(&self.hub.completions):
             return
         letter = mailbox_take(&self.hub.completions)
         while letter != NULL:
             following = letter.next
-            slot = slot_of_up(letter)
-            bits = letter_take(letter)
-            if slot == self.hub.beacon:
-                self._heed_beacon(bits)
-            elif bits & RELEASED:
-                matrix_return(self.hub.matrix, slot)
-            elif slot.server != NULL:
-                (<Server>slot.server).completed(slot, bits)
-            else:
-                # A reference of our own: a finalizer may run while tasks are
-                # rescheduled, and drop the last other one.
-                endpoint = self.owner_of(slot)
-                if endpoint is not None:
-                    endpoint.completed(bits)
+            deliver(self, letter)
             letter = following
 
-    cdef void _heed_beacon(self, uint32_t bits) noexcept:
+    cdef void heed_beacon(self, uint32_t bits) noexcept:
         if bits & TRIM:
             pool_trim_idle(self.hub.pool)
         if bits & ENDED and self.on_quiet is not None:

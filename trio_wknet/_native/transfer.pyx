@@ -133,9 +133,18 @@ cdef bint _store(Reactor *reactor, Slot *slot, uint32_t n) noexcept nogil:
         return False
     wk_u64_bump(&slot.received, n)
     wk_u64_bump(&slot.receive_calls, 1)
-    wk_u64_store_relaxed(&slot.last_received, _stamp(reactor, slot))
+    _note_received(reactor, slot)
     notify(reactor, slot, bits)
     return not paused
+
+
+cdef inline void _note_received(Reactor *reactor, Slot *slot) noexcept nogil:
+    """Store when bytes have come, by the rule of `_stamp`."""
+    if wk_u64_load_relaxed(&slot.idle_since) == 0:
+        wk_u64_store_relaxed(&slot.last_received, reactor.now)
+        return
+    wk_u64_store_relaxed(&slot.noticed, reactor.now)
+    wk_u64_store_relaxed(&slot.last_received, hub_now(reactor.hub))
 
 
 cdef inline uint64_t _stamp(Reactor *reactor, Slot *slot) noexcept nogil:
