@@ -267,7 +267,10 @@ WATCHED = {
         "churn",
         *EVENTS,
     ],
-    "thread": ["mailbox", "close_races", "load_modes", "stream_contract", "churn", *EVENTS],
+    "thread": [
+        *("mailbox", "close_races", "load_modes", "stream_contract", "churn", *EVENTS),
+        *("proxy_protocol", "trace"),
+    ],
 }
 
 
