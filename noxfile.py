@@ -23,6 +23,7 @@ import nox
 HERE = Path(__file__).parent
 PROJECT = nox.project.load_toml("pyproject.toml")["project"]
 THIS = f"{sys.version_info[0]}.{sys.version_info[1]}"
+SCRIPTS = ("tests/test_benchmarks.py", "tests/test_scale_scripts.py")
 PYTHONS = [THIS, *(version for version in ("3.10", "3.12", "3.13") if version != THIS)]
 
 nox.needs_version = ">= 2026.8.10"
@@ -69,7 +70,9 @@ def tests(session: nox.Session) -> None:
     """The test suite. ``-- --long`` runs the long form of the stress tests."""
     # Without debug information it is the same code, and compiled sooner.
     session.install("-e", ".[tests]", env={"CFLAGS": "-g0"})
-    session.run("pytest", *session.posargs)
+    # Scripts that measure are tried on one interpreter; they are no part of the package.
+    scripts = [] if session.python == THIS else [f"--ignore={path}" for path in SCRIPTS]
+    session.run("pytest", *scripts, *session.posargs)
 
 
 @nox.session

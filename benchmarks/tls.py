@@ -183,6 +183,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--duration", type=float, default=2.0, help="seconds of one round")
     parser.add_argument("--connections", type=int, default=100)
     parser.add_argument("--size", type=int, default=64, help="bytes of a message")
+    ours = [name for name in REACTORS if name != "trio"]
+    parser.add_argument("--server", choices=ours, action="append", help="may be repeated")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to FILE")
     parser.add_argument("--serve", choices=list(REACTORS), help="be a server instead")
     parser.add_argument("--core", type=int, default=0, help="of --serve")
@@ -197,8 +199,9 @@ def main() -> None:
     settings = Settings(arguments.rounds, arguments.duration, arguments.connections, arguments.size)
     console, machine = Console(), Machine.here()
     console.print(str(machine), highlight=False)
-    found: dict[str, list[Round]] = {name: [] for name in REACTORS}
-    names = list(found)
+    chosen = arguments.server or REACTORS
+    names = [name for name in REACTORS if name == "trio" or name in chosen]
+    found: dict[str, list[Round]] = {name: [] for name in names}
     for number in range(settings.rounds):
         first = number % len(names)
         for name in (*names[first:], *names[:first]):

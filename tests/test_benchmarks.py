@@ -16,6 +16,7 @@ from typing import Any
 
 import attrs
 import pytest
+import trio
 from benchmark_scripts import BENCHMARKS, ROOT, measured, run
 
 import trio_wknet
@@ -25,7 +26,16 @@ from trio_wknet._native.histogram import Histogram
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 FIGURES = ROOT / "docs" / "_static" / "benchmarks.json"
-MODULES = ("compiled", "measure", "result", "rounds", "scenarios", "servers", "slow_consumer")
+MODULES = (
+    "compiled",
+    "floor",
+    "measure",
+    "result",
+    "rounds",
+    "scenarios",
+    "servers",
+    "slow_consumer",
+)
 
 
 def load_modules() -> SimpleNamespace:
@@ -370,32 +380,32 @@ def test_the_pictures_are_drawn(tmp_path: Path) -> None:
 # -- What is measured apart ----------------------------------------------------
 
 
-def figures(said: str, width: int) -> dict[str, list[str]]:
-    """The rows of a table, by their first cell."""
-    lines = (line.strip("│┃ ").split("│") for line in said.splitlines() if line.startswith("│"))
-    cells = ([cell.strip() for cell in line] for line in lines)
-    return {first: rest for first, *rest in cells if len(rest) == width}
-
-
-@pytest.mark.skipif(bench.compiled.compiler() is None, reason="a C compiler is missing")
 def test_the_floor_is_trios_scheduler_and_the_system_calls() -> None:
-    code, said, complained = run("floor.py", "--rounds", 1, "--duration", 0.3)
-    assert (code, complained) == (0, "")
-    rows = figures(said, 2)
-    parts = [rows[name] for name in ("Trio's scheduler alone", "the system calls alone")]
-    floor, ratio = rows["the floor: both"]
-    assert sum(float(cost.split()[0]) for cost, _ in parts) == pytest.approx(
-        float(floor.split()[0]), abs=0.02
-    )
-    assert ratio == "1.00"
-    assert {"wknet-inloop", "wknet-threaded", "trio"} <= rows.keys()
+    costs = bench.floor.Costs(6e-6, {"c-epoll": 2e-6, "trio": 32e-6})
+    assert costs.floor == pytest.approx(8e-6)
+    floor, trios = ([*column.cells] for column in bench.floor.table(costs).columns[1:])
+    assert floor == ["6.00 µs", "2.00 µs", "8.00 µs", "32.00 µs"]
+    assert trios == ["0.75", "0.25", "1.00", "4.00"]
+
+
+def test_the_schedulers_steps_are_taken() -> None:
+    """Two for each task and turn."""
+    steps = 0
+
+    class Steps(trio.abc.Instrument):
+        def after_task_step(self, task: trio.lowlevel.Task) -> None:
+            nonlocal steps
+            steps += task.name.endswith("<locals>.task")
+
+    assert trio.run(bench.floor.scheduler_alone, 10, instruments=[Steps()]) > 0
+    # And one to begin with, and one to be cancelled.
+    assert steps == bench.floor.TASKS * (2 * 10 + 2)
 
 
 def test_tls_is_measured_on_either_transport(tmp_path: Path) -> None:
-    found = measured("tls.py", tmp_path, "--rounds", 1, "--duration", 0.1, "--connections", 5)[
-        "results"
-    ]
-    assert list(found) == ["trio", "wknet-inloop", "wknet-threaded"]
+    arguments = ("--rounds", 1, "--duration", 0.1, "--connections", 5)
+    found = measured("tls.py", tmp_path, "--server", "wknet-inloop", *arguments)["results"]
+    assert list(found) == ["trio", "wknet-inloop"]
     for (one,) in found.values():
         assert one["per_second"] > 0
         assert one["cpu"] > 0
