@@ -7,11 +7,7 @@ stands between the page's two comments is replaced.
 
 from __future__ import annotations
 
-import argparse
-import json
-from pathlib import Path
-
-from pages import Json, machine_text, markdown, put_into
+from pages import Json, machine_text, markdown, run
 from result import cells
 
 SCRIPT = "benchmarks/bench_page.py"
@@ -154,13 +150,5 @@ def page(found: Json) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Put what run.py found into its page.")
-    parser.add_argument("found", type=Path, help="what run.py --json wrote")
-    parser.add_argument("page", type=Path, help="docs/benchmarks.md")
-    arguments = parser.parse_args()
-    put_into(arguments.page, SCRIPT, page(json.loads(arguments.found.read_text())))
-
-
 if __name__ == "__main__":
-    main()
+    run(SCRIPT, "run.py", "docs/benchmarks.md", page)

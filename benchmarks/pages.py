@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,3 +40,12 @@ def put_into(page: Path, script: str, text: str) -> None:
     if not found or not end:
         sys.exit(f"{page} has no place for the figures: {begin.strip()} to {END.strip()}")
     page.write_text(before + begin + "\n" + text + END + after)
+
+
+def run(script: str, source: str, page: str, make: Callable[[Json], str]) -> None:
+    """Be the script that puts what another one found into a page."""
+    parser = argparse.ArgumentParser(description=f"Put what {source} found into its page.")
+    parser.add_argument("found", type=Path, help=f"what {source} --json wrote")
+    parser.add_argument("page", type=Path, help=page)
+    arguments = parser.parse_args()
+    put_into(arguments.page, script, make(json.loads(arguments.found.read_text())))

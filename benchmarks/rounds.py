@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container
 from statistics import median
+from typing import TypeVar
 
 import attrs
 from measure import Settings, measure, started
 from result import Result
 from scenarios import Scenario
 from servers import missing
+
+T = TypeVar("T")
 
 CALIBRATIONS = 3
 """Loads that Trio's maximum is the median of."""
@@ -19,6 +22,18 @@ def in_turn(servers: tuple[str, ...], number: int) -> tuple[str, ...]:
     """The order of a round: each begins with another one."""
     first = number % len(servers)
     return (*servers[first:], *servers[:first])
+
+
+def take_turns(
+    names: tuple[str, ...], rounds: int, one: Callable[[str], T], report: Callable[[str], object]
+) -> dict[str, list[T]]:
+    """So many rounds of all, each beginning with another one."""
+    found: dict[str, list[T]] = {name: [] for name in names}
+    for number in range(rounds):
+        for name in in_turn(names, number):
+            report(f"{name}, round {number + 1} of {rounds}")
+            found[name].append(one(name))
+    return found
 
 
 def able(scenario: Scenario, only: Container[str] | None = None) -> tuple[str, ...]:

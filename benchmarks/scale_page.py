@@ -6,11 +6,7 @@ between the page's two comments is replaced.
 
 from __future__ import annotations
 
-import argparse
-import json
-from pathlib import Path
-
-from pages import Json, machine_text, markdown, put_into
+from pages import Json, machine_text, markdown, run
 
 from trio_wknet._load_text import time_text
 
@@ -241,14 +237,5 @@ def page(found: Json) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Put what scale.py found into its page.")
-    parser.add_argument("found", type=Path, help="what scale.py --json wrote")
-    parser.add_argument("page", type=Path, help="docs/scale.md")
-    arguments = parser.parse_args()
-    found = json.loads(arguments.found.read_text())
-    put_into(arguments.page, SCRIPT, page(found))
-
-
 if __name__ == "__main__":
-    main()
+    run(SCRIPT, "scale.py", "docs/scale.md", page)

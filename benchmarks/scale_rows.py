@@ -15,7 +15,7 @@ import attrs
 import idle_memory
 from clients import clients
 from measure import Server, Settings, running_on
-from rounds import able, in_turn, run_scenario
+from rounds import able, run_scenario, take_turns
 from scenarios import SCENARIOS
 
 from trio_wknet._load import run_load
@@ -92,18 +92,6 @@ class Row:
         medians = {server: self.median(server) for server in self.rounds}
         derived = {"ours": self.ours, "medians": medians, "value": self.value, "met": self.met}
         return {**attrs.asdict(self), **derived}
-
-
-def take_turns(
-    servers: tuple[str, ...], rounds: int, one: Callable[[str], float], report: Report
-) -> dict[str, list[float]]:
-    """So many rounds of all, each beginning with another one."""
-    found: dict[str, list[float]] = {server: [] for server in servers}
-    for number in range(rounds):
-        for server in in_turn(servers, number):
-            report(f"{server}, round {number + 1} of {rounds}")
-            found[server].append(one(server))
-    return found
 
 
 def memory(size: Size, report: Report) -> list[Row]:

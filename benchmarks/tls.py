@@ -8,8 +8,6 @@ the load on another. Needs trustme.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import select
 import socket
@@ -18,22 +16,19 @@ import sys
 import time
 from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import attrs
 from answers import answer_all, say
-from machine import Machine
 from measure import running_on
-from rich.console import Console
 from rich.table import Table
+from transports import OWN, compare, parser, run_server
 from worker import Worker
 
 from trio_wknet._load_cpu import cpu_seconds
 
 HOST = "127.0.0.1"
-REACTORS = {"trio": None, "wknet-inloop": 0, "wknet-threaded": 1}
 WANTED = 1.3  # times Trio's messages a second
 
 
@@ -61,18 +56,6 @@ async def serve() -> None:
         say(listener.transport_listener.socket.getsockname()[1])
         await trio.to_thread.run_sync(answer_all, sys.stdin, {})
         nursery.cancel_scope.cancel()
-
-
-def run_server(name: str, core: int) -> None:
-    import trio
-
-    import trio_wknet
-
-    os.sched_setaffinity(0, {core})
-    if name == "trio":
-        trio.run(serve)
-    else:
-        trio_wknet.run(serve, reactors=REACTORS[name])
 
 
 # --- the load -----------------------------------------------------------------------
@@ -167,7 +150,7 @@ def table(found: dict[str, list[Round]], settings: Settings) -> Table:
     """Medians of rounds."""
     title = f"TLS echo, {settings.size} B, {settings.connections} connections"
     shown = Table("server", "messages/s", "CPU/message", "load's cores", "ratio", title=title)
-    trio = median(one.per_second for one in found["trio"])
+    trio = median(one.per_second for one in found[OWN])
     for name, rounds in found.items():
         rate, cpu, busy = (
             median(column) for column in zip(*map(attrs.astuple, rounds), strict=True)
@@ -177,40 +160,18 @@ def table(found: dict[str, list[Round]], settings: Settings) -> Table:
     return shown
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Measure TLS on either transport.")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--duration", type=float, default=2.0, help="seconds of one round")
-    parser.add_argument("--connections", type=int, default=100)
-    parser.add_argument("--size", type=int, default=64, help="bytes of a message")
-    ours = [name for name in REACTORS if name != "trio"]
-    parser.add_argument("--server", choices=ours, action="append", help="may be repeated")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to FILE")
-    parser.add_argument("--serve", choices=list(REACTORS), help="be a server instead")
-    parser.add_argument("--core", type=int, default=0, help="of --serve")
-    return parser.parse_args()
-
-
 def main() -> None:
-    arguments = parse()
+    options = parser("Measure TLS on either transport.")
+    options.add_argument("--duration", type=float, default=2.0, help="seconds of one round")
+    options.add_argument("--connections", type=int, default=100)
+    options.add_argument("--size", type=int, default=64, help="bytes of a message")
+    arguments = options.parse_args()
     if arguments.serve:
-        run_server(arguments.serve, arguments.core)
+        run_server(arguments.serve, arguments.core, serve)
         return
     settings = Settings(arguments.rounds, arguments.duration, arguments.connections, arguments.size)
-    console, machine = Console(), Machine.here()
-    console.print(str(machine), highlight=False)
-    chosen = arguments.server or REACTORS
-    names = [name for name in REACTORS if name == "trio" or name in chosen]
-    found: dict[str, list[Round]] = {name: [] for name in names}
-    for number in range(settings.rounds):
-        first = number % len(names)
-        for name in (*names[first:], *names[:first]):
-            found[name].append(measure(name, settings))
-    console.print(table(found, settings), f"wanted: {WANTED} of one of ours", highlight=False)
-    if arguments.json:
-        rows = {name: [attrs.asdict(one) for one in rounds] for name, rounds in found.items()}
-        everything = {"machine": attrs.asdict(machine), "settings": attrs.asdict(settings)}
-        arguments.json.write_text(json.dumps({**everything, "results": rows}, indent=1) + "\n")
+    one, shown = partial(measure, settings=settings), partial(table, settings=settings)
+    compare(arguments, settings, WANTED, one, shown)
 
 
 if __name__ == "__main__":
