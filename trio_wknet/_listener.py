@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import warnings
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -234,11 +234,12 @@ class Listener(NativeListener, trio.abc.Listener[Conn]):
             self._served.set()
 
     async def drain(self) -> None:
-        """Stop accepting and wait for the handlers that `serve` runs. A checkpoint.
+        """Stop accepting and wait for the handlers that `serve` runs, or until every
+        connection of `serve_events` is gone. A checkpoint.
 
         Connections that the kernel had already queued are still accepted and
-        handled. `serve` returns once the last handler has. Without a `serve` under
-        way the listener is closed, with the connections that nobody accepted.
+        handled. `serve` and `serve_events` return then. Without either under way
+        the listener is closed, with the connections that nobody accepted.
         """
         self._draining = True
         if self._open and self._serving:
@@ -381,7 +382,8 @@ async def open_wknet_listener(
             raise TypeError(f"engine must be an Engine, not {engine!r}")
         if reactors is not None:
             raise ValueError(f"reactors ({reactors}) has no meaning together with engine")
-        listener = await engine.listen(
+    async with open_engine(reactors) if engine is None else nullcontext(engine) as used:
+        listener = await used.listen(
             address,
             backlog=backlog,
             reuse_port=reuse_port,
@@ -394,18 +396,3 @@ async def open_wknet_listener(
             yield listener
         finally:
             await listener.aclose()
-        return
-    async with (
-        open_engine(reactors) as own,
-        open_wknet_listener(
-            address,
-            engine=own,
-            backlog=backlog,
-            reuse_port=reuse_port,
-            idle_timeout=idle_timeout,
-            proxy_protocol=proxy_protocol,
-            limits=limits,
-            options=options,
-        ) as listener,
-    ):
-        yield listener
