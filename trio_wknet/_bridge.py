@@ -84,9 +84,10 @@ class Bridge:
         self._last_watch: _LastWatch | None = None
         self._run = _this_run()
         self._pump_task = self._spawn_pump()
-        self._instruments = [self._make_hooks(self._run.tracer), _RunEnd(on_run_end)]
-        for instrument in self._instruments:
-            trio.lowlevel.add_instrument(instrument)
+        self._hooks = self._make_hooks(self._run.tracer)
+        self._run_end = _RunEnd(on_run_end)
+        trio.lowlevel.add_instrument(self._hooks)
+        trio.lowlevel.add_instrument(self._run_end)
         self._run.bridges.add(self)
 
     def _make_hooks(self, tracer: Tracer | None) -> trio.abc.Instrument:
@@ -98,9 +99,9 @@ class Bridge:
 
     def trace_with(self, tracer: Tracer | None) -> None:
         """Have a tracer look on while completions are drained; None: nobody."""
-        trio.lowlevel.remove_instrument(self._instruments[0])
-        self._instruments[0] = self._make_hooks(tracer)
-        trio.lowlevel.add_instrument(self._instruments[0])
+        trio.lowlevel.remove_instrument(self._hooks)
+        self._hooks = self._make_hooks(tracer)
+        trio.lowlevel.add_instrument(self._hooks)
         keep_exact_times(self._core, tracer is not None)
 
     def _spawn_pump(self) -> Any:
@@ -160,8 +161,8 @@ class Bridge:
             self._last_watch.stop()
         # A run that crashed is not there any more to be told.
         with suppress(RuntimeError):
-            for instrument in self._instruments:
-                trio.lowlevel.remove_instrument(instrument)
+            trio.lowlevel.remove_instrument(self._hooks)
+            trio.lowlevel.remove_instrument(self._run_end)
             trio.lowlevel.notify_closing(self._core.fileno())
 
 

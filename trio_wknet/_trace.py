@@ -113,8 +113,8 @@ class Trace(Tracer, trio.abc.Instrument):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write `to_json` to a file, for https://ui.perfetto.dev or ``chrome://tracing``.
-        Takes
-        half a second or so for 10 000 messages: do not do it while the server is busy."""
+        Takes half a second or so for 10 000 messages: do not do it while the server is
+        busy."""
         text = json.dumps(self.to_json())  # whole, in C; dump would go piece by piece
         with open(path, "w") as file:
             file.write(text)
