@@ -59,6 +59,16 @@ async def discard(conn: Conn) -> None:
         pass
 
 
+async def talk_but_in(direction: str, conn: Conn, peer: socket.socket) -> None:
+    """Have bytes move now and then, in the other direction."""
+    while True:
+        await trio.sleep(0.3)
+        if direction == "read":
+            await conn.send_all(b"x")
+        else:
+            peer.send(b"x")
+
+
 async def wait_until(when: float) -> None:
     await trio.sleep_until(when)
 
@@ -245,16 +255,7 @@ async def test_bytes_in_the_other_direction_do_not_count(
 ) -> None:
     async with virtual_pair() as (conn, peer), trio.open_nursery() as nursery:
         nursery.start_soon(discard, conn)
-
-        async def talk() -> None:
-            while True:
-                await trio.sleep(0.3)
-                if direction == "read":
-                    await conn.send_all(b"x")
-                else:
-                    peer.send(b"x")
-
-        nursery.start_soon(talk)
+        nursery.start_soon(talk_but_in, direction, conn, peer)
         with conn.idle_scope(20, **{direction: 1}) as scope:
             await trio.sleep_forever()
         assert scope.cancelled_caught
@@ -270,16 +271,7 @@ async def test_a_longer_time_for_another_direction(
     """The rule for both has to come due with either, also after the first look."""
     async with virtual_pair() as (conn, peer), trio.open_nursery() as nursery:
         nursery.start_soon(discard, conn)
-
-        async def talk() -> None:
-            while True:
-                await trio.sleep(0.3)
-                if direction == "read":
-                    await conn.send_all(b"x")
-                else:
-                    peer.send(b"x")
-
-        nursery.start_soon(talk)
+        nursery.start_soon(talk_but_in, direction, conn, peer)
         with conn.idle_scope(**{**beside, direction: 5.0}) as scope:
             await trio.sleep_forever()
         assert scope.cancelled_caught
