@@ -23,7 +23,12 @@ async def clog_towards(receiver: Conn, sender: Conn) -> None:
     await clog(sender, lambda: receiver.statistics().buffered_inbound >= TIGHT.inbound)
 
 
-async def test_trios_own_check_passes(engine: Engine, kind: str, long: bool) -> None:
+@pytest.mark.parametrize("deferring", [False, True], ids=["at-once", "deferring"])
+async def test_trios_own_check_passes(
+    engine: Engine, kind: str, deferring: bool, long: bool
+) -> None:
+    if deferring:
+        engine._core.crowd = 0
     async with AsyncExitStack() as pairs:
         stock: list[tuple[Conn, Conn]] = []
 

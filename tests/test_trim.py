@@ -172,38 +172,6 @@ async def test_a_clock_that_jumps_by_itself_is_not_led_on(
         assert trio.current_time() == before
 
 
-async def events_of_turns(engine: Engine, crowd: list[tuple[Conn, socket.socket]]) -> list[int]:
-    """A byte for each connection at once: how many each turn of the reactor sees."""
-    for _, peer in crowd:
-        peer.send(b"x")
-    found = []
-    for _ in range(10):
-        before = engine.statistics().reactors[0].events
-        await trio.lowlevel.checkpoint()
-        found.append(engine.statistics().reactors[0].events - before)
-    for conn, _ in crowd:
-        assert conn.receive_nowait() == b"x"
-    return found
-
-
-async def test_the_list_of_events_grows_and_shrinks(nothing_left: None, clock: MockClock) -> None:
-    async with open_engine() as engine, pairs(engine, 600) as crowd:
-        await trio.lowlevel.checkpoint()
-        first = max(await events_of_turns(engine, crowd))
-        for _ in range(3):
-            grown = max(await events_of_turns(engine, crowd))
-        assert grown >= 600
-        for _ in range(3):
-            clock.jump(1.0)
-            assert max(await events_of_turns(engine, crowd)) >= 600, "it was needed"
-        for _ in range(3):
-            clock.jump(1.0)
-            await trio.lowlevel.checkpoint()
-        again = await events_of_turns(engine, crowd)
-        assert max(again) < 600, "it has not shrunk"
-        assert first < 600
-
-
 @pytest.mark.skipif(bool(SANITIZED), reason="sanitizers keep what is freed")
 @pytest.mark.parametrize("size", [8192, 0], ids=["busy", "idle"])
 def test_memory_falls_after_a_peak(reactors: int, size: int, long: bool) -> None:

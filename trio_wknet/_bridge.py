@@ -9,7 +9,9 @@ Decision. Completions are drained in an instrument's ``after_io_wait``, which Tr
 calls right where it processes its own events: the tasks woken there run in the
 same turn. The eventfd is rung only if Trio sleeps, which ``before_io_wait`` tells;
 under load it is silent. A system task, the pump, keeps the eventfd armed and does
-nothing else. In-loop the descriptor is the reactor's own epoll.
+nothing else. In-loop the descriptor is the reactor's own epoll. The hooks do two more
+things where they are called anyway: sends that tasks deferred (`send.pyx`), and looking on
+for a moment before sleeping (`spin.pyx`).
 
 Trade-off. One Python call for each turn of Trio's loop while an engine is open,
 also in turns that have nothing to do with it.
@@ -33,8 +35,8 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from trio_wknet._native.bridge import InLoopHooks, ThreadedHooks
-from trio_wknet._native.trace import TracedInLoopHooks, TracedThreadedHooks, keep_exact_times
+from trio_wknet._native.bridge import Hooks
+from trio_wknet._native.trace import TracedHooks, keep_exact_times
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -93,9 +95,8 @@ class Bridge:
     def _make_hooks(self, tracer: Tracer | None) -> trio.abc.Instrument:
         core, pump = self._core, self._pump_task
         if tracer is None:
-            return InLoopHooks(core, pump) if core.in_loop else ThreadedHooks(core, pump)
-        traced = TracedInLoopHooks if core.in_loop else TracedThreadedHooks
-        return traced(core, pump, tracer)
+            return Hooks(core, pump)
+        return TracedHooks(core, pump, tracer)
 
     def trace_with(self, tracer: Tracer | None) -> None:
         """Have a tracer look on while completions are drained; None: nobody."""

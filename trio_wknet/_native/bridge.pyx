@@ -3,24 +3,20 @@
 from trio_wknet._native.core cimport Core
 
 
-cdef class InLoopHooks:
-    """An instrument's hook, without a Python frame of its own: after each wait it
-    turns the reactor if need be, and drains. It never raises: what goes wrong in a
-    drain goes to sys.unraisablehook."""
+cdef class Hooks:
+    """An instrument's hooks, without a Python frame of their own. Before a sleep they may
+    look on for a moment; after each wait they turn the reactor, if it is in-loop and there
+    is need, and drain. They never raise: what goes wrong goes to sys.unraisablehook."""
 
     def __init__(self, Core core, pump):
         self.core = core
         self.pump = pump
 
+    def before_io_wait(self, double timeout):
+        if timeout > 0:
+            self.core.before_wait(timeout)
+
     def after_io_wait(self, timeout):
         # Trio clears custom_sleep_data when it reschedules a task, so this tells
         # without a system call whether the descriptor was ready.
         self.core.after_wait(self.pump.custom_sleep_data is None)
-
-
-cdef class ThreadedHooks(InLoopHooks):
-    """The same with reactor threads, which have to know whether Trio sleeps."""
-
-    def before_io_wait(self, double timeout):
-        if timeout > 0:
-            self.core.before_wait()

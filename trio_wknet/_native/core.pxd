@@ -7,6 +7,7 @@ from trio_wknet._native.links cimport list_empty
 from trio_wknet._native.mailbox cimport Letter, letter_take
 from trio_wknet._native.matrix cimport matrix_return
 from trio_wknet._native.reactor cimport Hub, Reactor, reactor_turn
+from trio_wknet._native.spin cimport PingPong, ping_pong_hear
 
 
 cdef class Endpoint:
@@ -49,10 +50,16 @@ cdef class Core:
     cdef object make_conn       # called without arguments, gives a connection's Endpoint
     cdef object alarm           # the cancel scope that shows Trio the next timeout
     cdef readonly uint32_t claimed      # connections that the application knows
+    cdef list deferred          # sends that are due once the tasks of this turn have run
+    cdef uint32_t woken         # by completions and sends, for this turn; about
+    cdef public uint32_t crowd  # woken in a turn from which on its sends are deferred
+    cdef PingPong game
     cdef dict headers           # PROXY headers of open connections, by handle
 
-    cdef void before_wait(self) noexcept
+    cdef void before_wait(self, double timeout) noexcept
     cdef void after_wait(self, bint rung) noexcept
+    cdef bint is_crowded(self) noexcept
+    cdef void carry_out_deferred(self) noexcept
     cdef bint _wants_turn(self) noexcept
     cdef void _drain(self) noexcept
     cdef void heed_beacon(self, uint32_t bits) noexcept
@@ -80,10 +87,13 @@ cdef Limits make_limits(object limits) except *
 # --- a drain, in parts ---------------------------------------------------------
 
 cdef inline void woke(Core core, bint rung) noexcept:
-    """What goes before each drain: in-loop, turn the reactor if its epoll was ready
-    or something is unfinished."""
+    """What goes before each drain: the sends that the last turn's tasks deferred; and
+    in-loop, turn the reactor if its epoll was ready or something is unfinished."""
     cdef Reactor *reactor
     wk_u32_store(&core.hub.asleep, 0)
+    core.woken = 0
+    if core.deferred:
+        core.carry_out_deferred()
     if core.hub.in_loop:
         reactor = core.hub.reactors[0]
         if rung or not list_empty(&reactor.ready) or core.hub.virtual:
@@ -98,6 +108,8 @@ cdef inline void deliver(Core core, Letter *letter) noexcept:
     cdef Slot *slot = slot_of_up(letter)
     cdef uint32_t bits = letter_take(letter)
     cdef Endpoint endpoint
+    core.woken += 1
+    ping_pong_hear(&core.game, slot)
     if slot == core.hub.beacon:
         core.heed_beacon(bits)
     elif bits & RELEASED:

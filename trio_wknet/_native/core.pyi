@@ -9,6 +9,7 @@ class Server: ...
 
 class Core:
     claimed: int
+    crowd: int
     closed: bool
     forked: bool
     def __init__(

@@ -25,16 +25,23 @@ from trio_wknet._native.mailbox cimport (
 from trio_wknet._native.matrix cimport (
     SLAB_SLOTS, Matrix, matrix_after_fork, matrix_each, matrix_return, matrix_step, matrix_take,
 )
+from trio_wknet._native.operation cimport Operation
 from trio_wknet._native.pool cimport pool_trim_idle
 from trio_wknet._native.reactor cimport (
     Reactor, command, hub_free, hub_new, publish, reactor_run, reactor_turn, set_alarm,
 )
+from trio_wknet._native.spin cimport look_on, ping_pong_goes_on, ping_pong_new, ping_pong_note
 from trio_wknet._native.wake cimport hub_wake, reactor_post, reactor_stop, ring_bell, still_bell
 from trio_wknet._native.wheel cimport NEVER, wheel_next
 
 import contextlib
 import math
 import os
+
+
+cdef enum:
+    CROWD = 16
+    SPIN_NS = 50000     # what Trio looks on for at most, before it sleeps
 
 
 cdef extern from "Python.h":
@@ -140,6 +147,9 @@ cdef class Core:
         self.hub.virtual = clock is not None
         self.hub.virtual_now = self.now()
         self.headers = {}
+        self.deferred = []
+        self.crowd = CROWD
+        ping_pong_new(&self.game)
         self.thread = PyThread_get_thread_ident()
 
     cdef int check(self) except -1:
@@ -199,8 +209,17 @@ cdef class Core:
         eventfd that reactors ring."""
         return self.hub.reactors[0].epfd if self.hub.in_loop else self.hub.wakefd
 
-    cdef void before_wait(self) noexcept:
-        """Trio is about to sleep. The argument stands at hub_wake."""
+    cdef void before_wait(self, double timeout) noexcept:
+        """Trio is about to sleep for so many seconds. The argument for the flag stands at
+        hub_wake; only where there are threads has anybody to know."""
+        cdef uint64_t ns = <uint64_t>(min(timeout * 1e9, <double>SPIN_NS))
+        cdef bint found
+        if ping_pong_goes_on(&self.game) and not self.hub.virtual:
+            with nogil:
+                found = look_on(self.hub, ns)
+            ping_pong_note(&self.game, found)
+        if self.hub.in_loop:
+            return
         wk_u32_store(&self.hub.asleep, 1)
         wk_fence()
         if mailbox_waiting(&self.hub.completions):
@@ -210,6 +229,18 @@ cdef class Core:
         """Trio woke, or only looked. Never raises."""
         woke(self, rung)
         self._drain()
+
+    cdef bint is_crowded(self) noexcept:
+        """Whether so many tasks run in this turn that sends are better deferred."""
+        return self.woken >= self.crowd
+
+    cdef void carry_out_deferred(self) noexcept:
+        """Do all that was deferred. It wakes tasks, and defers nothing."""
+        cdef Operation operation
+        due, self.deferred = self.deferred, []
+        self.woken += <uint32_t>len(due)
+        for operation in due:
+            operation.carry_out()
 
     def still(self):
         """Read the eventfd that woke Trio, so that it may ring again."""

@@ -6,6 +6,15 @@ cdef object WOKEN               # what a parked operation is rescheduled with
 cdef object ABORT_SUCCEEDED
 
 
+cdef enum:
+    CREATED
+    RAISING         # running Trio's own coroutine, which ends in an exception
+    PARKED
+    YIELDING        # at a schedule point, with more to do behind it
+    COMPLETING      # at the last schedule point
+    DONE
+
+
 cdef class Operation:
     cdef object task            # while parked
     cdef object result          # what the await gives
@@ -17,12 +26,15 @@ cdef class Operation:
     # next, or None when the operation is complete.
     cdef object start(self)
     cdef object proceed(self)
+    # What was deferred is due (deferred.pxd). Runs in the bridge's hook, and never raises.
+    cdef void carry_out(self) noexcept
     # Called exactly once, however the operation ends.
     cdef void finish(self) noexcept
 
     cdef object enter(self)
     cdef object complete(self, object result)
     cdef object fail(self, object failure)
+    cdef object yielding(self)
     cdef object parked(self, object trap)
     cdef void wake(self) noexcept
     cdef object resume(self, object sent)

@@ -8,7 +8,8 @@ The life of an operation:
               then the result. Together with `enter` a full checkpoint.
     parked    Waiting, like any task in wait_task_rescheduled. Whoever has news
               calls `wake`; Trio's abort function ends the wait with Cancelled.
-    proceed   After a wake: complete, or park again (a wake may be spurious).
+    yield     At a schedule point, and has yet to proceed.
+    proceed   After either: complete, or park again (a wake may be spurious).
 
 The objects yielded are caught from Trio's public functions, not built here: each
 function is run up to its first yield. One caught from wait_task_rescheduled
@@ -35,14 +36,6 @@ cdef extern from "Python.h":
     int PyIter_Send(object iterator, object value, PyObject **result) except -1
 
 
-cdef enum:
-    CREATED
-    RAISING         # running Trio's own coroutine, which ends in an exception
-    PARKED
-    COMPLETING      # at the last schedule point
-    DONE
-
-
 # Shared by all wakes, and so never unwrapped: an Outcome may be unwrapped once.
 WOKEN = outcome.Value(None)
 ABORT_SUCCEEDED = Abort.SUCCEEDED
@@ -67,6 +60,9 @@ cdef class Operation:
 
     cdef object proceed(self):
         raise NotImplementedError
+
+    cdef void carry_out(self) noexcept:
+        pass
 
     cdef void finish(self) noexcept:
         pass
@@ -96,6 +92,11 @@ cdef class Operation:
         self.state = COMPLETING
         return SCHEDULE_POINT
 
+    cdef object yielding(self):
+        """Come to a schedule point, and `proceed` behind it."""
+        self.state = YIELDING
+        return SCHEDULE_POINT
+
     cdef object parked(self, object trap):
         self.task = current_task()
         self.state = PARKED
@@ -119,6 +120,8 @@ cdef class Operation:
         elif self.state == PARKED:
             if sent is not WOKEN:
                 sent.unwrap()       # raises Cancelled, or KeyboardInterrupt
+            trap = self.proceed()
+        elif self.state == YIELDING:
             trap = self.proceed()
         elif self.state == RAISING:
             return self.inner.send(sent)

@@ -6,7 +6,7 @@ only who waits differs. The steps of a turn are in an order that matters:
 memory is returned last, when no event of the batch can name it any more.
 """
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from trio_wknet._native.accept cimport accept_rest, on_acceptable, rearm, watch
@@ -32,7 +32,7 @@ from trio_wknet._native.mailbox cimport (
 )
 from trio_wknet._native.matrix cimport matrix_free, matrix_get, matrix_new, matrix_return, matrix_take
 from trio_wknet._native.pool cimport Pool, pool_drop, pool_free, pool_new, pool_take
-from trio_wknet._native.reactor cimport FIRST_EVENTS, RECEIVE_BUFFER, Hub, Reactor, hub_now
+from trio_wknet._native.reactor cimport EVENTS, RECEIVE_BUFFER, Hub, Reactor, hub_now
 from trio_wknet._native.timeouts cimport run_timeouts, timeout_set, timeouts_new
 from trio_wknet._native.transfer cimport (
     end_of_input, flush, on_readable, on_writable, resume_reading,
@@ -42,7 +42,6 @@ from trio_wknet._native.wake cimport hub_wake, kick, still_bell
 from trio_wknet._native.wheel cimport NEVER, wheel_free, wheel_next
 
 cdef enum:
-    MOST_EVENTS = 4096
     POOL_KEEPS = 16777216       # bytes a pool may keep for reuse
     LONGEST_SLEEP_MS = 86400000
 
@@ -85,13 +84,11 @@ cdef Reactor *_reactor_new(Hub *hub) noexcept nogil:
         # Trio does the waiting, so the tick has to come as a descriptor.
         reactor.timerfd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)
         ready = _watch_own(reactor, reactor.timerfd, TIMER_TAG)
-    reactor.capacity = FIRST_EVENTS
-    reactor.events = <epoll_event *>malloc(FIRST_EVENTS * sizeof(epoll_event))
     reactor.pool = pool_new(POOL_KEEPS)
     if reactor.pool != NULL:
         _watch_pool(reactor, reactor.pool)
         reactor.buffer = pool_take(reactor.pool, RECEIVE_BUFFER)
-    ready = ready and reactor.wheel != NULL and reactor.events != NULL
+    ready = ready and reactor.wheel != NULL
     if not ready or reactor.buffer == NULL or reactor.pool == NULL:
         _reactor_free(reactor)
         return NULL
@@ -112,7 +109,6 @@ cdef void _reactor_free(Reactor *reactor) noexcept nogil:
         close(reactor.epfd)
     if reactor.wheel != NULL:
         wheel_free(reactor.wheel)
-    free(reactor.events)
     free(reactor)
 
 
@@ -188,7 +184,7 @@ cdef int _patience(Reactor *reactor) noexcept nogil:
 
 cdef void reactor_turn(Reactor *reactor, int timeout) noexcept nogil:
     """One turn; waits at most `timeout` milliseconds (-1: for ever)."""
-    cdef int n = epoll_wait(reactor.epfd, reactor.events, reactor.capacity, timeout)
+    cdef int n = epoll_wait(reactor.epfd, reactor.events, EVENTS, timeout)
     cdef int i
     reactor.now = hub_now(reactor.hub)
     for i in range(n):
@@ -203,10 +199,6 @@ cdef void reactor_turn(Reactor *reactor, int timeout) noexcept nogil:
     wk_u64_bump(&reactor.turns, 1)
     if n > 0:
         wk_u64_bump(&reactor.events_seen, n)
-    if n > reactor.most_events:
-        reactor.most_events = n
-    if n == reactor.capacity:
-        _grow_events(reactor)
 
 
 cdef void publish(Reactor *reactor) noexcept nogil:
@@ -218,16 +210,6 @@ cdef void publish(Reactor *reactor) noexcept nogil:
         slot = reactor.dead
         reactor.dead = slot.chain
         matrix_return(reactor.hub.matrix, slot)
-
-
-cdef void _grow_events(Reactor *reactor) noexcept nogil:
-    cdef epoll_event *grown
-    if reactor.capacity >= MOST_EVENTS:
-        return
-    grown = <epoll_event *>realloc(reactor.events, 2 * reactor.capacity * sizeof(epoll_event))
-    if grown != NULL:
-        reactor.events = grown
-        reactor.capacity *= 2
 
 
 cdef void _dispatch(Reactor *reactor, epoll_event *event) noexcept nogil:

@@ -18,4 +18,6 @@ cdef class Sending(Operation):
     cdef SendHalf conn
     cdef object argument
     cdef object validate(self)
+    cdef int take_turn(self) except -1
+    cdef object begin(self)
     cdef bint attempt(self) except -1

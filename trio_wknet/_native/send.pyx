@@ -6,6 +6,23 @@ owns every byte: a handler may send, return, and have its connection closed unde
 it. send_nowait does the same and leaves what the kernel does not take in the
 outbound ring, which the reactor flushes. While that ring holds bytes nothing is
 sent past it.
+
+Deferring. Facts: sending takes the kernel some microseconds, in which its code and data
+push the interpreter's out of the core's caches; and who receives on another core, and is
+faster than a handler, falls asleep after each message, and has to be woken for the next
+one, which costs the sender. Consequence: a hundred handlers that each send in between cost
+more than the same sends one after the other. Decision: where many tasks run in one turn of
+Trio's loop, a small `send_all` is noted (`Core.deferred`), and sent by the bridge's hook
+when these tasks have run. Its task goes on in the next turn, as behind any schedule
+point, when the kernel owns the bytes. Where few tasks run (CROWD in core.pyx), it is
+sent at once: there is nothing to gain, and a reply would wait for Trio's next turn.
+Trade-off: a reply may wait for as long as the other tasks of that turn take, or
+DEFERRED_AT_MOST sends.
+
+No deferred send is forgotten while Trio sleeps. The first one on the list comes to a
+schedule point, so Trio has a task to run, and turns without waiting; the hook comes
+before the tasks of that turn. The others park, which costs less than a schedule point,
+and are woken by what sends for them. If that is cancelled before, nothing was sent.
 """
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
@@ -16,11 +33,12 @@ from trio_wknet._native.atomics cimport (
     wk_fence, wk_u32_store, wk_u64_bump, wk_u64_store_relaxed,
 )
 from trio_wknet._native.conn cimport FLUSH, Slot
+from trio_wknet._native.core cimport Core
 from trio_wknet._native.linux cimport (
     EAGAIN, EINTR, ENOMEM, EPIPE, MSG_DONTWAIT, MSG_NOSIGNAL, POLLOUT, SHUT_WR, errno,
     poll, pollfd, pthread_mutex_lock, pthread_mutex_unlock, send, shutdown,
 )
-from trio_wknet._native.operation cimport Operation
+from trio_wknet._native.operation cimport PARKED, Operation
 from trio_wknet._native.ring cimport ring_len, ring_write
 from trio_wknet._native.stream cimport broken
 
@@ -29,6 +47,10 @@ import trio
 cdef enum:
     # Above this a send copies for longer than handing the GIL over takes.
     HOLD_GIL_UP_TO = 16384
+    # Above this a send is its own batch.
+    DEFER_UP_TO = 16384
+    # What the kernel keeps for so many connections stays in the core's cache.
+    DEFERRED_AT_MOST = 128
 
 
 cdef class SendHalf(ReceiveSized):
@@ -285,11 +307,18 @@ cdef class Sending(Operation):
         raise NotImplementedError
 
     cdef object start(self):
+        self.take_turn()
+        return self.begin()
+
+    cdef int take_turn(self) except -1:
         self.validate()
         self.conn.ensure_usable()
         if self.conn.sender is not None:
             raise trio.BusyResourceError("another task is sending on this connection")
         self.conn.sender = self
+        return 0
+
+    cdef object begin(self):
         trap = self.enter()
         if trap is not None:
             return trap
@@ -314,6 +343,7 @@ cdef class SendAll(Sending):
     cdef bint held
     cdef const char *at
     cdef Py_ssize_t left
+    cdef bint sent
 
     cdef object validate(self):
         if PyBytes_CheckExact(self.argument):
@@ -324,6 +354,49 @@ cdef class SendAll(Sending):
             self.held = True
             self.at = <const char *>self.view.buf
             self.left = self.view.len
+
+    cdef object start(self):
+        self.take_turn()
+        if self.may_defer():
+            return self.defer()
+        return self.begin()
+
+    cdef bint may_defer(self) noexcept:
+        cdef Slot *slot = self.conn.slot
+        return (
+            self.left <= DEFER_UP_TO and self.conn.core.is_crowded()
+            and slot != NULL and not slot.eof_sent and not slot.queued and not slot.send_error
+        )
+
+    cdef object defer(self):
+        """Send when the tasks of this turn have run, in one go with others. The argument
+        stands at the top of this file."""
+        cdef Core core = self.conn.core
+        if len(core.deferred) >= DEFERRED_AT_MOST:
+            core.carry_out_deferred()
+        if core.deferred:
+            core.deferred.append(self)
+            return self.conn.park_sender(self)
+        trap = self.enter()
+        if trap is None:
+            core.deferred.append(self)
+            trap = self.yielding()
+        return trap
+
+    cdef void carry_out(self) noexcept:
+        cdef bint done = True
+        # Whoever was woken meanwhile, or cancelled, does not wait for this any more.
+        if self.conn.sender is not self or (self.state == PARKED and not self.conn.sender_parked):
+            return
+        try:
+            done = self.attempt()
+        except BaseException:
+            pass            # `proceed` will come to the same
+        if done:
+            self.conn.wake_sender()
+
+    cdef object proceed(self):
+        return None if self.sent else Sending.proceed(self)
 
     cdef bint attempt(self) except -1:
         cdef Py_ssize_t sent
@@ -337,6 +410,7 @@ cdef class SendAll(Sending):
         self.left -= sent
         if self.left:
             return False
+        self.sent = True
         # The caller may resize its bytearray as soon as the bytes are gone.
         self.release()
         return True

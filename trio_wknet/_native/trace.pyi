@@ -2,7 +2,7 @@ from collections.abc import Callable
 
 import trio
 
-from trio_wknet._native.bridge import InLoopHooks, ThreadedHooks
+from trio_wknet._native.bridge import Hooks
 from trio_wknet._native.core import Core
 
 # Connection, bytes, and five times in ns: noticed, stored, drained, started, ended;
@@ -18,10 +18,7 @@ class Tracer:
     def after_task_step(self, task: trio.lowlevel.Task) -> None: ...
     def task_exited(self, task: trio.lowlevel.Task) -> None: ...
 
-class TracedInLoopHooks(InLoopHooks):
-    def __init__(self, core: Core, pump: trio.lowlevel.Task, tracer: Tracer) -> None: ...
-
-class TracedThreadedHooks(ThreadedHooks):
+class TracedHooks(Hooks):
     def __init__(self, core: Core, pump: trio.lowlevel.Task, tracer: Tracer) -> None: ...
 
 def keep_exact_times(core: Core, wanted: bool) -> None: ...

@@ -15,7 +15,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from trio_wknet._native.atomics cimport (
     wk_u32_load, wk_u64_load, wk_u64_load_relaxed, wk_u64_store_relaxed,
 )
-from trio_wknet._native.bridge cimport InLoopHooks, ThreadedHooks
+from trio_wknet._native.bridge cimport Hooks
 from trio_wknet._native.conn cimport CONNECTION, EXACT, READABLE, RELEASED, Slot, slot_of_up
 from trio_wknet._native.core cimport Core, deliver, woke
 from trio_wknet._native.linux cimport pthread_mutex_lock, pthread_mutex_unlock
@@ -194,25 +194,13 @@ cdef void drain(Core core, Tracer tracer) noexcept:
         letter = following
 
 
-cdef class TracedInLoopHooks(InLoopHooks):
+cdef class TracedHooks(Hooks):
     cdef Tracer tracer
 
     def __init__(self, Core core, pump, Tracer tracer):
-        InLoopHooks.__init__(self, core, pump)
+        Hooks.__init__(self, core, pump)
         self.tracer = tracer
 
     def after_io_wait(self, timeout):
         woke(self.core, self.pump.custom_sleep_data is None)
-        drain(self.core, self.tracer)
-
-
-cdef class TracedThreadedHooks(ThreadedHooks):
-    cdef Tracer tracer
-
-    def __init__(self, Core core, pump, Tracer tracer):
-        ThreadedHooks.__init__(self, core, pump)
-        self.tracer = tracer
-
-    def after_io_wait(self, timeout):
-        woke(self.core, False)
         drain(self.core, self.tracer)

@@ -2,9 +2,8 @@
 """Giving memory back after a peak: once a second while there is something to give
 back, and not at all otherwise.
 
-A reactor looks after its own pool and its list of events; the first one also after
-the Trio side's pool, which it asks the Trio side to trim, by the hub's beacon. What a
-period has not needed is given back at its end. So what rises and falls within one
+A reactor looks after its own pool; the first one also after the Trio side's pool, which
+it asks the Trio side to trim, by the hub's beacon. What a period has not needed is given back at its end. So what rises and falls within one
 stays, and costs nothing; an idle process is not woken once it has settled.
 
 What is freed leaves holes in the allocator's heap, which it keeps. malloc_trim gives
@@ -15,15 +14,14 @@ periods. Freed are blocks of pools, and what the application had for connections
 closed (closing.pyx).
 """
 from libc.stdint cimport uint32_t, uint64_t
-from libc.stdlib cimport realloc
 
 from trio_wknet._native.atomics cimport (
     wk_u32_load_relaxed, wk_u64_exchange, wk_u64_load_relaxed,
 )
 from trio_wknet._native.conn cimport TRIM
-from trio_wknet._native.linux cimport epoll_event, malloc_trim
+from trio_wknet._native.linux cimport malloc_trim
 from trio_wknet._native.pool cimport MUCH_RELEASED, Pool, pool_settled, pool_trim_idle
-from trio_wknet._native.reactor cimport FIRST_EVENTS, Reactor, notify
+from trio_wknet._native.reactor cimport Reactor, notify
 from trio_wknet._native.wheel cimport NEVER
 
 cdef enum:
@@ -52,7 +50,6 @@ cdef bint _wanted(Reactor *reactor) noexcept nogil:
     cdef Pool *other = _other_pool(reactor)
     return (
         wk_u32_load_relaxed(&reactor.pool.excess)
-        or reactor.capacity > FIRST_EVENTS
         or (other != NULL and wk_u32_load_relaxed(&other.excess))
     )
 
@@ -61,7 +58,7 @@ cdef bint _settled(Reactor *reactor) noexcept nogil:
     cdef Pool *other = _other_pool(reactor)
     cdef bint own_settled = pool_settled(reactor.pool)
     cdef bint other_settled = other == NULL or pool_settled(other)
-    return own_settled and other_settled and reactor.capacity == FIRST_EVENTS
+    return own_settled and other_settled
 
 
 cdef void _trim(Reactor *reactor) noexcept nogil:
@@ -69,23 +66,7 @@ cdef void _trim(Reactor *reactor) noexcept nogil:
     pool_trim_idle(reactor.pool)
     if other != NULL and wk_u32_load_relaxed(&other.excess):
         notify(reactor, reactor.hub.beacon, TRIM)
-    _shrink_events(reactor)
     _trim_heap(reactor, other)
-
-
-cdef void _shrink_events(Reactor *reactor) noexcept nogil:
-    """Make the list of events as long as the period needed, and half as long again
-    at least."""
-    cdef int capacity = FIRST_EVENTS
-    cdef epoll_event *shrunk
-    while capacity < reactor.most_events + reactor.most_events // 2:
-        capacity *= 2
-    reactor.most_events = 0
-    if capacity < reactor.capacity:
-        shrunk = <epoll_event *>realloc(reactor.events, capacity * sizeof(epoll_event))
-        if shrunk != NULL:
-            reactor.events = shrunk
-            reactor.capacity = capacity
 
 
 cdef void _trim_heap(Reactor *reactor, Pool *other) noexcept nogil:
