@@ -176,12 +176,17 @@ async def test_a_message_under_way_when_the_trace_ends(
 
 
 @asynccontextmanager
-async def served(folder: Path, on_data: Any) -> AsyncIterator[socket.socket]:
+async def served(
+    folder: Path, on_data: Any, deferring: bool = False
+) -> AsyncIterator[socket.socket]:
     """A peer of a connection that is in event mode, in a run with a mock clock."""
     async with (
-        open_wknet_listener(f"unix://{folder}/socket") as listener,
+        open_engine() as engine,
+        open_wknet_listener(f"unix://{folder}/socket", engine=engine) as listener,
         trio.open_nursery() as nursery,
     ):
+        if deferring:
+            engine._core.crowd = 0
         nursery.start_soon(listener.serve_events, on_data)
         with socket.socket(socket.AF_UNIX) as peer:
             peer.connect(f"{folder}/socket")
@@ -224,14 +229,17 @@ async def test_a_callback_that_closes(mock_clock: MockClock, tmp_path: Path) -> 
         assert not message["answered"]
 
 
-async def test_a_task_that_waits_in_event_mode(mock_clock: MockClock, tmp_path: Path) -> None:
+@pytest.mark.parametrize("deferring", [False, True], ids=["at-once", "deferring"])
+async def test_a_task_that_waits_in_event_mode(
+    mock_clock: MockClock, tmp_path: Path, deferring: bool
+) -> None:
     async def converse(conn: Conn) -> None:
         conn.receive_nowait()
         data = await conn.receive_some()
         mock_clock.jump(2.0)
         await conn.send_all(data)
 
-    async with served(tmp_path, converse) as peer:
+    async with served(tmp_path, converse, deferring) as peer:
         peer.send(b"one")
         await wait_all_tasks_blocked()
         with Trace() as trace:

@@ -121,17 +121,18 @@ cdef class Tracer:
         self.conclude(message)
 
     cdef void conclude(self, Message message):
-        """Keep what a callback has answered, or not."""
+        """Keep what was answered by now, or not."""
         if message.is_answered():
             self.keep(message.times(wk_u64_load_relaxed(&message.slot.last_sent), True))
         else:
             self.keep(message.times(message.core.now(), False))
 
     cdef void finish(self, task):
-        """Keep what a task has, until now not answered."""
+        """Keep what a task has. It may be answered by now: a send that was deferred is
+        done between two of the task's steps, and the next may be its last."""
         cdef Message message = self.waiting.pop(task, None)
         if message is not None and message.running:
-            self.keep(message.times(message.core.now(), False))
+            self.conclude(message)
 
     def _forget(self):
         """Let go of messages that are under way."""
