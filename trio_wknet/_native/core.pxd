@@ -3,6 +3,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from trio_wknet._native.atomics cimport wk_u32_store
 from trio_wknet._native.conn cimport RELEASED, Limits, Slot, slot_of_up
+from trio_wknet._native.deferred cimport Deferred
 from trio_wknet._native.links cimport list_empty
 from trio_wknet._native.mailbox cimport Letter, letter_take
 from trio_wknet._native.matrix cimport matrix_return
@@ -50,16 +51,12 @@ cdef class Core:
     cdef object make_conn       # called without arguments, gives a connection's Endpoint
     cdef object alarm           # the cancel scope that shows Trio the next timeout
     cdef readonly uint32_t claimed      # connections that the application knows
-    cdef list deferred          # sends that are due once the tasks of this turn have run
-    cdef uint32_t woken         # by completions and sends, for this turn; about
-    cdef public uint32_t crowd  # woken in a turn from which on its sends are deferred
+    cdef readonly Deferred deferred
     cdef PingPong game
     cdef dict headers           # PROXY headers of open connections, by handle
 
     cdef void before_wait(self, double timeout) noexcept
     cdef void after_wait(self, bint rung) noexcept
-    cdef bint is_crowded(self) noexcept
-    cdef void carry_out_deferred(self) noexcept
     cdef bint _wants_turn(self) noexcept
     cdef void _drain(self) noexcept
     cdef void heed_beacon(self, uint32_t bits) noexcept
@@ -91,9 +88,9 @@ cdef inline void woke(Core core, bint rung) noexcept:
     in-loop, turn the reactor if its epoll was ready or something is unfinished."""
     cdef Reactor *reactor
     wk_u32_store(&core.hub.asleep, 0)
-    core.woken = 0
-    if core.deferred:
-        core.carry_out_deferred()
+    core.deferred.woken = 0
+    if core.deferred.due:
+        core.deferred.carry_out()
     if core.hub.in_loop:
         reactor = core.hub.reactors[0]
         if rung or not list_empty(&reactor.ready) or core.hub.virtual:
@@ -108,7 +105,6 @@ cdef inline void deliver(Core core, Letter *letter) noexcept:
     cdef Slot *slot = slot_of_up(letter)
     cdef uint32_t bits = letter_take(letter)
     cdef Endpoint endpoint
-    core.woken += 1
     ping_pong_hear(&core.game, slot)
     if slot == core.hub.beacon:
         core.heed_beacon(bits)
@@ -121,4 +117,5 @@ cdef inline void deliver(Core core, Letter *letter) noexcept:
         # rescheduled, and drop the last other one.
         endpoint = core.owner_of(slot)
         if endpoint is not None:
+            core.deferred.woken += 1
             endpoint.completed(bits)

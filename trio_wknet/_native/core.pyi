@@ -3,13 +3,14 @@ from collections.abc import Callable
 import trio
 
 from trio_wknet._conn import Conn
+from trio_wknet._native.deferred import Deferred
 
 class Endpoint: ...
 class Server: ...
 
 class Core:
     claimed: int
-    crowd: int
+    deferred: Deferred
     closed: bool
     forked: bool
     def __init__(

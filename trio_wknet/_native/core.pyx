@@ -17,6 +17,7 @@ from trio_wknet._native.closing cimport close_now
 from trio_wknet._native.conn cimport (
     ADD, CONNECTION, DROP, ENDED, GONE, LISTENER, TRIM, WATCH, Limits, Slot,
 )
+from trio_wknet._native.deferred cimport Deferred
 from trio_wknet._native.linux cimport errno, monotonic_ns
 from trio_wknet._native.links cimport list_empty
 from trio_wknet._native.mailbox cimport (
@@ -25,7 +26,6 @@ from trio_wknet._native.mailbox cimport (
 from trio_wknet._native.matrix cimport (
     SLAB_SLOTS, Matrix, matrix_after_fork, matrix_each, matrix_return, matrix_step, matrix_take,
 )
-from trio_wknet._native.operation cimport Operation
 from trio_wknet._native.pool cimport pool_trim_idle
 from trio_wknet._native.reactor cimport (
     Reactor, command, hub_free, hub_new, publish, reactor_run, reactor_turn, set_alarm,
@@ -40,7 +40,6 @@ import os
 
 
 cdef enum:
-    CROWD = 16
     SPIN_NS = 50000     # what Trio looks on for at most, before it sleeps
 
 
@@ -147,8 +146,7 @@ cdef class Core:
         self.hub.virtual = clock is not None
         self.hub.virtual_now = self.now()
         self.headers = {}
-        self.deferred = []
-        self.crowd = CROWD
+        self.deferred = Deferred()
         ping_pong_new(&self.game)
         self.thread = PyThread_get_thread_ident()
 
@@ -229,18 +227,6 @@ cdef class Core:
         """Trio woke, or only looked. Never raises."""
         woke(self, rung)
         self._drain()
-
-    cdef bint is_crowded(self) noexcept:
-        """Whether so many tasks run in this turn that sends are better deferred."""
-        return self.woken >= self.crowd
-
-    cdef void carry_out_deferred(self) noexcept:
-        """Do all that was deferred. It wakes tasks, and defers nothing."""
-        cdef Operation operation
-        due, self.deferred = self.deferred, []
-        self.woken += <uint32_t>len(due)
-        for operation in due:
-            operation.carry_out()
 
     def still(self):
         """Read the eventfd that woke Trio, so that it may ring again."""

@@ -6,23 +6,6 @@ owns every byte: a handler may send, return, and have its connection closed unde
 it. send_nowait does the same and leaves what the kernel does not take in the
 outbound ring, which the reactor flushes. While that ring holds bytes nothing is
 sent past it.
-
-Deferring. Facts: sending takes the kernel some microseconds, in which its code and data
-push the interpreter's out of the core's caches; and who receives on another core, and is
-faster than a handler, falls asleep after each message, and has to be woken for the next
-one, which costs the sender. Consequence: a hundred handlers that each send in between cost
-more than the same sends one after the other. Decision: where many tasks run in one turn of
-Trio's loop, a small `send_all` is noted (`Core.deferred`), and sent by the bridge's hook
-when these tasks have run. Its task goes on in the next turn, as behind any schedule
-point, when the kernel owns the bytes. Where few tasks run (CROWD in core.pyx), it is
-sent at once: there is nothing to gain, and a reply would wait for Trio's next turn.
-Trade-off: a reply may wait for as long as the other tasks of that turn take, or
-DEFERRED_AT_MOST sends.
-
-No deferred send is forgotten while Trio sleeps. The first one on the list comes to a
-schedule point, so Trio has a task to run, and turns without waiting; the hook comes
-before the tasks of that turn. The others park, which costs less than a schedule point,
-and are woken by what sends for them. If that is cancelled before, nothing was sent.
 """
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
@@ -33,7 +16,7 @@ from trio_wknet._native.atomics cimport (
     wk_fence, wk_u32_store, wk_u64_bump, wk_u64_store_relaxed,
 )
 from trio_wknet._native.conn cimport FLUSH, Slot
-from trio_wknet._native.core cimport Core
+from trio_wknet._native.deferred cimport Deferred
 from trio_wknet._native.linux cimport (
     EAGAIN, EINTR, ENOMEM, EPIPE, MSG_DONTWAIT, MSG_NOSIGNAL, POLLOUT, SHUT_WR, errno,
     poll, pollfd, pthread_mutex_lock, pthread_mutex_unlock, send, shutdown,
@@ -49,8 +32,6 @@ cdef enum:
     HOLD_GIL_UP_TO = 16384
     # Above this a send is its own batch.
     DEFER_UP_TO = 16384
-    # What the kernel keeps for so many connections stays in the core's cache.
-    DEFERRED_AT_MOST = 128
 
 
 cdef class SendHalf(ReceiveSized):
@@ -364,22 +345,21 @@ cdef class SendAll(Sending):
     cdef bint may_defer(self) noexcept:
         cdef Slot *slot = self.conn.slot
         return (
-            self.left <= DEFER_UP_TO and self.conn.core.is_crowded()
+            self.left <= DEFER_UP_TO and self.conn.core.deferred.is_crowded()
             and slot != NULL and not slot.eof_sent and not slot.queued and not slot.send_error
         )
 
     cdef object defer(self):
-        """Send when the tasks of this turn have run, in one go with others. The argument
-        stands at the top of this file."""
-        cdef Core core = self.conn.core
-        if len(core.deferred) >= DEFERRED_AT_MOST:
-            core.carry_out_deferred()
-        if core.deferred:
-            core.deferred.append(self)
+        """Send when the tasks of this turn have run (deferred.pyx). The first to wait for
+        that keeps Trio awake until then."""
+        cdef Deferred deferred = self.conn.core.deferred
+        deferred.make_room()
+        if deferred.due:
+            deferred.due.append(self)
             return self.conn.park_sender(self)
         trap = self.enter()
         if trap is None:
-            core.deferred.append(self)
+            deferred.due.append(self)
             trap = self.yielding()
         return trap
 

@@ -1,0 +1,14 @@
+# Sends that wait until the tasks of a turn have run. See deferred.pyx for why.
+from libc.stdint cimport uint32_t
+
+from trio_wknet._native.operation cimport Operation
+
+
+cdef class Deferred:
+    cdef list due
+    cdef uint32_t woken         # by the bridge, for this turn: tasks, or about as many
+    cdef public uint32_t crowd  # so many are many
+
+    cdef bint is_crowded(self) noexcept
+    cdef int make_room(self) except -1
+    cdef void carry_out(self) noexcept

@@ -1,0 +1,2 @@
+class Deferred:
+    crowd: int
