@@ -1,12 +1,14 @@
-"""What a stream echo on Trio cannot cost less than: ``python benchmarks/floor.py``.
+"""What an echo on Trio cannot cost less than: ``python benchmarks/floor.py``.
 
 A message takes a task two steps of Trio's scheduler: it is woken out of its receive, and
-its send is a schedule point, as Trio's contract has it. *The scheduler alone* is a hundred
-tasks that take such steps, each in the way that costs least (woken, with one outcome for
-all), and do nothing else: no operation, no handler, no byte. *The system calls alone* are
-an echo server in C under the load that all servers get. A library that leaves Trio's
-scheduler and its contract as they are pays for the first whatever it does, and for about
-the second: how they are batched, and whom they have to wake, changes it by some tenths.
+its send is a schedule point, as Trio's contract has it; with ``send_nowait`` one. *The
+scheduler alone* is a hundred tasks that take such steps, each in the way that costs least
+(woken, with one outcome for all), and do nothing else: no operation, no handler, no
+byte. *The system calls alone* are an echo server in C under the load that all servers
+get. A library that leaves Trio's scheduler and its contract as they are pays for the first
+whatever it does, and for about the second: how they are batched, and whom they have to
+wake, changes it by some tenths. Where messages are sent without waiting for answers, all
+those under way may come together, and share their steps and calls.
 """
 
 from __future__ import annotations
@@ -27,17 +29,15 @@ from measure import Settings
 from rich.console import Console
 from rich.table import Table
 from rounds import able, run_scenario
-from scenarios import SCENARIOS
+from scenarios import SCENARIOS, Scenario
 from trio.lowlevel import Abort, cancel_shielded_checkpoint, reschedule, wait_task_rescheduled
 
 TASKS = 100
-TURNS = 2000
-SCENARIO = next(scenario for scenario in SCENARIOS if scenario.name == "echo-100")
-STEPS = 2
-"""That a message takes."""
+TURNS = 4000
 WOKEN = outcome.Value(None)
 SYSTEM_CALLS = "c-epoll"
-SERVERS = ("wknet-inloop", "wknet-threaded", "uvloop-streams", "trio")
+STEPS = {"echo-100": 2, "echo-nowait": 1, "depth-16": 2}
+"""Of the scheduler, for all messages of a connection that come together."""
 
 
 def caught(trap: Callable[..., Any], *arguments: object) -> Any:
@@ -56,8 +56,8 @@ def steps() -> Generator[Any, Any, None]:
         pass
 
 
-async def scheduler_alone(turns: int = TURNS) -> float:
-    """CPU in seconds of the two steps that a message takes."""
+async def one_step(turns: int = TURNS) -> float:
+    """CPU in seconds of a step of the scheduler."""
 
     async def task() -> None:
         await steps()
@@ -68,7 +68,7 @@ async def scheduler_alone(turns: int = TURNS) -> float:
         await trio.testing.wait_all_tasks_blocked()
         tasks = list(nursery.child_tasks)
         began = time.thread_time()
-        for _ in range(STEPS * turns):
+        for _ in range(turns):
             for sleeper in tasks:
                 reschedule(sleeper, WOKEN)
             for _ in range(2):  # so that all of them sleep again, in whatever order they run
@@ -90,21 +90,26 @@ class Costs:
         return self.scheduler + self.servers[SYSTEM_CALLS]
 
 
-def measure(settings: Settings, report: Callable[[str], object]) -> Costs:
-    """All of them in turn, round by round."""
-    names = able(SCENARIO, (SYSTEM_CALLS, *SERVERS))
+def with_system_calls(scenario: Scenario) -> Scenario:
+    return attrs.evolve(scenario, others=(*scenario.others, SYSTEM_CALLS))
+
+
+def measure(scenario: Scenario, settings: Settings, report: Callable[[str], object]) -> Costs:
+    """The scheduler and all servers in turn, round by round."""
+    names = able(scenario)
+    share = STEPS[scenario.name] / scenario.depth
     scheduler: list[float] = []
     servers: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(settings.rounds):
-        scheduler.append(trio.run(scheduler_alone))
-        result = run_scenario(SCENARIO, names, attrs.evolve(settings, rounds=1), report)
+        scheduler.append(share * trio.run(one_step))
+        result = run_scenario(scenario, names, attrs.evolve(settings, rounds=1), report)
         for name, rounds in result.rounds.items():
             servers[name] += [one.cpu for one in rounds if one.cpu is not None]
     return Costs(median(scheduler), {name: median(costs) for name, costs in servers.items()})
 
 
-def table(costs: Costs) -> Table:
-    result = Table(title=SCENARIO.title)
+def table(title: str, costs: Costs) -> Table:
+    result = Table(title=title)
     result.add_column("")
     result.add_column("CPU for a message", justify="right")
     result.add_column("to the floor", justify="right")
@@ -112,7 +117,7 @@ def table(costs: Costs) -> Table:
         ("Trio's scheduler alone", costs.scheduler),
         ("the system calls alone", costs.servers[SYSTEM_CALLS]),
         ("the floor: both", costs.floor),
-        *((name, costs.servers[name]) for name in SERVERS if name in costs.servers),
+        *((name, cost) for name, cost in costs.servers.items() if name != SYSTEM_CALLS),
     ]
     for what, cost in lines:
         result.add_row(what, f"{cost * 1e6:.2f} µs", f"{cost / costs.floor:.2f}")
@@ -122,14 +127,17 @@ def table(costs: Costs) -> Table:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Compare servers with what must be paid.")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--duration", type=float, default=2.0, help="seconds of a load")
+    parser.add_argument("--duration", type=float, default=1.0, help="seconds of a load")
+    parser.add_argument("--only", choices=list(STEPS), action="append", help="may be repeated")
     arguments = parser.parse_args()
     console = Console()
     console.print(str(Machine.here()), highlight=False)
-    settings = Settings(rounds=arguments.rounds, duration=arguments.duration, warmup=0.5)
-    with console.status("") as status:
-        costs = measure(settings, status.update)
-    console.print(table(costs))
+    settings = Settings(rounds=arguments.rounds, duration=arguments.duration, warmup=0.3)
+    for scenario in SCENARIOS:
+        if scenario.name in (arguments.only or STEPS):
+            with console.status("") as status:
+                costs = measure(with_system_calls(scenario), settings, status.update)
+            console.print(table(scenario.title, costs))
 
 
 if __name__ == "__main__":

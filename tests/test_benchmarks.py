@@ -383,13 +383,13 @@ def test_the_pictures_are_drawn(tmp_path: Path) -> None:
 def test_the_floor_is_trios_scheduler_and_the_system_calls() -> None:
     costs = bench.floor.Costs(6e-6, {"c-epoll": 2e-6, "trio": 32e-6})
     assert costs.floor == pytest.approx(8e-6)
-    floor, trios = ([*column.cells] for column in bench.floor.table(costs).columns[1:])
+    floor, trios = ([*column.cells] for column in bench.floor.table("", costs).columns[1:])
     assert floor == ["6.00 µs", "2.00 µs", "8.00 µs", "32.00 µs"]
     assert trios == ["0.75", "0.25", "1.00", "4.00"]
 
 
 def test_the_schedulers_steps_are_taken() -> None:
-    """Two for each task and turn."""
+    """One for each task and turn."""
     steps = 0
 
     class Steps(trio.abc.Instrument):
@@ -397,9 +397,33 @@ def test_the_schedulers_steps_are_taken() -> None:
             nonlocal steps
             steps += task.name.endswith("<locals>.task")
 
-    assert trio.run(bench.floor.scheduler_alone, 10, instruments=[Steps()]) > 0
+    assert trio.run(bench.floor.one_step, 10, instruments=[Steps()]) > 0
     # And one to begin with, and one to be cancelled.
-    assert steps == bench.floor.TASKS * (2 * 10 + 2)
+    assert steps == bench.floor.TASKS * (10 + 2)
+
+
+def test_the_floor_of_messages_that_come_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They share the scheduler's steps; and the server in C is among the others."""
+    floor = bench.floor
+
+    async def one_step() -> float:
+        return 8e-6
+
+    def run_scenario(scenario: Any, names: Any, *_: object) -> SimpleNamespace:
+        assert set(names) <= set(scenario.servers)
+        return SimpleNamespace(
+            rounds={name: [SimpleNamespace(cpu=1e-6), SimpleNamespace(cpu=None)] for name in names}
+        )
+
+    monkeypatch.setattr(floor, "one_step", one_step)
+    monkeypatch.setattr(floor, "run_scenario", run_scenario)
+    found = {}
+    for name in floor.STEPS:
+        scenario = floor.with_system_calls(SCENARIOS[name])
+        costs = floor.measure(scenario, TINY, lambda _: None)
+        assert costs.servers[floor.SYSTEM_CALLS] == 1e-6
+        found[name] = costs.scheduler
+    assert found == pytest.approx({"echo-100": 16e-6, "echo-nowait": 8e-6, "depth-16": 1e-6})
 
 
 def test_tls_is_measured_on_either_transport(tmp_path: Path) -> None:
