@@ -267,12 +267,14 @@ WATCHED = {
         "mailbox",
         "close_races",
         "load_modes",
+        "deferred",
+        "turns",
         "churn",
         *EVENTS,
     ],
     "thread": [
         *("mailbox", "close_races", "load_modes", "stream_contract", "churn", *EVENTS),
-        *("proxy_protocol", "trace"),
+        *("proxy_protocol", "trace", "deferred", "spin"),
     ],
 }
 
