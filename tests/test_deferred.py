@@ -268,6 +268,22 @@ async def test_the_data_is_held_until_it_is_sent(deferring: Engine) -> None:
         assert await read(peer, 3) == b"abc"
 
 
+async def test_the_first_is_thrown_away(deferring: Engine) -> None:
+    """It was to keep Trio awake for the others; somebody else does then."""
+    async with pairs(deferring, 2) as ((one, _), (other, peer)):
+        lost = one.send_all(b"lost")
+        lost.send(None)
+        lost.close()
+        await other.send_all(b"abc")
+        assert await read(peer, 3) == b"abc"
+        assert one.statistics().bytes_sent == 0
+
+
+async def test_on_a_connection_that_never_was() -> None:
+    with pytest.raises(trio.ClosedResourceError):
+        await Conn().send_all(b"abc")
+
+
 async def test_a_second_sender_is_refused(deferring: Engine) -> None:
     async with conn_and_peer(deferring) as (conn, _):
 

@@ -161,13 +161,16 @@ assert len(os.listdir("/proc/self/fd")) == before
 
 
 FORK = """
-import os, socket, sys, trio, trio_wknet
+import contextlib, os, socket, sys, trio, trio_wknet
 
 async def main():
     async with trio_wknet.open_engine({reactors}) as engine:
         listener = await engine.listen("tcp://127.0.0.1:0")
         client = socket.create_connection(listener.address)
         conn = await listener.accept()
+        engine._core.deferred.crowd = 0
+        deferred = conn.send_all(b"deferred, ")
+        trap = deferred.send(None)
         child = os.fork()
         if child == 0:
             ways = [
@@ -175,6 +178,7 @@ async def main():
                 lambda: engine.listen(0).send(None),
                 lambda: conn.send_nowait(b"from the child"),
                 lambda: conn.receive_some().send(None),
+                lambda: deferred.send(trap),
                 lambda: listener.accept().send(None),
             ]
             for way in ways:
@@ -189,9 +193,11 @@ async def main():
             listener._close_all()
             os._exit(7)
         assert os.waitpid(child, 0)[1] == 7 << 8
+        with contextlib.suppress(StopIteration):
+            deferred.send(trap)
         # The child's end has not closed what is the parent's.
         await conn.send_all(b"parent")
-        assert client.recv(100) == b"parent"
+        assert client.recv(100) == b"deferred, parent"
         client.close()
         await conn.aclose()
 

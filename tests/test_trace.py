@@ -229,15 +229,18 @@ async def test_a_callback_that_closes(mock_clock: MockClock, tmp_path: Path) -> 
         assert not message["answered"]
 
 
+@pytest.mark.parametrize("closing", [False, True], ids=["open", "closing"])
 @pytest.mark.parametrize("deferring", [False, True], ids=["at-once", "deferring"])
 async def test_a_task_that_waits_in_event_mode(
-    mock_clock: MockClock, tmp_path: Path, deferring: bool
+    mock_clock: MockClock, tmp_path: Path, deferring: bool, closing: bool
 ) -> None:
     async def converse(conn: Conn) -> None:
         conn.receive_nowait()
         data = await conn.receive_some()
         mock_clock.jump(2.0)
         await conn.send_all(data)
+        if closing:
+            conn.close_nowait()
 
     async with served(tmp_path, converse, deferring) as peer:
         peer.send(b"one")

@@ -10,10 +10,10 @@ calls right where it processes its own events: the tasks woken there run in the
 same turn. The eventfd is rung only if Trio sleeps, which ``before_io_wait`` tells;
 under load it is silent. A system task, the pump, keeps the eventfd armed and does
 nothing else. In-loop the descriptor is the reactor's own epoll. The hooks do two more
-things where they are called anyway: sends that tasks deferred (`send.pyx`), and looking on
+things where they are called anyway: sends that tasks deferred (`deferred.pyx`), and looking on
 for a moment before sleeping (`spin.pyx`).
 
-Trade-off. One Python call for each turn of Trio's loop while an engine is open,
+Trade-off. One or two calls for each turn of Trio's loop while an engine is open,
 also in turns that have nothing to do with it.
 
 The end. When the main task is done Trio cancels system tasks, the pump among them;

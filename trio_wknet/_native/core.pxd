@@ -9,6 +9,7 @@ from trio_wknet._native.mailbox cimport Letter, letter_take
 from trio_wknet._native.matrix cimport matrix_return
 from trio_wknet._native.reactor cimport Hub, Reactor, reactor_turn
 from trio_wknet._native.spin cimport PingPong, ping_pong_hear
+from trio_wknet._native.wake cimport ring_bell
 
 
 cdef class Endpoint:
@@ -97,6 +98,10 @@ cdef inline void woke(Core core, bint rung) noexcept:
             core.hub.virtual_now = core.now()
             with nogil:
                 reactor_turn(reactor, 0)
+                # The pump may be parked, under a virtual clock, or gone, at a run's end;
+                # and the edges of what is left to read have been taken.
+                if not list_empty(&reactor.ready):
+                    ring_bell(reactor.wakefd)
             core.show_alarm()
 
 

@@ -41,6 +41,7 @@ import os
 
 cdef enum:
     SPIN_NS = 50000     # what Trio looks on for at most, before it sleeps
+    GIL_NS = 1000000    # more than it takes to get the GIL back where nobody has it
 
 
 cdef extern from "Python.h":
@@ -210,12 +211,14 @@ cdef class Core:
     cdef void before_wait(self, double timeout) noexcept:
         """Trio is about to sleep for so many seconds. The argument for the flag stands at
         hub_wake; only where there are threads has anybody to know."""
-        cdef uint64_t ns = <uint64_t>(min(timeout * 1e9, <double>SPIN_NS))
+        cdef uint64_t until
         cdef bint found
         if ping_pong_goes_on(&self.game) and not self.hub.virtual:
+            until = monotonic_ns() + <uint64_t>(min(timeout * 1e9, <double>SPIN_NS))
             with nogil:
-                found = look_on(self.hub, ns)
-            ping_pong_note(&self.game, found)
+                found = look_on(self.hub, until)
+            # Where others want the GIL, giving it up costs more than is gained.
+            ping_pong_note(&self.game, found and monotonic_ns() < until + GIL_NS)
         if self.hub.in_loop:
             return
         wk_u32_store(&self.hub.asleep, 1)

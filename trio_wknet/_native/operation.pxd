@@ -26,7 +26,7 @@ cdef class Operation:
     # next, or None when the operation is complete.
     cdef object start(self)
     cdef object proceed(self)
-    # What was deferred is due (deferred.pxd). Runs in the bridge's hook, and never raises.
+    # What was deferred is due (deferred.pyx): between tasks, or in the step of another one.
     cdef void carry_out(self) noexcept
     # Called exactly once, however the operation ends.
     cdef void finish(self) noexcept

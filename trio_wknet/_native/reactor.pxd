@@ -20,9 +20,6 @@ cdef enum:
     # it in the cache no more. (In-loop, 5000 connections: 0.7 of the CPU for each
     # message, compared with a list that grows to 4096.)
     EVENTS = 256
-    # Bytes from which on a turn receives no more, for the same reason: connections that
-    # have some wait for the next one.
-    TURN_BYTES = 4 * RECEIVE_BUFFER
 
 cdef struct Hub:
     Matrix *matrix
@@ -58,7 +55,6 @@ cdef struct Reactor:
     uint64_t alarm_at       # ns: what the timerfd is set to, in-loop; NEVER: unset
     Mailbox commands
     Batch batch             # completions of this turn
-    uint32_t taken          # bytes received in this turn, TURN_BYTES or somewhat more
     Link ready              # connections that used up their budget of bytes
     Link starved            # ports that ran out of descriptors
     Slot *dead              # to be returned once the event batch ends

@@ -21,18 +21,18 @@ from trio_wknet._native.conn cimport (
     LISTENER, PORT, RESUME, WATCH, Link, Slot, slot_of_down, slot_of_ready,
 )
 from trio_wknet._native.linux cimport (
-    CLOCK_MONOTONIC, EFD_CLOEXEC, EFD_NONBLOCK, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI,
+    CLOCK_MONOTONIC, EFD_CLOEXEC, EFD_NONBLOCK, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT,
     EPOLLRDHUP, EPOLL_CLOEXEC, EPOLL_CTL_ADD, TFD_CLOEXEC, TFD_NONBLOCK, TFD_TIMER_ABSTIME, close,
     epoll_create1, epoll_ctl, epoll_event, epoll_wait, errno, eventfd, itimerspec, monotonic_ns,
     timerfd_create, timerfd_settime,
 )
-from trio_wknet._native.links cimport list_append, list_empty, list_init, list_remove
+from trio_wknet._native.links cimport list_empty, list_init, list_remove
 from trio_wknet._native.mailbox cimport (
     Letter, batch_send, letter_take, mailbox_take, mailbox_waiting,
 )
 from trio_wknet._native.matrix cimport matrix_free, matrix_get, matrix_new, matrix_return, matrix_take
 from trio_wknet._native.pool cimport Pool, pool_drop, pool_free, pool_new, pool_take
-from trio_wknet._native.reactor cimport EVENTS, RECEIVE_BUFFER, TURN_BYTES, Hub, Reactor, hub_now
+from trio_wknet._native.reactor cimport EVENTS, RECEIVE_BUFFER, Hub, Reactor, hub_now
 from trio_wknet._native.timeouts cimport run_timeouts, timeout_set, timeouts_new
 from trio_wknet._native.transfer cimport (
     end_of_input, flush, on_readable, on_writable, resume_reading,
@@ -187,11 +187,10 @@ cdef void reactor_turn(Reactor *reactor, int timeout) noexcept nogil:
     cdef int n = epoll_wait(reactor.epfd, reactor.events, EVENTS, timeout)
     cdef int i
     reactor.now = hub_now(reactor.hub)
-    reactor.taken = 0
-    _continue_ready(reactor)
     for i in range(n):
         _dispatch(reactor, &reactor.events[i])
     _run_commands(reactor)
+    _continue_ready(reactor)
     run_timeouts(reactor)
     _try_starved(reactor)
     run_trim(reactor)
@@ -231,20 +230,11 @@ cdef void _dispatch(Reactor *reactor, epoll_event *event) noexcept nogil:
         on_acceptable(reactor, slot)
     elif slot.state == OPEN:
         if events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR):
-            _read_or_wait(reactor, slot, events)
+            on_readable(reactor, slot, events)
         if events & (EPOLLOUT | EPOLLHUP | EPOLLERR):
             on_writable(reactor, slot)
     elif slot.state == FLUSHING or slot.state == LINGERING:
         on_closing_event(reactor, slot)
-
-
-cdef void _read_or_wait(Reactor *reactor, Slot *slot, uint32_t events) noexcept nogil:
-    """Bytes alone wait for the next turn, if this one has enough. What tells of more, of
-    the end or an urgent byte, does so only once."""
-    if reactor.taken < TURN_BYTES or events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR | EPOLLPRI):
-        on_readable(reactor, slot, events)
-    else:
-        list_append(&reactor.ready, &slot.ready)
 
 
 cdef void _run_commands(Reactor *reactor) noexcept nogil:
@@ -293,14 +283,13 @@ cdef void command(Reactor *reactor, Slot *slot, uint32_t bits) noexcept nogil:
 
 
 cdef void _continue_ready(Reactor *reactor) noexcept nogil:
-    """Continue each connection that used up its budget, or found the turn's used up,
-    once, and before what is new: who waits longest is the first."""
+    """Continue each connection that used up its budget, once."""
     cdef Slot *last
     cdef Slot *slot
     if list_empty(&reactor.ready):
         return
     last = slot_of_ready(reactor.ready.prev)
-    while not list_empty(&reactor.ready) and reactor.taken < TURN_BYTES:
+    while not list_empty(&reactor.ready):
         slot = slot_of_ready(reactor.ready.next)
         list_remove(&slot.ready)
         if slot.state == OPEN:

@@ -21,7 +21,7 @@ from trio_wknet._native.linux cimport (
     EAGAIN, EINTR, ENOMEM, EPIPE, MSG_DONTWAIT, MSG_NOSIGNAL, POLLOUT, SHUT_WR, errno,
     poll, pollfd, pthread_mutex_lock, pthread_mutex_unlock, send, shutdown,
 )
-from trio_wknet._native.operation cimport PARKED, Operation
+from trio_wknet._native.operation cimport PARKED, YIELDING, Operation
 from trio_wknet._native.ring cimport ring_len, ring_write
 from trio_wknet._native.stream cimport broken
 
@@ -345,16 +345,16 @@ cdef class SendAll(Sending):
     cdef bint may_defer(self) noexcept:
         cdef Slot *slot = self.conn.slot
         return (
-            self.left <= DEFER_UP_TO and self.conn.core.deferred.is_crowded()
-            and slot != NULL and not slot.eof_sent and not slot.queued and not slot.send_error
+            slot != NULL and not slot.eof_sent and not slot.queued and not slot.send_error
+            and self.left <= DEFER_UP_TO and self.conn.core.deferred.is_crowded()
         )
 
     cdef object defer(self):
         """Send when the tasks of this turn have run (deferred.pyx). The first to wait for
-        that keeps Trio awake until then."""
+        that keeps Trio awake until then, unless somebody has thrown it away."""
         cdef Deferred deferred = self.conn.core.deferred
         deferred.make_room()
-        if deferred.due:
+        if deferred.due and (<Operation>deferred.due[0]).state == YIELDING:
             deferred.due.append(self)
             return self.conn.park_sender(self)
         trap = self.enter()
@@ -371,7 +371,7 @@ cdef class SendAll(Sending):
         try:
             done = self.attempt()
         except BaseException:
-            pass            # `proceed` will come to the same
+            pass            # `proceed` comes to the same
         if done:
             self.conn.wake_sender()
 
@@ -380,6 +380,7 @@ cdef class SendAll(Sending):
 
     cdef bint attempt(self) except -1:
         cdef Py_ssize_t sent
+        self.conn.ensure_usable()       # since it began there may have been a fork
         self.conn.may_send()
         if not self.conn.queue_empty(True):
             return False

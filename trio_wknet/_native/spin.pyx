@@ -62,9 +62,8 @@ cdef void ping_pong_note(PingPong *game, bint found) noexcept nogil:
         game.luck += 1
 
 
-cdef bint look_on(Hub *hub, uint64_t ns) noexcept nogil:
-    """Wait for news without sleeping; whether there is some."""
-    cdef uint64_t until = monotonic_ns() + ns
+cdef bint look_on(Hub *hub, uint64_t until) noexcept nogil:
+    """Wait for news without sleeping, until that time (ns); whether there is some."""
     cdef pollfd one
     one.fd = hub.reactors[0].epfd
     one.events = POLLIN

@@ -127,12 +127,15 @@ cdef class Tracer:
         else:
             self.keep(message.times(message.core.now(), False))
 
+    cdef void settle(self, task, Message message):
+        del self.waiting[task]
+        self.conclude(message)
+
     cdef void finish(self, task):
-        """Keep what a task has. It may be answered by now: a send that was deferred is
-        done between two of the task's steps, and the next may be its last."""
+        """Keep what a task has, until now not answered."""
         cdef Message message = self.waiting.pop(task, None)
         if message is not None and message.running:
-            self.conclude(message)
+            self.keep(message.times(message.core.now(), False))
 
     def _forget(self):
         """Let go of messages that are under way."""
@@ -142,16 +145,21 @@ cdef class Tracer:
 
     def before_task_step(self, task):
         cdef Message message = self.waiting.get(task)
-        if message is not None and not message.running:
+        if message is None:
+            return
+        if not message.running:
             message.start()
+        elif message.is_answered():
+            # A send that was deferred is done between two steps, and what it counts on
+            # may be gone after the next.
+            self.settle(task, message)
 
     def after_task_step(self, task):
         cdef Message message = self.waiting.get(task)
         if message is not None and message.running and (
             message.is_answered() or message.is_over()
         ):
-            del self.waiting[task]
-            self.conclude(message)
+            self.settle(task, message)
 
     def task_exited(self, task):
         self.finish(task)

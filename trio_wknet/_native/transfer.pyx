@@ -10,8 +10,7 @@ connection costs one epoll_ctl in its life. What that asks for in return:
   receive may be cut short: at TCP's urgent byte (PRI tells of it), and by
   ancillary data on a unix socket.
 * A connection that keeps its reactor busy past a budget goes to the ready list
-  and is continued after the others had their turn; so does one whose bytes the
-  turn has no budget left for.
+  and is continued after the others had their turn.
 * A paused connection (inbound at its mark) is not read, so its edges are lost:
   resuming reads until EAGAIN.
 """
@@ -91,7 +90,6 @@ cdef void _receive(Reactor *reactor, Slot *slot, bint to_the_end) noexcept nogil
     while budget > 0:
         n = recv(slot.fd, block_data(reactor.buffer), RECEIVE_BUFFER, MSG_DONTWAIT)
         if n > 0:
-            reactor.taken += <uint32_t>n
             if not _store(reactor, slot, <uint32_t>n):
                 return
             if n < RECEIVE_BUFFER and not to_the_end:

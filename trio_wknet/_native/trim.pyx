@@ -3,8 +3,9 @@
 back, and not at all otherwise.
 
 A reactor looks after its own pool; the first one also after the Trio side's pool, which
-it asks the Trio side to trim, by the hub's beacon. What a period has not needed is given back at its end. So what rises and falls within one
-stays, and costs nothing; an idle process is not woken once it has settled.
+it asks the Trio side to trim, by the hub's beacon. What a period has not needed is given
+back at its end. So what rises and falls within one stays, and costs nothing; an idle
+process is not woken once it has settled.
 
 What is freed leaves holes in the allocator's heap, which it keeps. malloc_trim gives
 them back, but looks through the whole heap, and in a flow that goes on they would only be
