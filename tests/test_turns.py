@@ -11,8 +11,8 @@ import trio
 from trio_wknet import Conn, Limits, open_engine
 
 EVENTS = 256
-SIZE = 2_000_000
-"""Bytes; more than a turn receives on a connection."""
+SIZE = 4_000_000
+"""Bytes; more than some turns receive on a connection."""
 SO_SNDBUFFORCE = 32
 
 
@@ -67,7 +67,7 @@ async def test_trio_does_not_sleep_on_what_is_left_to_read(nothing_left: None) -
         assert isinstance(conn, Conn)
         await turns(4)
         assert theirs.send(bytes(SIZE)) == SIZE
-        await turns()
+        await turns(3)  # the first wakes the reactor once more: its pool is large now
         assert 0 < received([conn])[0] < SIZE
         reactor = select.poll()
         reactor.register(engine._core.fileno(), select.POLLIN)
