@@ -198,7 +198,7 @@ def _copied_source() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="trio_wknet-") as folder:
         source = Path(folder) / "source"
         shutil.copytree(HERE, source, ignore=ignored)
-        for pyx in source.glob("trio_wknet/_native/*.pyx"):
+        for pyx in source.glob("trio_wknet/_native/**/*.pyx"):
             pyx.with_suffix(".c").unlink(missing_ok=True)
         yield source
 
@@ -302,8 +302,8 @@ def _install_instrumented(session: nox.Session, source: Path, kind: str) -> None
     """Build there, install, and leave only the tests: nothing in that folder can be
     taken for the package."""
     session.install(*_requirements("cli", "anyio", "tests"))
-    # Here -O1 is enough, and sooner compiled; what stands in the plan comes last.
-    plan = source / "pyproject.toml"
+    # Here -O1 is enough, and sooner compiled; what setup.py asks for comes last.
+    plan = source / "setup.py"
     plan.write_text(plan.read_text().replace('"-O2"', '"-O1"'))
     flags = f"-fsanitize={kind} -fno-omit-frame-pointer -g"
     session.install("--no-deps", str(source), env={"CFLAGS": flags})

@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """Accepting connections in bounded batches, and handing them to reactors.
 
 Ports are watched level triggered: a batch that leaves connections in the

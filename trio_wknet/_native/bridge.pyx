@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """The bridge's hooks: what Trio calls around each wait. See _bridge.py for why."""
 from trio_wknet._native.core cimport Core
 

@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """Ending connections on the reactor.
 
 Closing a socket that holds unread input makes Linux send a reset, which

@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """An engine's connections as a mapping from `Conn.id`: the matrix, as applications see it."""
 cimport cython
 from libc.stdint cimport uint32_t, uint64_t

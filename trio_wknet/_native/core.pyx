@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """The Trio side's handle on a hub: the bridge's native half.
 
 Everything here runs in the thread of the Trio run that opened the engine, apart

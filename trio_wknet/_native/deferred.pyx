@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """Sends that wait until the tasks of a turn have run, and are then done in one go.
 
 Facts. A send takes the kernel some microseconds, in which its code and data push the

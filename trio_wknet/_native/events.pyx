@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """Event mode: connections served by callbacks, without a task or an object each.
 
 While nothing happens a connection is its slot. A completion finds the server in

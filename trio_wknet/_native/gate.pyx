@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """A listener's gate: accepted connections wait here for their PROXY header.
 
 It is their server (slot.server) meanwhile, so the drain tells it of their bytes. While

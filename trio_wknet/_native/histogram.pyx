@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """The latency histogram's Python face; the recording itself stands in histogram.pxd."""
 from libc.stdint cimport uint64_t
 

@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """Idle scopes: what becomes of a connection through which no bytes move.
 
 A scope is a plain cancel scope of Trio's. What it waits for stands in a list of its

@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """Views that pin. Their rules stand in lease.pxd."""
 cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo

@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """A listener, as the Trio side holds it: a queue that ports feed.
 
 A port is a listening socket watched by a reactor. One listener may have several

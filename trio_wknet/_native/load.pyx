@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """The load generator's Python face: takes the plan, owns the memory, hands out results.
 
 trio_wknet/_load.py checks the arguments and gives the documentation. The run itself

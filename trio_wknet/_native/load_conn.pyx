@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """One connection of the load generator: connect, send, receive, judge, close.
 
 A descriptor is registered once, edge triggered and for both directions, and is

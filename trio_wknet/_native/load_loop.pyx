@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """The load generator's run: ramp, warmup, measurement, drain.
 
 Every phase has a latest end, so a run is bounded by `ramp_timeout + warmup +

@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """Mailboxes. Their rules stand in mailbox.pxd."""
 from libc.stdint cimport uint32_t
 from libc.stdlib cimport calloc, free

@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """The connection matrix. Its rules stand in matrix.pxd."""
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset

@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """Awaitables by hand. What they are stands in operation.pxd.
 
 The life of an operation:

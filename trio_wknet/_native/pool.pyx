@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """Pools of memory blocks in size classes. The rules stand in pool.pxd."""
 cimport cython
 from libc.stdint cimport uint8_t, uint32_t, uint64_t

@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """Turning the loop: wait, dispatch, run commands, continue, turn the wheel, publish.
 
 A turn is the same code on a reactor's own thread and inside Trio's (in-loop);

@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """The receiving half: from the inbound ring to the application, as bytes come.
 receive_sized.pyx adds the forms that know how much they want.
 

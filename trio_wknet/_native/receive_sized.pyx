@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """Receives that know how much they want: into a buffer, so many bytes, up to a
 delimiter. The bytes wait in the ring until there are enough, so that one that is
 cancelled, or comes up short, has taken nothing."""

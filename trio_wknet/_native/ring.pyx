@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """The byte ring. Its rules stand in ring.pxd."""
 from libc.stdint cimport uint32_t
 from libc.string cimport memchr, memcpy

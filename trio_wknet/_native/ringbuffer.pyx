@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """RingBuffer: the byte ring by itself, for Python.
 
 It has a pool of its own, whose owner is whichever thread holds the GIL: it is

@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """The sending half: straight to the socket, else wait, or queue.
 
 send_all goes to the socket from Trio's own thread, and returns once the kernel

@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """Looking on for a moment before sleeping, where one peer plays ping-pong.
 
 Facts. A thread that sleeps in epoll costs its core's way into idling and out of it, and

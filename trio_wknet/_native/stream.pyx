@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """What both halves of a connection share. receive.pyx and send.pyx add the
 halves; Conn, in Python, adds the rest of Trio's contract."""
 from cpython.ref cimport Py_DECREF, Py_INCREF

@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """What a reactor's timing wheel holds: one timeout for each slot, whose meaning
 follows from the slot's state. An open connection may become idle; one that closes
 has only so long; a port that ran out of descriptors is tried again."""

@@ -1,4 +1,4 @@
-# cython: language_level=3, wraparound=False, cdivision=True, nonecheck=True
+# cython: boundscheck=True, nonecheck=True
 """Timers: callbacks on a timing wheel, the native half of `TimingWheel`.
 
 What hangs on the wheel is an entry of a table, not a Timer. A Timer knows its entry's

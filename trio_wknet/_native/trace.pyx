@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """What a trace sees: when each message passed from stage to stage.
 
 The times are those that a connection keeps anyway, and three that are taken here:

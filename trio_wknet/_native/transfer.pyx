@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """Moving bytes on the reactor: socket to inbound ring, outbound ring to socket.
 
 Sockets are watched edge triggered for both directions from the start, so a

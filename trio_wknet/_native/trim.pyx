@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """Giving memory back after a peak: once a second while there is something to give
 back, and not at all otherwise.
 

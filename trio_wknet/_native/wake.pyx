@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """How the two sides wake each other: an eventfd each way, rung at most once
 however many have something to say."""
 from libc.stdint cimport uint32_t, uint64_t

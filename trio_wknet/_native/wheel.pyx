@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """The timing wheel. What it is, and its rules, stand in wheel.pxd.
 
 What holds between calls:
