@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import random
 import socket
 import struct
+import subprocess
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import trio
 import trio.lowlevel
-from helpers import SMALL, clog, conn_and_peer, content, read, read_all, two_conns, until
+from helpers import (
+    PATIENCE,
+    SMALL,
+    clog,
+    conn_and_peer,
+    content,
+    plain_pair,
+    read,
+    read_all,
+    two_conns,
+    until,
+)
 from trio.testing import wait_all_tasks_blocked
 
-from trio_wknet import Conn, Engine, Limits
+from trio_wknet import Conn, ConnOptions, Engine, Limits
 
 Peer = tuple[Conn, Any]
 
@@ -194,6 +208,30 @@ async def test_cancelled_flush_and_send_leave_the_ring_alone(engine: Engine, kin
                 nursery.cancel_scope.cancel()
         conn.send_nowait(b"end")
         assert await read(sock, len(data) + 3) == data + b"end"
+
+
+async def test_no_byte_is_stranded(engine: Engine, kind: str, long: bool) -> None:
+    """Bytes are added again and again while the reactor is about to find the ring empty:
+    a process reads as fast as it can."""
+    small = ConnOptions(send_buffer=32768, receive_buffer=32768)
+    dice = random.Random(kind)
+    ours, theirs = plain_pair(kind, small)
+    with subprocess.Popen(["cat"], stdin=theirs, stdout=subprocess.DEVNULL):  # noqa: ASYNC220
+        theirs.close()
+        conn = engine.adopt(ours, options=small)
+        assert isinstance(conn, Conn)
+        end = time.monotonic() + (30 if long else 0.5)
+        while time.monotonic() < end:
+            try:
+                for _ in range(200):
+                    conn.send_nowait(bytes(dice.randrange(1, 2500)))
+            except trio.WouldBlock:
+                with trio.fail_after(PATIENCE):
+                    await conn.flush()
+            await trio.lowlevel.checkpoint()
+        with trio.fail_after(PATIENCE):
+            await conn.flush()
+        await conn.aclose()
 
 
 # -- turns -----------------------------------------------------------------------------

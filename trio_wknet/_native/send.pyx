@@ -120,13 +120,23 @@ cdef class SendHalf(ReceiveSized):
         wk_fence()
 
     cdef bint queue_rest(self, const char *data, uint32_t n) except -1:
-        """Put bytes into the outbound ring, if its mark allows; False if not. A
-        reactor that has given the connection up would never send them."""
+        """Put bytes into the outbound ring, if its mark allows, and have the reactor
+        send them; False if not. A reactor that has given the connection up would
+        never send them.
+
+        Whether to tell it is decided in the very visit to the lock that adds them:
+        an earlier look proves nothing, as the reactor may empty the ring in between.
+        If the ring was empty, it has to be told. If not, it comes anyway: it takes
+        bytes out by itself alone, and does not leave the ring before it has found it
+        empty under this lock (flush in transfer.pyx), unless the kernel was full, which
+        it will hear of. And it has begun, or has been told to by the FLUSH for the first
+        of these bytes, which was posted before this call."""
         cdef Slot *slot = self.slot
-        cdef bint fits, stored = False
+        cdef bint fits, first, stored = False
         cdef int32_t error
         pthread_mutex_lock(&slot.lock)
         error = slot.error or slot.foretold
+        first = ring_len(&slot.outbound) == 0
         fits = ring_len(&slot.outbound) + n <= slot.limits.outbound
         if fits and not error:
             stored = ring_write(&slot.outbound, self.core.hub.pool, data, n)
@@ -139,6 +149,8 @@ cdef class SendHalf(ReceiveSized):
         if not stored:
             raise MemoryError
         self.slot.queued = True
+        if first:
+            self.core.post(slot, FLUSH)
         return True
 
     def send_all(self, data):
@@ -233,24 +245,22 @@ cdef class SendHalf(ReceiveSized):
             raise ValueError(
                 f"data is {n} bytes, more than limits.outbound ({slot.limits.outbound}) can hold"
             )
-        if self.queue_empty(False):
-            if self.slot.send_error:
-                raise broken(self.slot.send_error)
-            sent = self.push(data, n)
-            if sent == n:
-                return 0
-        elif not self.queue_rest(data, <uint32_t>n):
-            raise trio.WouldBlock
-        else:
+        if not self.queue_empty(False):
+            if not self.queue_rest(data, <uint32_t>n):
+                raise trio.WouldBlock
             return 0
-        # The ring was empty, so the rest fits. Without memory the stream has a
-        # hole in it, and must not go on.
+        if self.slot.send_error:
+            raise broken(self.slot.send_error)
+        sent = self.push(data, n)
+        if sent == n:
+            return 0
+        # The ring was empty, and nobody else adds to it, so the rest fits. Without
+        # memory the stream has a hole in it, and must not go on.
         try:
             self.queue_rest(data + sent, <uint32_t>(n - sent))
         except MemoryError:
             self.slot.send_error = ENOMEM
             raise
-        self.core.post(slot, FLUSH)
         return 0
 
     def _shut_down_sending(self):
