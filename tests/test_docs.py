@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -73,3 +74,18 @@ def test_files_that_are_named_exist() -> None:
         if name not in others and not any((folder / name).is_file() for folder in folders)
     ]
     assert missing == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_code_in_the_pages_is_that_of_the_examples(page: Path) -> None:
+    with_examples = runpy.run_path(str(ROOT / "docs" / "include_examples.py"))["with_examples"]
+    assert page.read_text() == with_examples(page.read_text()), (
+        "run python3 docs/include_examples.py"
+    )
+
+
+def test_pages_can_be_read_where_they_are() -> None:
+    """Code that only Sphinx would fill in is an empty frame everywhere else."""
+    assert [page.name for page in PAGES if "literalinclude" in page.read_text()] == []
+    shown = {path for page in PAGES for path in re.findall(r"<!-- (\S+): ", page.read_text())}
+    assert len(shown) > 8

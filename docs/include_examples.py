@@ -1,0 +1,74 @@
+"""Put the code of the examples into the pages that show it.
+
+A page is read as it stands in the repository, too, so the code is in the page, below a
+comment that says whose it is::
+
+    <!-- examples/chat.py: hear, converse -->
+
+The names are functions, classes or variables of that file. ``python3 docs/include_examples.py``
+writes the code behind each such comment anew; `tests/test_docs.py` fails where a page differs.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+INCLUDED = re.compile(
+    r"<!-- (?P<path>examples/[\w/]+\.py): (?P<names>[\w, ]+) -->\n(```python\n.*?\n```\n)?",
+    re.DOTALL,
+)
+
+
+def names_of(node: ast.stmt) -> list[str]:
+    """What a statement at the top of a file defines."""
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+        return [node.name]
+    if isinstance(node, ast.Assign):
+        return [target.id for target in node.targets if isinstance(target, ast.Name)]
+    if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+        return [node.target.id]
+    return []
+
+
+def first_line(node: ast.stmt) -> int:
+    decorators: list[ast.expr] = getattr(node, "decorator_list", [])
+    return min([node.lineno, *(decorator.lineno for decorator in decorators)])
+
+
+def code_of(path: str, names: list[str]) -> str:
+    """The source of these definitions, in the order of the file."""
+    source = (ROOT / path).read_text()
+    lines = source.splitlines()
+    chosen = [node for node in ast.parse(source).body if set(names_of(node)) & set(names)]
+    missing = set(names) - {name for node in chosen for name in names_of(node)}
+    if missing:
+        raise LookupError(f"{path} does not define {', '.join(sorted(missing))}")
+    pieces: list[str] = []
+    for node in chosen:
+        if pieces:
+            are_variables = isinstance(node, (ast.Assign, ast.AnnAssign))
+            pieces.append("\n" if are_variables else "\n\n\n")
+        pieces.append("\n".join(lines[first_line(node) - 1 : node.end_lineno]))
+    return "".join(pieces)
+
+
+def with_examples(text: str) -> str:
+    """A page with the code that belongs into it."""
+
+    def block(found: re.Match[str]) -> str:
+        path = found["path"]
+        comment = found[0].partition("\n")[0]
+        code = code_of(path, [name.strip() for name in found["names"].split(",")])
+        return f"{comment}\n```python\n# {path}\n{code}\n```\n"
+
+    return INCLUDED.sub(block, text)
+
+
+if __name__ == "__main__":
+    for page in PAGES:
+        page.write_text(with_examples(page.read_text()))
