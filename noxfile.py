@@ -85,12 +85,16 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Types of the package, its tests, and the examples. ``tests/test_stubs.py`` compares the
-    stubs with the compiled modules."""
+    """Types of the package, its tests, and the examples, and of a user's program as pyright
+    sees it. ``tests/test_stubs.py`` compares the stubs with the compiled modules."""
     # The types are those of the oldest Python, where trio brings exceptiongroup.
     session.install(*_requirements("cli", "anyio", "tests"), "nox", "exceptiongroup")
     session.run("mypy")
     session.run("mypy", "tests", "examples", "noxfile.py")
+    # A node from PyPI; pyright itself comes from npm when it is first run.
+    session.install("pyright[nodejs]")
+    python = str(Path(session.bin) / "python")
+    session.run("pyright", "--pythonpath", python, "tests/typed/uses.py", env={"PYTHONPATH": "."})
 
 
 @nox.session(requires=["wheels"])

@@ -26,10 +26,10 @@ from trio_wknet import Conn, open_wknet_listener
 async def greet(conn: Conn) -> None:
     header = conn.proxy_header
     assert header is not None, "there is one, or nobody would be here"
-    if header.source is None:
-        return  # the balancer looks whether we are well
+    if not isinstance(header.source, tuple):
+        return  # it is None: the balancer looks whether we are well
     with suppress(trio.BrokenResourceError):  # the peer reset the connection
-        host, port, *_ = conn.remote_address
+        host, port, *_ = header.source
         await conn.send_all(f"hello {host}, you come through port {port}\n".encode())
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import trio
 
 import trio_wknet
-from trio_wknet import Conn, ConnOptions, Engine, Limits
+from trio_wknet import Conn, ConnOptions, Engine, Limits, Listener
 
 # Small kernel buffers: what a test wants to fill is full soon.
 SMALL = ConnOptions(send_buffer=4096, receive_buffer=4096)
@@ -124,6 +124,19 @@ def url(listener: Any) -> str:
         return f"unix://{address}"
     host, port, *_ = address
     return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+
+
+def tcp_address(listener: Listener) -> tuple[str, int]:
+    """Host and port of a listener's first address."""
+    address = listener.address
+    assert isinstance(address, tuple)
+    return address[:2]
+
+
+def unix_path(listener: Listener) -> str:
+    address = listener.address
+    assert isinstance(address, str)
+    return address
 
 
 def dial(listener: Any) -> socket.socket:

@@ -18,7 +18,17 @@ import attrs
 import pytest
 import trio
 import trio.testing
-from helpers import conn_and_peer, dialled, echo, is_served, plain_pair, read_all, until, url
+from helpers import (
+    conn_and_peer,
+    dialled,
+    echo,
+    is_served,
+    plain_pair,
+    read_all,
+    unix_path,
+    until,
+    url,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -871,7 +881,7 @@ async def test_serve_cancels_the_handler_and_goes_on(
     async with virtual_listener(tmp_path, 3) as listener, trio.open_nursery() as nursery:
         await nursery.start(listener.serve, handler)
         for number in range(3):
-            stream = await trio.open_unix_socket(listener.address)
+            stream = await trio.open_unix_socket(unix_path(listener))
             async with stream:
                 for _ in range(4):
                     await trio.sleep(2)
@@ -922,7 +932,7 @@ async def test_a_handler_may_say_goodbye(autojump_clock: MockClock, tmp_path: Pa
 
     async with virtual_listener(tmp_path, 1) as listener, trio.open_nursery() as nursery:
         await nursery.start(listener.serve, handler)
-        async with await trio.open_unix_socket(listener.address) as stream:
+        async with await trio.open_unix_socket(unix_path(listener)) as stream:
             assert await read_all(stream) == b"bye"
         nursery.cancel_scope.cancel()
 
@@ -940,11 +950,11 @@ async def test_a_handler_that_does_not_end_is_closed_under(
     async with virtual_listener(tmp_path, 1) as listener, trio.open_nursery() as nursery:
         await nursery.start(listener.serve, handler)
         start = trio.current_time()
-        async with await trio.open_unix_socket(listener.address) as stream:
+        async with await trio.open_unix_socket(unix_path(listener)) as stream:
             assert await stream.receive_some() == b""
             assert start + 2 <= trio.current_time() <= start + 2 + 2 * LATE + NOISE
         assert conns[0].close_reason == "idle"
-        async with await trio.open_unix_socket(listener.address) as stream:
+        async with await trio.open_unix_socket(unix_path(listener)) as stream:
             await stream.send_all(b"x")
             assert await stream.receive_some() == b"x", "serve goes on"
         nursery.cancel_scope.cancel()
@@ -963,7 +973,7 @@ async def test_a_handler_whose_scope_is_cancelled_may_fail(
         with pytest.raises(Exception) as raised:  # noqa: PT011
             async with trio.open_nursery() as nursery:
                 await nursery.start(listener.serve, handler)
-                async with await trio.open_unix_socket(listener.address) as stream:
+                async with await trio.open_unix_socket(unix_path(listener)) as stream:
                     await stream.receive_some()
         assert raised.group_contains(KeyError, match="cleaning up")
 
@@ -989,7 +999,7 @@ async def test_a_handler_sets_its_own_timeout(
         await nursery.start(listener.serve, handler)
         for number in range(2):
             start = trio.current_time()
-            async with await trio.open_unix_socket(listener.address) as stream:
+            async with await trio.open_unix_socket(unix_path(listener)) as stream:
                 assert await stream.receive_some() == b""
             assert in_time(start + 2)
             assert conns[number].close_reason == "idle"
@@ -1010,7 +1020,7 @@ async def test_other_errors_of_handlers_end_serve(
         with pytest.raises(Exception) as raised:  # noqa: PT011
             async with trio.open_nursery() as nursery:
                 await nursery.start(listener.serve, handler)
-                async with await trio.open_unix_socket(listener.address) as stream:
+                async with await trio.open_unix_socket(unix_path(listener)) as stream:
                     await stream.send_all(b"x")
                     await trio.sleep_forever()
         assert raised.group_contains(error, match="on purpose")
@@ -1025,7 +1035,7 @@ async def test_a_handler_switches_the_timeout_off(
 
     async with virtual_listener(tmp_path, 1) as listener, trio.open_nursery() as nursery:
         await nursery.start(listener.serve, handler)
-        async with await trio.open_unix_socket(listener.address) as stream:
+        async with await trio.open_unix_socket(unix_path(listener)) as stream:
             await trio.sleep(1000)
             await stream.send_all(b"x")
             assert await stream.receive_some() == b"x"
@@ -1041,12 +1051,12 @@ async def test_handlers_that_end_by_themselves(autojump_clock: MockClock, tmp_pa
 
     async with virtual_listener(tmp_path, 1) as listener, trio.open_nursery() as nursery:
         await nursery.start(listener.serve, handler)
-        async with await trio.open_unix_socket(listener.address) as stream:
+        async with await trio.open_unix_socket(unix_path(listener)) as stream:
             await stream.send_all(b"x")
             assert await stream.receive_some() == b""
             assert conns[0].close_reason == "closed"
         await trio.sleep(10)
-        async with await trio.open_unix_socket(listener.address) as stream:
+        async with await trio.open_unix_socket(unix_path(listener)) as stream:
             await wait_all_tasks_blocked()
             nursery.cancel_scope.cancel()
             await trio.lowlevel.cancel_shielded_checkpoint()
@@ -1057,7 +1067,7 @@ async def test_who_accepts_gets_connections_with_a_timeout(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
     async with virtual_listener(tmp_path, 1) as listener:
-        async with await trio.open_unix_socket(listener.address) as stream:
+        async with await trio.open_unix_socket(unix_path(listener)) as stream:
             conn = await listener.accept()
             assert conn.idle_timeout == 1
             start = trio.current_time()
@@ -1074,7 +1084,7 @@ async def test_it_counts_from_being_accepted(
 ) -> None:
     """Also where it came due before anybody had the connection."""
     async with virtual_listener(tmp_path, 1) as listener:
-        async with await trio.open_unix_socket(listener.address):
+        async with await trio.open_unix_socket(unix_path(listener)):
             await trio.sleep(waits)
             conn = await listener.accept()
             start = trio.current_time()
@@ -1106,7 +1116,7 @@ async def test_trio_serves_it(autojump_clock: MockClock, tmp_path: Path) -> None
     async with virtual_listener(tmp_path, 1) as listener, trio.open_nursery() as nursery:
         nursery.start_soon(trio.serve_listeners, handler, [listener])
         for _ in range(2):
-            async with await trio.open_unix_socket(listener.address) as stream:
+            async with await trio.open_unix_socket(unix_path(listener)) as stream:
                 start = trio.current_time()
                 assert await stream.receive_some() == b""
                 assert in_time(start + 1)
@@ -1161,7 +1171,7 @@ async def test_callbacks_are_told_of_idleness(autojump_clock: MockClock, tmp_pat
         )
         for says, span in ((b"x", 2), (b"longer", 5)):
             start = trio.current_time()
-            async with await trio.open_unix_socket(listener.address) as stream:
+            async with await trio.open_unix_socket(unix_path(listener)) as stream:
                 await trio.sleep(1.5)
                 await stream.send_all(says)
                 assert await stream.receive_some() == b""
@@ -1191,7 +1201,7 @@ async def test_an_async_callback_is_cancelled(autojump_clock: MockClock, tmp_pat
         await nursery.start(partial(listener.serve_events, on_data, on_close=on_close))
         for _ in range(2):
             start = trio.current_time()
-            async with await trio.open_unix_socket(listener.address) as stream:
+            async with await trio.open_unix_socket(unix_path(listener)) as stream:
                 await stream.send_all(b"x")
                 assert await stream.receive_some() == b""
             assert in_time(start + 2)
@@ -1215,8 +1225,8 @@ async def test_a_scope_that_a_callback_kept(autojump_clock: MockClock, tmp_path:
     async with virtual_listener(tmp_path, None) as listener, trio.open_nursery() as nursery:
         await nursery.start(listener.serve_events, on_data)
         async with (
-            await trio.open_unix_socket(listener.address) as one,
-            await trio.open_unix_socket(listener.address) as other,
+            await trio.open_unix_socket(unix_path(listener)) as one,
+            await trio.open_unix_socket(unix_path(listener)) as other,
         ):
             for stream, says in ((one, b"x"), (other, b"keep")):
                 await stream.send_all(says)

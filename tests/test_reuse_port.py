@@ -7,7 +7,7 @@ import socket
 
 import trio
 import trio.testing
-from helpers import echo
+from helpers import echo, tcp_address
 
 from trio_wknet import Engine
 
@@ -19,7 +19,7 @@ async def test_who_comes_while_one_closes_goes_to_the_others(engine: Engine) -> 
     it would give it after the last accept must find the others instead. Copies of the
     descriptors keep the sockets open here, in just that state."""
     one = await engine.listen(LOCAL, reuse_port=True)
-    port = one.address[1]
+    _, port = tcp_address(one)
     copies = [os.dup(fd) for fd in one._fds]
     client = trio.socket.socket()
     try:
@@ -51,7 +51,7 @@ async def test_connections_are_not_filtered(engine: Engine) -> None:
     async with await engine.listen(LOCAL, reuse_port=True) as listener:
         async with trio.open_nursery() as nursery:
             await nursery.start(listener.serve, echo)
-            with socket.create_connection(listener.address) as sock:
+            with socket.create_connection(tcp_address(listener)) as sock:
                 nursery.start_soon(listener.drain)
                 conn = trio.SocketStream(trio.socket.from_stdlib_socket(sock.dup()))
                 async with conn:

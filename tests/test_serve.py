@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import trio
-from helpers import content, dialled, echo, is_served, read, read_all, until, url
+from helpers import content, dialled, echo, is_served, read, read_all, tcp_address, until, url
 from trio.testing import wait_all_tasks_blocked
 
 from trio_wknet import Conn, Engine, Limits, open_wknet_listener
@@ -154,7 +154,7 @@ async def test_drain_handles_what_the_kernel_had_queued(engine: Engine) -> None:
 
     def refuses() -> bool:
         try:
-            socket.create_connection(listener.address).close()
+            socket.create_connection(tcp_address(listener)).close()
         except ConnectionRefusedError:
             return True
         return False

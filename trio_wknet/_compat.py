@@ -1,9 +1,12 @@
 """Trio's seven functions, by Trio's own code, with sockets on the reactors.
 
 Each lets Trio's function do all of its work, Happy Eyeballs and errors included, and
-then moves the sockets to the run's default engine. The annotations are Trio's, so that
-handlers written for Trio fit; what comes is a `Conn` or a `Listener`, which pass for
-`trio.SocketStream` and `trio.SocketListener`.
+then moves the sockets to the run's default engine. What comes is a `Conn` or a `Listener`,
+which pass for `trio.SocketStream` and `trio.SocketListener`.
+
+The annotations say so wherever one that was written for Trio's functions still fits. Lists,
+and streams inside TLS, are Trio's to a type checker, and ``isinstance(listener, Listener)``
+tells it more. In a run with a custom `trio.abc.SocketFactory` all of them are Trio's own.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
     import os
     import ssl
     from collections.abc import Awaitable, Callable
+
+    from trio_wknet._conn import Conn
 
 HAPPY_EYEBALLS_DELAY = 0.25  # seconds
 
@@ -49,7 +54,7 @@ async def open_tcp_stream(
     *,
     happy_eyeballs_delay: float | None = HAPPY_EYEBALLS_DELAY,
     local_address: str | None = None,
-) -> trio.SocketStream:
+) -> Conn:
     """`trio.open_tcp_stream`, whose stream is a `Conn` of the run's default engine.
 
     Arguments, errors and Happy Eyeballs are Trio's. A checkpoint.
@@ -63,7 +68,7 @@ async def open_tcp_stream(
 
 async def open_unix_socket(
     filename: str | bytes | os.PathLike[str] | os.PathLike[bytes],
-) -> trio.SocketStream:
+) -> Conn:
     """`trio.open_unix_socket`, whose stream is a `Conn` of the run's default engine.
 
     Arguments and errors are Trio's. A checkpoint.
@@ -133,7 +138,7 @@ async def open_ssl_over_tcp_listeners(
 
 
 async def serve_tcp(
-    handler: Callable[[trio.SocketStream], Awaitable[object]],
+    handler: Callable[[Conn], Awaitable[object]],
     port: int,
     *,
     host: str | bytes | None = None,

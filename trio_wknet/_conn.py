@@ -8,24 +8,31 @@ closing, waiting for the end, options, names, counters.
 from __future__ import annotations
 
 import socket
+import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, overload
 
 import trio
-from trio.abc import HalfCloseableStream
 
 from trio_wknet._native.idle_scopes import IdleWatch
+from trio_wknet._passes_for import StreamBase
 from trio_wknet._socket import SocketFacade, borrowed
 from trio_wknet._statistics import ConnStatistics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from trio_wknet._address import SocketAddress
     from trio_wknet._native.core import Core
     from trio_wknet._options import Limits
 
+    if sys.version_info >= (3, 12):
+        from collections.abc import Buffer
+    else:
+        from typing_extensions import Buffer
 
-class Conn(IdleWatch, HalfCloseableStream):
+
+class Conn(IdleWatch, StreamBase):  # type: ignore[misc]  # final, see _passes_for.py
     """A connection whose socket is driven by a reactor.
 
     It is a `trio.abc.HalfCloseableStream` in full, with Trio's errors:
@@ -183,12 +190,12 @@ class Conn(IdleWatch, HalfCloseableStream):
         return self._handle
 
     @property
-    def local_address(self) -> Any:
+    def local_address(self) -> SocketAddress:
         """This end's address, as `socket.socket.getsockname` gives it."""
         return self._name("local", socket.socket.getsockname)
 
     @property
-    def remote_address(self) -> Any:
+    def remote_address(self) -> SocketAddress:
         """The peer's address, as `socket.socket.getpeername` gives it. Known after
         the end only if it was asked for before.
 
@@ -199,7 +206,7 @@ class Conn(IdleWatch, HalfCloseableStream):
             return header.source
         return self._name("remote", socket.socket.getpeername)
 
-    def _name(self, which: str, ask: Callable[[socket.socket], Any]) -> Any:
+    def _name(self, which: str, ask: Callable[[socket.socket], Any]) -> SocketAddress:
         if self._names is None:
             self._names = {}
         if which not in self._names:
@@ -209,7 +216,7 @@ class Conn(IdleWatch, HalfCloseableStream):
         return self._names[which]
 
     @property
-    def socket(self) -> SocketFacade:
+    def socket(self) -> SocketFacade:  # type: ignore[override]  # Trio's can be set
         """The socket's names and options, for software that asks for them. Its
         ``fileno()`` is -1 once closed here."""
         if self._facade is None:
@@ -218,13 +225,13 @@ class Conn(IdleWatch, HalfCloseableStream):
         return self._facade
 
     @overload
-    def setsockopt(self, level: int, option: int, value: int | bytes) -> None: ...
+    def setsockopt(self, level: int, option: int, value: int | Buffer) -> None: ...
 
     @overload
     def setsockopt(self, level: int, option: int, value: None, length: int) -> None: ...
 
     def setsockopt(
-        self, level: int, option: int, value: int | bytes | None, length: int | None = None
+        self, level: int, option: int, value: int | Buffer | None, length: int | None = None
     ) -> None:
         """Set an option of the socket, like `trio.SocketStream.setsockopt`."""
         if length is None and value is None:
@@ -265,5 +272,5 @@ class Conn(IdleWatch, HalfCloseableStream):
 
 
 # Software asks this before it uses a stream's `socket`, `setsockopt` or addresses,
-# all of which are here.
+# all of which are here. What type checkers are told: _passes_for.py.
 trio.SocketStream.register(Conn)

@@ -6,7 +6,7 @@ import os
 import socket
 import warnings
 from contextlib import asynccontextmanager, nullcontext, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -15,12 +15,14 @@ from trio_wknet._events import EventServing
 from trio_wknet._native.gate import Gate
 from trio_wknet._native.listen import NativeListener
 from trio_wknet._options import ConnOptions, Limits
+from trio_wknet._passes_for import ListenerBase
 from trio_wknet._socket import SocketFacade, borrowed
 from trio_wknet._statistics import ListenerStatistics
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 
+    from trio_wknet._address import SocketAddress
     from trio_wknet._engine import Engine
     from trio_wknet._native.core import Core
     from trio_wknet._trusted import Network, Trusted
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 _BATCH = 64
 
 
-class Listener(NativeListener, trio.abc.Listener[Conn]):
+class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, see _passes_for.py
     """Accepts connections on one address or several; what `open_wknet_listener`,
     `Engine.listen` and `Engine.adopt` give.
 
@@ -50,7 +52,7 @@ class Listener(NativeListener, trio.abc.Listener[Conn]):
     ) -> None:
         self._path: str | None = None  # what is removed at the end: not before it listens
         self._family = int(sockets[0].family)
-        self._addresses = [sock.getsockname() for sock in sockets]
+        self._addresses: list[SocketAddress] = [sock.getsockname() for sock in sockets]
         self._path_id = _file_id(path)
         self._draining = False
         self._handlers = 0
@@ -276,18 +278,18 @@ class Listener(NativeListener, trio.abc.Listener[Conn]):
     # --- facts ---------------------------------------------------------------
 
     @property
-    def address(self) -> Any:
+    def address(self) -> SocketAddress:
         """The first address, as `socket.socket.getsockname` gives it: for TCP it
         begins with host and port, with the real port where 0 was asked for."""
         return self._addresses[0]
 
     @property
-    def addresses(self) -> list[Any]:
+    def addresses(self) -> list[SocketAddress]:
         """Every address listened on, each once."""
         return list(dict.fromkeys(self._addresses))
 
     @property
-    def socket(self) -> SocketFacade:
+    def socket(self) -> SocketFacade:  # type: ignore[override]  # Trio's can be set
         """The first listening socket's names and options."""
         return SocketFacade(
             self._family,

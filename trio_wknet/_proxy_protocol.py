@@ -15,9 +15,12 @@ import os
 import re
 import socket
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
+
+if TYPE_CHECKING:
+    from trio_wknet._address import SocketAddress
 
 MOST_HEADER = 4096  # bytes
 
@@ -43,12 +46,12 @@ class ProxyHeader:
     version: int
     """1 or 2."""
 
-    source: Any
+    source: SocketAddress | None
     """The client's address, as `socket.socket.getpeername` would give it. None if the
     balancer did not tell, as of its own health checks: the connection's real addresses
     hold then."""
 
-    destination: Any
+    destination: SocketAddress | None
     """The address that the client connected to; None like ``source``."""
 
     tlvs: tuple[tuple[int, bytes], ...] = ()

@@ -1,6 +1,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from trio_wknet._address import SocketAddress
 from trio_wknet._native.core import Core, Endpoint
 from trio_wknet._options import Limits
 from trio_wknet._proxy_protocol import ProxyHeader
@@ -12,7 +13,7 @@ class Stream(Endpoint):
     def proxy_header(self) -> ProxyHeader | None: ...
     _end_watchers: list[Callable[[], object]] | None
     _facade: SocketFacade | None
-    _names: dict[str, Any] | None
+    _names: dict[str, SocketAddress] | None
     def __del__(self) -> None: ...
     def _adopt(self, core: Core, fd: int, family: int, limits: Limits) -> None: ...
     def _abort_read(self, raise_cancel: Any) -> Any: ...
