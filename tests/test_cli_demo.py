@@ -166,7 +166,7 @@ def test_ctrl_c_ends_everything() -> None:
         assert all(alive(pid) for pid in pids)
         os.killpg(process.pid, signal.SIGINT)
         stdout, stderr = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 1
+    assert process.returncode == 130
     assert (stdout, stderr.split()) == ("", ["Aborted!"])
     assert not any(alive(pid) for pid in pids)
 

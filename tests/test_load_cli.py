@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+import signal
 import socket
 import socketserver
 import subprocess
@@ -13,6 +15,7 @@ from collections.abc import Iterator
 import pytest
 from click.testing import CliRunner
 
+import trio_wknet
 from trio_wknet import __main__
 from trio_wknet._cli_bench import bench
 
@@ -21,6 +24,13 @@ class Echo(socketserver.BaseRequestHandler):
     def handle(self) -> None:
         while data := self.request.recv(1 << 16):
             self.request.sendall(data)
+
+
+class Greeter(socketserver.BaseRequestHandler):
+    """Takes what comes, and never answers."""
+
+    def handle(self) -> None:
+        self.request.recv(1)
 
 
 class EchoServer(socketserver.ThreadingTCPServer):
@@ -55,6 +65,38 @@ def test_json_from_a_process_of_its_own(port: str) -> None:
     assert done.stderr == b""
     assert (figures["ended"], figures["answered"], figures["ok"]) == ("count", 100, True)
     assert (figures["latency"]["count"], figures["options"]["mode"]) == (100, "closed")
+
+
+def test_the_librarys_own_form_of_an_address(port: str) -> None:
+    arguments = ["--count", "10", "--connections", "2", "--json"]
+    result = CliRunner().invoke(bench, [f"tcp://127.0.0.1:{port}", *arguments])
+    assert result.exit_code == 0, result.output
+    figures = json.loads(result.stdout)
+    assert (figures["answered"], figures["options"]["port"]) == (10, int(port))
+
+
+def test_an_address_with_two_ports(port: str) -> None:
+    result = CliRunner().invoke(bench, [f"tcp://127.0.0.1:{port}", "80"])
+    assert result.exit_code == 2
+    assert "has a port already; 80 is one too many" in result.stderr
+
+
+def test_ctrl_c_is_exit_code_130() -> None:
+    with EchoServer(("127.0.0.1", 0), Greeter) as server:
+        address = f"tcp://127.0.0.1:{server.server_address[1]}"
+        command = [sys.executable, "-m", "trio_wknet", "bench", address, "--duration", "60"]
+        with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+            server.handle_request()  # it is running: it has connected
+            process.send_signal(signal.SIGINT)
+            _, stderr = process.communicate(timeout=20)
+    assert (process.returncode, stderr.split()) == (130, [b"Aborted!"])
+
+
+def test_the_version() -> None:
+    command = [sys.executable, "-m", "trio_wknet", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == trio_wknet.__version__
+    assert importlib.metadata.version("trio-wknet") == trio_wknet.__version__
 
 
 def test_the_table(port: str) -> None:
@@ -92,7 +134,7 @@ def test_a_refused_port_is_exit_code_1(deaf_port: str, more: list[str]) -> None:
         (["127.0.0.1", "80", "--size", "big"], "'big' is not a valid integer"),
         (["127.0.0.1", "80", "--churn", "--rate", "5"], "rate: churn has no rate"),
         (["192.0.2.1", "80", "--sources", "2"], "sources: only a server on 127.0.0.0/8"),
-        ([], "Missing argument 'HOST'"),
+        ([], "Missing argument 'ADDRESS'"),
     ],
 )
 def test_bad_usage_is_exit_code_2(arguments: list[str], says: str) -> None:

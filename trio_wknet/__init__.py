@@ -29,6 +29,8 @@ from trio_wknet._systemd import systemd_sockets
 from trio_wknet._trace import Trace
 from trio_wknet._wheel import TimingWheel
 
+__version__ = "0.1.0"
+
 __all__ = [
     "Conn",
     "ConnOptions",

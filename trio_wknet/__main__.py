@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import sys
 
+from trio_wknet import __version__
+
+# What a shell reports of a command that Ctrl-C ended: 128 + SIGINT. Click's own is 1.
+INTERRUPTED = 130
+
 
 def main() -> None:
     """Run the command line; it ends in `SystemExit`."""
@@ -20,7 +25,15 @@ def main() -> None:
     commands = click.Group(
         "trio-wknet", commands=[bench, demo], help="Tools around trio_wknet, a transport for Trio."
     )
-    commands.main(prog_name="trio-wknet")
+    commands = click.version_option(__version__)(commands)
+    try:
+        sys.exit(commands.main(prog_name="trio-wknet", standalone_mode=False))
+    except click.ClickException as failure:
+        failure.show()
+        sys.exit(failure.exit_code)
+    except click.Abort:
+        click.echo("Aborted!", err=True)
+        sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

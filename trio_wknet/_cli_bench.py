@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 
+from trio_wknet._address import parse_address
 from trio_wknet._load import LoadProgress, LoadResult, run_load
 from trio_wknet._load_options import LoadOptions
 from trio_wknet._load_text import complaint, failures, time_text
@@ -19,7 +20,7 @@ _TOTAL = 1000
 
 
 @click.command(context_settings={"show_default": True})
-@click.argument("host")
+@click.argument("address")
 @click.argument("port", type=int, required=False)
 @click.option("--connections", type=int, default=100, help="Connections side by side.")
 @click.option("--size", type=int, default=64, help="Bytes of a message.")
@@ -39,18 +40,19 @@ _TOTAL = 1000
 @click.option("--ramp-timeout", type=float, default=60.0, help="Seconds for all connects.")
 @click.option("--sources", type=int, help="Loopback addresses to connect from.")
 @click.option("--json", "as_json", is_flag=True, help="The result as JSON.")
-def bench(host: str, port: int | None, *, as_json: bool, **values: Any) -> None:
-    """Load the echo server at HOST PORT, or at unix:///path.
+def bench(address: str, port: int | None, *, as_json: bool, **values: Any) -> None:
+    """Load the echo server at ADDRESS: tcp://host:port, unix:///path, or a host followed
+    by PORT.
 
     Without --rate each connection sends the next message when one has come back,
     which shows what the server can do at most. With --rate messages go by the clock
     and latency counts from when each was due: percentiles are honest only there.
 
     Exit code 1: nothing was answered, something was answered wrongly, or the server
-    could not be reached or was gone before the end. 2: the options are no good.
+    could not be reached or was gone before the end. 2: invalid options.
     """
     try:
-        options = LoadOptions(host, port, **values)
+        options = LoadOptions(*_host_and_port(address, port), **values)
         result = _run_with_bar(options)
     except (ValueError, TypeError) as bad:
         raise click.UsageError(str(bad)) from None
@@ -64,6 +66,16 @@ def bench(host: str, port: int | None, *, as_json: bool, **values: Any) -> None:
     if not result.ok:
         click.echo(f"Error: {complaint(result)}", err=True)
         sys.exit(1)
+
+
+def _host_and_port(address: str, port: int | None) -> tuple[str, int | None]:
+    """What the generator takes, of an address as the library writes it."""
+    if not address.startswith("tcp://"):
+        return address, port
+    if port is not None:
+        raise ValueError(f"address {address!r} has a port already; {port} is one too many")
+    parsed = parse_address(address)
+    return parsed.host or "localhost", parsed.port
 
 
 # -- While it runs -------------------------------------------------------------

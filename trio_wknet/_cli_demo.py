@@ -43,7 +43,7 @@ def demo(
     An echo server on each, both with the same handler, take turns under the same load.
     Each server is a process of its own, and so is the load. Needs no network.
 
-    Exit code 1: a server failed, or connections to it did. 2: the options are no good.
+    Exit code 1: a server failed, or connections to it did. 2: invalid options.
     """
     try:
         options = LoadOptions(HOST, 1, connections=connections, size=size, duration=duration)
