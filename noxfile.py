@@ -286,6 +286,7 @@ WATCHED = {
     "thread": [
         *("mailbox", "close_races", "load_modes", "stream_contract", "churn", *EVENTS),
         *("proxy_protocol", "trace", "deferred", "spin"),
+        *("listener", "reuse_port", "engine"),
     ],
 }
 

@@ -118,24 +118,33 @@ cdef void close_now(Reactor *reactor, Slot *slot) noexcept nogil:
         pool_note_released(reactor.pool, HANDLER_BYTES)
         _count_down(reactor)
     elif slot.kind == PORT:
+        _leave_queue(reactor, slot.listener)
         leave_listener(reactor, slot.listener)
     release(reactor, slot)
 
 
-cdef void leave_listener(Reactor *reactor, Slot *listener) noexcept nogil:
-    """A port, or the Trio side, is done with a listener. Without ports its queue
-    is complete, which whoever accepts is told; the last to leave releases it."""
-    cdef uint32_t before = wk_u32_sub(&listener.users, 1)
+cdef void _leave_queue(Reactor *reactor, Slot *listener) noexcept nogil:
+    """A port adds nothing more. Behind the last one the queue is complete, which
+    whoever accepts is told. The port still holds its reference: other reactors may
+    let go of theirs at any time, and this one must not be the slot's last."""
     cdef uint32_t bits = 0
-    if before == 2:
-        pthread_mutex_lock(&listener.lock)
-        listener.ended = True
-        if listener.accept_wanted:
-            listener.accept_wanted = False
-            bits = ACCEPTED
-        pthread_mutex_unlock(&listener.lock)
-        notify(reactor, listener, bits)
-    elif before == 1:
+    if wk_u32_sub(&listener.ports, 1) > 1:
+        return
+    pthread_mutex_lock(&listener.lock)
+    listener.ended = True
+    if listener.accept_wanted:
+        listener.accept_wanted = False
+        bits = ACCEPTED
+    pthread_mutex_unlock(&listener.lock)
+    notify(reactor, listener, bits)
+
+
+cdef void leave_listener(Reactor *reactor, Slot *listener) noexcept nogil:
+    """Let go of a reference to a listener: a port's, or the Trio side's. Others may
+    release the slot from here on, so nothing of it may be touched afterwards. What the
+    others did to it before is seen by the one who releases it: each step of the count
+    acquires and releases."""
+    if wk_u32_sub(&listener.users, 1) == 1:
         release(reactor, listener)
 
 

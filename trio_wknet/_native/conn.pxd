@@ -36,6 +36,11 @@
 # queued, the reactor returns the slot to the matrix once its event batch ends;
 # if it was, the drain that takes the letter returns it. Either way a generation
 # passes, and every handle to the old connection is void.
+#
+# A LISTENER's slot is reached from several reactors, those of its ports, and from the
+# Trio side. Each holds a reference, counted in `users`: a port through its `listener`.
+# Letting go of it is the holder's last touch, marks of `up` included; whoever lets go
+# of the last one releases the slot.
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from trio_wknet._native.atomics cimport wk_u32, wk_u64
@@ -149,7 +154,8 @@ cdef struct Slot:
     # EPOLLOUT (the argument stands at on_writable in transfer.pyx).
     wk_u32 writable_wanted
     wk_u32 users            # of a LISTENER: open ports, and the Trio side
-    uint32_t spare_mail[3]
+    wk_u32 ports            # of a LISTENER: ports that may still add to its queue
+    uint32_t spare_mail[2]
 
     # --- lines 4 and 5: reactor
     WheelNode timer         # in its wheel: idle, closing, or a port to re-arm

@@ -58,6 +58,7 @@ cdef class NativeListener(Endpoint):
             else:
                 port.reactor = core.hub.reactors[0]
             wk_u32_add(&listener.users, 1)
+            wk_u32_add(&listener.ports, 1)
             self.ports.append(<size_t>port)
         for address in self.ports:
             core.start(<Slot *><size_t>address)

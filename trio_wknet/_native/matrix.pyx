@@ -49,7 +49,7 @@ cdef void _assert_layout() noexcept nogil:
     static_assert_(starts_line(&(<Slot *>NULL).reactor))
     static_assert_(line_of(&(<Slot *>NULL).chain) == 2)
     static_assert_(starts_line(&(<Slot *>NULL).up))
-    static_assert_(line_of(&(<Slot *>NULL).users) == 3)
+    static_assert_(line_of(&(<Slot *>NULL).ports) == 3)
     static_assert_(starts_line(&(<Slot *>NULL).timer))
     static_assert_(line_of(&(<Slot *>NULL).last_received) == 4)
     static_assert_(line_of(&(<Slot *>NULL).disarmed) == 5)
