@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 from pages import Json
 from scenarios import BY_CONNECTIONS
 
-INK = "#333333"
+# To be read on light pages and on dark ones: the background is the page's.
+INK = "#7d8590"
 mpl.rcParams.update({"font.size": 10, "text.color": INK})
 
 
@@ -32,7 +33,7 @@ class Style:
 
 
 STYLES = {
-    "c-epoll": Style("C, epoll and nothing else", "#343a40"),
+    "c-epoll": Style("C, epoll and nothing else", "#9a8c98"),
     "wknet-threaded": Style("trio_wknet, 1 reactor thread", "#0b7285", ours=True),
     "wknet-inloop": Style("trio_wknet, in-loop", "#22b8cf", ours=True),
     "wknet-inloop-events-idle": Style("trio_wknet, event mode", "#22b8cf", ours=True),
@@ -41,7 +42,7 @@ STYLES = {
     "gevent": Style("gevent", "#74b816"),
     "asyncio-streams": Style("asyncio streams", "#f4a261"),
     "anyio-trio": Style("anyio on Trio", "#b197fc"),
-    "trio": Style("Trio", "#868e96"),
+    "trio": Style("Trio", "#d6336c"),
 }
 
 Picture = Callable[[Json], "Figure | None"]
@@ -52,9 +53,10 @@ def canvas(found: Json, title: str, xlabel: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(8.4, 4.6), layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(title, loc="left", fontweight="bold")
-    axes.set_xlabel(xlabel)
-    axes.grid(axis="y", color="#e9ecef")
+    axes.set_xlabel(xlabel, color=INK)
+    axes.grid(axis="y", color="#7d8590", alpha=0.25)
     axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(INK)
     axes.tick_params(length=0, colors=INK)
     machine, settings = found["machine"], found["settings"]
     versions = [f"{name} {version}" for name, version in machine["versions"].items()]
@@ -62,7 +64,7 @@ def canvas(found: Json, title: str, xlabel: str) -> tuple[Figure, Axes]:
     note = f"{'A quick run. ' if settings['most_connections'] else ''}{machine['processor']}, "
     note += f"{rounds} round{'s' * (rounds > 1)} in turn, Python {machine['python']}, "
     figure.supxlabel(
-        note + ", ".join(versions) + ".", fontsize=7.5, color="#868e96", x=0.01, ha="left"
+        note + ", ".join(versions) + ".", fontsize=7.5, color=INK, x=0.01, ha="left"
     )
     return figure, axes
 
@@ -83,7 +85,7 @@ def line(axes: Axes, name: str, xs: list[float], ys: list[float], marked: bool =
 
 
 def legend(axes: Axes) -> None:
-    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1), labelspacing=0.9)
+    axes.legend(frameon=False, labelcolor=INK, loc="upper left", bbox_to_anchor=(1, 1), labelspacing=0.9)
 
 
 def throughput(found: Json) -> Figure | None:
@@ -128,7 +130,7 @@ def latency(found: Json) -> Figure | None:
     axes.set_yticks([1 / (1 - tick / 100) for tick in ticks], [f"{tick:g} %" for tick in ticks])
     axes.yaxis.set_minor_locator(mpl.ticker.NullLocator())
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.set_ylabel("of the messages")
+    axes.set_ylabel("of the messages", color=INK)
     legend(axes)
     return figure
 
@@ -164,7 +166,7 @@ def main() -> None:
             continue
         figure = draw(found)
         if figure is not None:
-            figure.savefig(arguments.folder / f"{name}.png", dpi=160)
+            figure.savefig(arguments.folder / f"{name}.png", dpi=160, transparent=True)
 
 
 if __name__ == "__main__":

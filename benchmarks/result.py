@@ -48,7 +48,7 @@ class Verdict:
 
     @property
     def bound(self) -> str:
-        """What was wanted, in words."""
+        """The target, in words."""
         return f"{'at most' if self.at_most else 'at least'} {self.wanted:g}"
 
     def to_json(self) -> dict[str, Any]:
@@ -84,7 +84,7 @@ class Result:
         return [verdict for verdict in found if verdict is not None]
 
     def unmeasured(self) -> list[Wanted]:
-        """What was wanted, and cannot be told."""
+        """Targets that cannot be told."""
         return [wanted for wanted in self.scenario.wanted if self._verdict(wanted) is None]
 
     def beside_own(self) -> Verdict | None:
@@ -236,7 +236,7 @@ class Beside:
 
 def verdict_table(verdicts: list[Verdict]) -> Table:
     """Every ratio that was wanted, and whether it is there."""
-    table = narrow_table("What was wanted")
+    table = narrow_table("Targets")
     for head in ("cell", "of", "ours", "against"):
         table.add_column(head, no_wrap=True)
     for head in ("ratio", "rounds", "wanted", "", "by CPU"):
