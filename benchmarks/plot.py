@@ -63,9 +63,7 @@ def canvas(found: Json, title: str, xlabel: str) -> tuple[Figure, Axes]:
     rounds = settings["rounds"]
     note = f"{'A quick run. ' if settings['most_connections'] else ''}{machine['processor']}, "
     note += f"{rounds} round{'s' * (rounds > 1)} in turn, Python {machine['python']}, "
-    figure.supxlabel(
-        note + ", ".join(versions) + ".", fontsize=7.5, color=INK, x=0.01, ha="left"
-    )
+    figure.supxlabel(note + ", ".join(versions) + ".", fontsize=7.5, color=INK, x=0.01, ha="left")
     return figure, axes
 
 
@@ -85,7 +83,8 @@ def line(axes: Axes, name: str, xs: list[float], ys: list[float], marked: bool =
 
 
 def legend(axes: Axes) -> None:
-    axes.legend(frameon=False, labelcolor=INK, loc="upper left", bbox_to_anchor=(1, 1), labelspacing=0.9)
+    outside = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
+    axes.legend(frameon=False, labelcolor=INK, labelspacing=0.9, **outside)
 
 
 def throughput(found: Json) -> Figure | None:
