@@ -85,12 +85,16 @@ class Bridge:
         self._open = True
         self._last_watch: _LastWatch | None = None
         self._run = _this_run()
+        self._run_end = _RunEnd(on_run_end)
         self._pump_task = self._spawn_pump()
         self._hooks = self._make_hooks(self._run.tracer)
-        self._run_end = _RunEnd(on_run_end)
-        trio.lowlevel.add_instrument(self._hooks)
-        trio.lowlevel.add_instrument(self._run_end)
-        self._run.bridges.add(self)
+        try:
+            trio.lowlevel.add_instrument(self._hooks)
+            trio.lowlevel.add_instrument(self._run_end)
+            self._run.bridges.add(self)
+        except BaseException:
+            self.close()
+            raise
 
     def _make_hooks(self, tracer: Tracer | None) -> trio.abc.Instrument:
         core, pump = self._core, self._pump_task
@@ -119,7 +123,10 @@ class Bridge:
             await self._pump()
         except trio.ClosedResourceError:
             pass  # by `close`
-        except trio.Cancelled:
+        except BaseException:
+            # The run ends: its main task is done; or this has failed, which Trio makes
+            # an internal error of. Whoever is cancelled then may still wait for the
+            # engine, even shielded.
             if self._open:
                 self._watch_to_the_end()
             raise
@@ -127,7 +134,7 @@ class Bridge:
     def _watch_to_the_end(self) -> None:
         try:
             self._last_watch = _LastWatch(self._core)
-        except (OSError, RuntimeError):  # no descriptor, no thread left for it
+        except (OSError, RuntimeError, MemoryError):  # no descriptor, no thread left for it
             self._on_run_end()
 
     async def _pump(self) -> None:
@@ -162,9 +169,14 @@ class Bridge:
             self._last_watch.stop()
         # A run that crashed is not there any more to be told.
         with suppress(RuntimeError):
-            trio.lowlevel.remove_instrument(self._hooks)
-            trio.lowlevel.remove_instrument(self._run_end)
+            self._remove(self._hooks)
+            self._remove(self._run_end)
             trio.lowlevel.notify_closing(self._core.fileno())
+
+    @staticmethod
+    def _remove(instrument: trio.abc.Instrument) -> None:
+        with suppress(KeyError):  # not added yet
+            trio.lowlevel.remove_instrument(instrument)
 
 
 class _RunEnd(trio.abc.Instrument):
