@@ -15,6 +15,13 @@ cdef enum:
     DONE
 
 
+# What came of waking a task.
+cdef enum Wake:
+    WOKEN_UP
+    UNDONE          # there was no memory: it still waits
+    HALF_DONE       # Trio has raised for another reason, which `failure` is
+
+
 cdef class Operation:
     cdef object task            # while parked
     cdef object result          # what the await gives
@@ -30,14 +37,17 @@ cdef class Operation:
     cdef void carry_out(self) noexcept
     # Called exactly once, however the operation ends.
     cdef void finish(self) noexcept
+    # What it gives cannot be handed to whoever awaits it, for lack of memory.
+    cdef void lost(self) noexcept
 
     cdef object enter(self)
     cdef object complete(self, object result)
     cdef object fail(self, object failure)
     cdef object yielding(self)
     cdef object parked(self, object trap)
-    cdef void wake(self) noexcept
+    cdef Wake wake(self) noexcept
     cdef object resume(self, object sent)
+    cdef void _return(self) noexcept
     cdef object _step(self, object sent)
     cdef void _end(self) noexcept
 

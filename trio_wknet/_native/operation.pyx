@@ -33,6 +33,18 @@ cdef extern from "Python.h":
         PYGEN_RETURN
     # Gives -1 with an exception set, PYGEN_RETURN or PYGEN_NEXT.
     int PyIter_Send(object iterator, object value, PyObject **result) except -1
+    bint PyTuple_Check(object result)
+    bint PyExceptionInstance_Check(object result)
+    # Declared without their exceptions: that is what they are called for.
+    void PyErr_SetObject(object kind, object value)
+    bint PyErr_ExceptionMatches(object kind)
+
+
+cdef extern from *:
+    """
+    #define wk_raise_what_is_set() NULL
+    """
+    object raise_what_is_set "wk_raise_what_is_set"()
 
 
 # Shared by all wakes, and so never unwrapped: an Outcome may be unwrapped once.
@@ -64,6 +76,9 @@ cdef class Operation:
         pass
 
     cdef void finish(self) noexcept:
+        pass
+
+    cdef void lost(self) noexcept:
         pass
 
     cdef object enter(self):
@@ -101,11 +116,20 @@ cdef class Operation:
         self.state = PARKED
         return trap
 
-    cdef void wake(self) noexcept:
+    cdef Wake wake(self) noexcept:
         """Reschedule the parked task. Once for each wait: the caller has taken
-        the operation from where wakers look for it."""
-        task, self.task = self.task, None
-        reschedule(task, WOKEN)
+        the operation from where wakers look for it, and puts it back if this is
+        UNDONE. If memory ran out in the middle of Trio's own doing, the next try
+        is HALF_DONE."""
+        try:
+            reschedule(self.task, WOKEN)
+        except MemoryError:
+            return UNDONE
+        except BaseException as failure:
+            self.failure = failure
+            return HALF_DONE
+        self.task = None
+        return WOKEN_UP
 
     cdef object _step(self, object sent):
         cdef object trap
@@ -157,14 +181,27 @@ cdef class Operation:
     def __next__(self):
         trap = self.resume(None)
         if trap is None:
-            raise StopIteration(self.result)
+            self._return()
+            return raise_what_is_set()
         return trap
 
     def send(self, value):
         trap = self.resume(value)
         if trap is None:
-            raise StopIteration(self.result)
+            self._return()
+            return raise_what_is_set()
         return trap
+
+    cdef void _return(self) noexcept:
+        """Set StopIteration with the result. That may be bytes that were taken out of
+        their stream already; so if there is no memory for the exception, which up to
+        Python 3.11 is not made here, `lost` is told."""
+        result = self.result
+        if PyTuple_Check(result) or PyExceptionInstance_Check(result):
+            result = (result,)      # or it would be the exception's arguments, or itself
+        PyErr_SetObject(StopIteration, result)
+        if PyErr_ExceptionMatches(MemoryError):
+            self.lost()
 
     def throw(self, kind, value=None, traceback=None):
         if self.state == RAISING:

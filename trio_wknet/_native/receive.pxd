@@ -27,6 +27,7 @@ cdef class ReceiveHalf(Stream):
     cdef bint discard(self, uint32_t n) noexcept
     cdef void took(self, uint32_t n) noexcept
     cdef object take(self, uint32_t n, uint32_t skip)
+    cdef void end_at_hole(self) noexcept
     cdef bint nothing_yet(self) noexcept
     cdef object take_some(self, Py_ssize_t most, bint wait)
 

@@ -11,9 +11,9 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 
 from trio_wknet._native.conn cimport RESUME, Slot
-from trio_wknet._native.linux cimport pthread_mutex_lock, pthread_mutex_unlock
+from trio_wknet._native.linux cimport ENOMEM, pthread_mutex_lock, pthread_mutex_unlock
 from trio_wknet._native.operation cimport Operation
-from trio_wknet._native.ring cimport ring_copy, ring_discard, ring_len
+from trio_wknet._native.ring cimport ring_clear, ring_copy, ring_discard, ring_len
 from trio_wknet._native.stream cimport broken
 
 import trio
@@ -72,6 +72,19 @@ cdef class ReceiveHalf(Stream):
         pthread_mutex_unlock(&self.slot.lock)
         if resume:
             self.core.post(self.slot, RESUME)
+
+    cdef void end_at_hole(self) noexcept:
+        """Bytes that were taken could not be delivered, for lack of memory. So nothing
+        behind them is; the reactor, which looks at the error under this lock, adds
+        nothing more."""
+        cdef Slot *slot = self.slot
+        if slot == NULL:
+            return
+        pthread_mutex_lock(&slot.lock)
+        if slot.error == 0:
+            slot.error = ENOMEM
+        ring_clear(&slot.inbound, self.core.hub.pool)
+        pthread_mutex_unlock(&slot.lock)
 
     cdef object take(self, uint32_t n, uint32_t skip):
         """The first `n` bytes, forgetting `skip` more."""
@@ -177,6 +190,8 @@ cdef class ReceiveHalf(Stream):
     def _take_unread(self):
         """Everything that is there, whatever became of the connection."""
         cdef uint32_t n
+        if self.slot == NULL:
+            raise trio.ClosedResourceError("this connection was already closed")
         pthread_mutex_lock(&self.slot.lock)
         n = ring_len(&self.slot.inbound)
         pthread_mutex_unlock(&self.slot.lock)
@@ -222,6 +237,9 @@ cdef class Receive(Operation):
 
     cdef object attempt(self):
         raise NotImplementedError
+
+    cdef void lost(self) noexcept:
+        self.conn.end_at_hole()
 
     cdef object start(self):
         self.validate()

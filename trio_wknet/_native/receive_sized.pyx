@@ -110,8 +110,9 @@ cdef class ReceiveInto(Receive):
         pthread_mutex_lock(&slot.lock)
         ring_copy(&slot.inbound, self.view.buf, available, 0)
         pthread_mutex_unlock(&slot.lock)
+        count = available           # while there is memory for it they are not taken
         self.conn.took(available)
-        return available
+        return count
 
     cdef void finish(self) noexcept:
         if self.held:

@@ -20,4 +20,5 @@ cdef class Sending(Operation):
     cdef object validate(self)
     cdef int take_turn(self) except -1
     cdef object begin(self)
+    cdef object park(self)
     cdef bint attempt(self) except -1

@@ -314,11 +314,14 @@ cdef class Sending(Operation):
             return trap
         if self.attempt():
             return self.complete(None)
-        return self.conn.park_sender(self)
+        return self.park()
 
     cdef object proceed(self):
         if self.attempt():
             return None
+        return self.park()
+
+    cdef object park(self):
         return self.conn.park_sender(self)
 
     cdef void finish(self) noexcept:
@@ -333,6 +336,7 @@ cdef class SendAll(Sending):
     cdef bint held
     cdef const char *at
     cdef Py_ssize_t left
+    cdef bint begun             # a part was sent
     cdef bint sent
 
     cdef object validate(self):
@@ -398,12 +402,23 @@ cdef class SendAll(Sending):
         sent = self.conn.push(self.at, self.left)
         self.at += sent
         self.left -= sent
+        self.begun = self.begun or sent > 0
         if self.left:
             return False
         self.sent = True
         # The caller may resize its bytearray as soon as the bytes are gone.
         self.release()
         return True
+
+    cdef object park(self):
+        # Without memory to wait for the rest there would be a hole behind the part that
+        # was sent, if the stream went on.
+        try:
+            return self.conn.park_sender(self)
+        except MemoryError:
+            if self.begun and self.conn.slot != NULL:
+                self.conn.slot.send_error = ENOMEM
+            raise
 
     cdef void release(self) noexcept:
         if self.held:

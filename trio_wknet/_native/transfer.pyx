@@ -12,6 +12,12 @@ connection costs one epoll_ctl in its life. What that asks for in return:
   and is continued after the others had their turn.
 * A paused connection (inbound at its mark) is not read, so its edges are lost:
   resuming reads until EAGAIN.
+
+Bytes that were received, and find no memory in the ring, are a hole. The stream ends
+there, as a broken connection does (ENOMEM): what came before it is delivered, and
+nothing that comes after. To see to the memory before each receive would cost every
+message a visit to the ring, for what is rare, and cannot be waited out: who has no
+memory to receive has none to handle it.
 """
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 from libc.string cimport memset
@@ -44,10 +50,11 @@ cdef void on_readable(Reactor *reactor, Slot *slot, uint32_t events) noexcept no
     """An edge for input. A dead or finished peer is noticed here, and told,
     even while the connection is paused."""
     cdef bint over = (events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0
-    cdef bint paused
+    cdef bint paused, broken
     cdef uint32_t bits = 0
     pthread_mutex_lock(&slot.lock)
     paused = slot.paused
+    broken = slot.error != 0    # nothing is read behind that
     if over:
         slot.hung_up = True
         if paused and slot.end_wanted:
@@ -57,7 +64,7 @@ cdef void on_readable(Reactor *reactor, Slot *slot, uint32_t events) noexcept no
     if paused and events & EPOLLERR:
         _foretell(slot)
     notify(reactor, slot, bits)
-    if not paused:
+    if not paused and not broken:
         _receive(reactor, slot, over or slot.family == AF_UNIX or (events & EPOLLPRI) != 0)
 
 
@@ -112,6 +119,9 @@ cdef bint _store(Reactor *reactor, Slot *slot, uint32_t n) noexcept nogil:
     cdef uint32_t held
     cdef bint stored, paused
     pthread_mutex_lock(&slot.lock)
+    if slot.error != 0:     # since this receive began Trio's side has lost some
+        pthread_mutex_unlock(&slot.lock)
+        return False
     stored = (_hand_on(reactor, &slot.inbound, n)
               or ring_write(&slot.inbound, reactor.pool, block_data(reactor.buffer), n))
     held = ring_len(&slot.inbound)
