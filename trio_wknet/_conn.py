@@ -130,8 +130,14 @@ class Conn(IdleWatch, StreamBase):  # type: ignore[misc]  # final, see _passes_f
         family = self._family
         if family is None:
             raise trio.ClosedResourceError("another task closed this connection")
-        unread = self._take_unread()
-        return socket.socket(family, socket.SOCK_STREAM, 0, fileno=self._take_descriptor()), unread
+        try:
+            unread = self._take_unread()
+            sock = socket.socket(family, socket.SOCK_STREAM, 0, fileno=self._fd)
+        except BaseException:
+            self._drop()  # nobody watches it any more
+            raise
+        self._take_descriptor()
+        return sock, unread
 
     @property
     def close_reason(self) -> str | None:

@@ -95,8 +95,7 @@ class Engine:
             _watch_forks(self._core)
             self._bridge = Bridge(self._core, self._shut_down)
         except BaseException:
-            self._join()
-            self._core.close()
+            self._join_and_close()
             raise
 
     def __repr__(self) -> str:
@@ -121,10 +120,13 @@ class Engine:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
-    def _join(self) -> None:
-        self._core.stop()
-        for thread in self._threads:
-            thread.join()
+    def _join_and_close(self) -> None:
+        try:
+            self._core.stop()
+            for thread in self._threads:
+                thread.join()
+        finally:
+            self._core.close()
 
     # --- connections ---------------------------------------------------------
 
@@ -390,9 +392,10 @@ class Engine:
         if self._closed or self._core.forked:
             return
         self._closed = True
-        self._bridge.close()
-        self._join()
-        self._core.close()
+        try:
+            self._bridge.close()
+        finally:
+            self._join_and_close()
 
 
 def _detached(sock: trio.socket.SocketType) -> socket.socket:

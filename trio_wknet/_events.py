@@ -42,6 +42,7 @@ class EventServing(EventServer):
                 await self._told.wait()
                 self._told = trio.Event()
                 self.bury()
+                self._raise_failure()
             if not self._listener._draining:
                 raise trio.ClosedResourceError("this listener was closed")
         finally:

@@ -218,13 +218,15 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
                 task_status.started(self)
                 await serving.serve()
         finally:
-            if self._events is not None:
-                # Nothing, unless Ctrl-C struck between a callback and what follows.
-                self._events.stop(running=True)
+            try:
+                if self._events is not None:
+                    # Nothing, unless Ctrl-C struck between a callback and what follows.
+                    self._events.stop(running=True)
+            finally:
                 self._events = None
-            await self._close_and_wait()
-            self._serving -= 1
-            self._check_served()
+                await self._close_and_wait()
+                self._serving -= 1
+                self._check_served()
 
     def _require_not_served(self) -> None:
         # Its task need not be waiting in accept at this moment.
@@ -259,13 +261,15 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
         await trio.lowlevel.checkpoint()
 
     async def _close_and_wait(self) -> None:
-        if self._open:
-            closed = trio.Event()
-            self._close_ports(closed.set)
-            # The reactors need one turn for it, so this does not wait for long.
-            with trio.CancelScope(shield=True):
-                await closed.wait()
-        self._close_all()
+        try:
+            if self._open:
+                closed = trio.Event()
+                self._close_ports(closed.set)
+                # The reactors need one turn for it, so this does not wait for long.
+                with trio.CancelScope(shield=True):
+                    await closed.wait()
+        finally:
+            self._close_all()
 
     def _close_all(self) -> None:
         self._close()

@@ -5,17 +5,19 @@ from trio_wknet._native.core cimport Core
 cdef class Hooks:
     """An instrument's hooks, without a Python frame of their own. Before a sleep they may
     look on for a moment; after each wait they turn the reactor, if it is in-loop and there
-    is need, and drain. They never raise: what goes wrong goes to sys.unraisablehook."""
+    is need, and drain. They never raise: what goes wrong goes to
+    sys.unraisablehook. Trio may call one more that was removed while it called others."""
 
     def __init__(self, Core core, pump):
         self.core = core
         self.pump = pump
 
     def before_io_wait(self, double timeout):
-        if timeout > 0:
+        if timeout > 0 and self.core.hub != NULL:
             self.core.before_wait(timeout)
 
     def after_io_wait(self, timeout):
         # Trio clears custom_sleep_data when it reschedules a task, so this tells
         # without a system call whether the descriptor was ready.
-        self.core.after_wait(self.pump.custom_sleep_data is None)
+        if self.core.hub != NULL:
+            self.core.after_wait(self.pump.custom_sleep_data is None)

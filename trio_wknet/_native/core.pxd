@@ -7,12 +7,21 @@ from trio_wknet._native.deferred cimport Deferred
 from trio_wknet._native.links cimport list_empty
 from trio_wknet._native.mailbox cimport Letter, letter_take
 from trio_wknet._native.matrix cimport matrix_return
+from trio_wknet._native.operation cimport Operation
 from trio_wknet._native.reactor cimport Hub, Reactor, reactor_turn
 from trio_wknet._native.spin cimport PingPong, ping_pong_hear
 from trio_wknet._native.wake cimport ring_bell
 
 
-cdef class Endpoint:
+cdef class Undone:
+    """What may be left undone for lack of memory (`Core.again`), and is tried again by
+    the next drain."""
+    cdef Undone next_undone
+    cdef bint is_undone
+    cdef void retry(self) noexcept
+
+
+cdef class Endpoint(Undone):
     """What a slot's `owner` points to: a connection or a listener, as the Trio
     side knows it. The slot is valid until the endpoint lets go of it."""
     cdef Core core
@@ -30,7 +39,7 @@ cdef class Endpoint:
     cdef int ensure_usable(self) except -1
 
 
-cdef class Server:
+cdef class Server(Undone):
     """What a slot's `server` points to: who serves connections in event mode. It
     outlives its connections' being claimed."""
     # All run in Trio's thread and never raise: the first two out of the drain.
@@ -38,6 +47,8 @@ cdef class Server:
     cdef void accepted(self) noexcept
     cdef void closed(self) noexcept
     cdef void left(self, Endpoint conn, str reason) noexcept
+    # A connection is let go of without an object, for which there was no memory.
+    cdef void lost(self, Slot *slot) noexcept
 
 
 cdef class Core:
@@ -55,11 +66,21 @@ cdef class Core:
     cdef readonly Deferred deferred
     cdef PingPong game
     cdef dict headers           # PROXY headers of open connections, by handle
+    cdef Undone undone          # first of a list
+    cdef object failure         # an exception that the pump is to end the run with
+    cdef uint32_t running       # reactor threads in `run`
 
     cdef void before_wait(self, double timeout) noexcept
     cdef void after_wait(self, bint rung) noexcept
     cdef bint _wants_turn(self) noexcept
     cdef void _drain(self) noexcept
+    cdef void wake(self) noexcept
+    cdef bint wake_task(self, Undone waiter, Operation operation) noexcept
+    cdef void again(self, Undone what) noexcept
+    cdef void try_undone(self) noexcept
+    cdef void fail_run(self, object failure) noexcept
+    cdef void let_go_blind(self, Slot *slot) noexcept
+    cdef int require_hub(self) except -1
     cdef void heed_beacon(self, uint32_t bits) noexcept
     cdef tuple _memory(self, list rows)
     cdef int check(self) except -1
@@ -74,6 +95,7 @@ cdef class Core:
     cdef void show_alarm(self) noexcept
     cdef uint64_t now(self) noexcept
     cdef void let_go_unseen(self, Slot *slot) noexcept
+    cdef object take_header(self, Slot *slot)
     cdef void requeue(self, Slot *slot, uint32_t bits) noexcept
     cdef Slot *next_claimed(self, uint32_t *cursor) noexcept
     cdef Slot *new_slot(self, int fd, int family, Limits limits) except NULL
@@ -90,6 +112,8 @@ cdef inline void woke(Core core, bint rung) noexcept:
     cdef Reactor *reactor
     wk_u32_store(&core.hub.asleep, 0)
     core.deferred.woken = 0
+    if core.undone is not None:
+        core.try_undone()
     if core.deferred.due:
         core.deferred.carry_out()
     if core.hub.in_loop:

@@ -7,6 +7,7 @@ cimport cython
 from cpython.object cimport PyObject
 from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stdint cimport uint32_t, uint64_t
+from posix.unistd cimport usleep
 
 from trio_wknet._native.atomics cimport (
     wk_fence, wk_u32_add, wk_u32_load, wk_u32_load_relaxed, wk_u32_store, wk_u32_store_relaxed,
@@ -25,6 +26,7 @@ from trio_wknet._native.mailbox cimport (
 from trio_wknet._native.matrix cimport (
     SLAB_SLOTS, Matrix, matrix_after_fork, matrix_each, matrix_return, matrix_step, matrix_take,
 )
+from trio_wknet._native.operation cimport HALF_DONE, WOKEN_UP, Operation, Wake
 from trio_wknet._native.pool cimport pool_trim_idle
 from trio_wknet._native.reactor cimport (
     Reactor, command, hub_free, hub_new, publish, reactor_run, reactor_turn, set_alarm,
@@ -33,12 +35,12 @@ from trio_wknet._native.spin cimport look_on, ping_pong_goes_on, ping_pong_new, 
 from trio_wknet._native.wake cimport hub_wake, reactor_post, reactor_stop, ring_bell, still_bell
 from trio_wknet._native.wheel cimport NEVER, wheel_next
 
-import contextlib
 import math
 import os
 
 
 cdef enum:
+    MOST_TRIES = 100    # to tell of the end, where there is no memory
     SPIN_NS = 50000     # what Trio looks on for at most, before it sleeps
     GIL_NS = 1000000    # more than it takes to get the GIL back where nobody has it
 
@@ -56,6 +58,11 @@ cdef Limits make_limits(object limits) except *:
     native.accept_queue = limits.accept_queue
     native.idle = 0
     return native
+
+
+cdef class Undone:
+    cdef void retry(self) noexcept:
+        pass
 
 
 # Without `core` an endpoint cannot leave the list, so the collector lets it be.
@@ -124,6 +131,9 @@ cdef class Server:
     cdef void left(self, Endpoint conn, str reason) noexcept:
         pass
 
+    cdef void lost(self, Slot *slot) noexcept:
+        pass
+
 
 cdef class Core:
     """The native half of an engine.
@@ -136,19 +146,23 @@ cdef class Core:
     """
 
     def __cinit__(self, uint32_t reactors, bint round_robin, make_conn, clock=None):
-        self.hub = hub_new(max(reactors, 1), reactors == 0, round_robin)
-        if self.hub == NULL:
-            raise OSError(errno, os.strerror(errno))
+        cdef uint64_t now = 0
         if clock is not None and reactors != 0:
             raise ValueError("only an engine without reactor threads can follow another clock")
+        if clock is not None:
+            now = <uint64_t>(<double>clock() * 1e9)
         self.make_conn = make_conn
         self.clock = clock
-        self.hub.virtual = clock is not None
-        self.hub.virtual_now = self.now()
         self.headers = {}
         self.deferred = Deferred()
         ping_pong_new(&self.game)
         self.thread = PyThread_get_thread_ident()
+        # Last: nobody would free it, if one of the others raised.
+        self.hub = hub_new(max(reactors, 1), reactors == 0, round_robin)
+        if self.hub == NULL:
+            raise OSError(errno, os.strerror(errno))
+        self.hub.virtual = clock is not None
+        self.hub.virtual_now = now
 
     cdef int check(self) except -1:
         """Refuse use after close, after fork, and from another thread."""
@@ -164,6 +178,11 @@ cdef class Core:
 
     def ensure_usable(self):
         self.check()
+
+    cdef int require_hub(self) except -1:
+        if self.hub == NULL:
+            raise RuntimeError("this engine is closed")
+        return 0
 
     def mark_forked(self):
         """In a child process: refuse everything, touch nothing that is shared."""
@@ -185,18 +204,27 @@ cdef class Core:
 
     def run(self, uint32_t index):
         """A reactor thread's body: turns until `stop`."""
-        cdef Reactor *reactor = self.hub.reactors[index]
+        cdef Reactor *reactor
+        self.require_hub()
+        reactor = self.hub.reactors[index]
         # Where both threads share a core, every packet would otherwise preempt
         # Trio for the sake of one completion. A batch thread waits its turn, and
         # finds more to do when it comes; with a core to itself nothing changes.
         # (Pinned to one core, 100 connections: 0.7 of the CPU for each message.)
-        with contextlib.suppress(OSError):
+        try:
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        except (OSError, MemoryError):
+            pass
+        # Under the GIL, as `close` looks at it.
+        self.running += 1
         with nogil:
             reactor_run(reactor)
+        self.running -= 1
 
     def stop(self):
         cdef uint32_t i
+        if self.hub == NULL:
+            return
         for i in range(self.hub.count):
             reactor_stop(self.hub.reactors[i])
 
@@ -205,11 +233,13 @@ cdef class Core:
     def fileno(self):
         """What Trio waits on: the reactor's epoll itself when in-loop, else an
         eventfd that reactors ring."""
+        self.require_hub()
         return self.hub.reactors[0].epfd if self.hub.in_loop else self.hub.wakefd
 
     cdef void before_wait(self, double timeout) noexcept:
         """Trio is about to sleep for so many seconds. The argument for the flag stands at
-        hub_wake; only where there are threads has anybody to know."""
+        hub_wake. In-loop, too, there may be somebody to wake it: in guest mode the host
+        runs while Trio waits; and a finalizer may run between here and the wait."""
         cdef uint64_t until
         cdef bint found
         if ping_pong_goes_on(&self.game) and not self.hub.virtual:
@@ -218,11 +248,9 @@ cdef class Core:
                 found = look_on(self.hub, until)
             # Where others want the GIL, giving it up costs more than is gained.
             ping_pong_note(&self.game, found and monotonic_ns() < until + GIL_NS)
-        if self.hub.in_loop:
-            return
         wk_u32_store(&self.hub.asleep, 1)
         wk_fence()
-        if mailbox_waiting(&self.hub.completions):
+        if mailbox_waiting(&self.hub.completions) or self.undone is not None:
             hub_wake(self.hub)
 
     cdef void after_wait(self, bint rung) noexcept:
@@ -231,9 +259,13 @@ cdef class Core:
         self._drain()
 
     def still(self):
-        """Read the eventfd that woke Trio, so that it may ring again."""
+        """Read the eventfd that woke Trio, so that it may ring again. Raises what is to
+        end the run."""
+        self.require_hub()
         if not self.hub.in_loop:
             still_bell(self.hub.wakefd)
+        if self.failure is not None:
+            raise self.failure
 
     def wait_with(self, scope):
         """Keep this cancel scope's deadline where the next timeout is, in virtual
@@ -243,6 +275,7 @@ cdef class Core:
 
     def unfinished(self):
         """Whether the in-loop reactor wants another turn without waiting."""
+        self.require_hub()
         return self.hub.in_loop and not list_empty(&self.hub.reactors[0].ready)
 
     cdef void _drain(self) noexcept:
@@ -263,7 +296,67 @@ cdef class Core:
             pool_trim_idle(self.hub.pool)
         if bits & ENDED and self.on_quiet is not None:
             told, self.on_quiet = self.on_quiet, None
-            told()
+            try:
+                told()
+            except BaseException as failure:
+                self.fail_run(failure)
+
+    # --- without memory ----------------------------------------------------
+
+    cdef void wake(self) noexcept:
+        """Wake Trio, if it sleeps: for what a finalizer has to tell, or the host of
+        guest mode."""
+        if self.hub != NULL:
+            hub_wake(self.hub)
+
+    cdef bint wake_task(self, Undone waiter, Operation operation) noexcept:
+        """Wake a parked task. False if there is no memory for that: then the waiter
+        puts the operation back, and will be told to `retry`."""
+        cdef Wake outcome = operation.wake()
+        if outcome == WOKEN_UP:
+            return True
+        if outcome == HALF_DONE:
+            self.fail_run(operation.failure)
+            return True
+        self.again(waiter)
+        return False
+
+    cdef void again(self, Undone what) noexcept:
+        """Have the next drain try again what could not be done, and Trio not sleep
+        before. Takes no memory."""
+        if not what.is_undone:
+            what.is_undone = True
+            what.next_undone = self.undone
+            self.undone = what
+        self.wake()
+
+    cdef void try_undone(self) noexcept:
+        cdef Undone what = self.undone
+        cdef Undone following
+        self.undone = None
+        while what is not None:
+            following = what.next_undone
+            what.next_undone = None
+            what.is_undone = False
+            what.retry()
+            what = following
+
+    cdef void fail_run(self, object failure) noexcept:
+        """Somebody who waits could not be told, and will not be: have the pump end the
+        run with an internal error, as Trio's own loop does where it runs out of
+        memory. Better than a task that waits for ever."""
+        if self.failure is None:
+            self.failure = failure
+        if self.hub != NULL:
+            ring_bell(self.hub.wakefd)
+
+    cdef void let_go_blind(self, Slot *slot) noexcept:
+        """Close a connection of event mode that there is no memory to make an object
+        for."""
+        (<Server>slot.server).lost(slot)
+        self.unclaim(slot)
+        if not self.forked:
+            self.post(slot, DROP)
 
     # --- for endpoints -----------------------------------------------------
 
@@ -287,9 +380,7 @@ cdef class Core:
         """Have the next drain, not the one under way, find a completion."""
         if letter_mark(&slot.up, bits):
             mailbox_push(&self.hub.completions, &slot.up, &slot.up)
-            # Reactor threads need no word: Trio looks before it sleeps.
-            if self.hub.in_loop:
-                ring_bell(self.hub.reactors[0].wakefd)
+            self.wake()
 
     cdef Slot *next_claimed(self, uint32_t *cursor) noexcept:
         """The next connection that the Trio side holds, moving the cursor (0 at
@@ -305,9 +396,19 @@ cdef class Core:
 
     cdef void let_go_unseen(self, Slot *slot) noexcept:
         """Close a connection that nobody accepted."""
-        self.headers.pop(wk_u64_load(&slot.handle), None)
+        self.take_header(slot)
         if not self.forked:
             self.post(slot, DROP)
+
+    cdef object take_header(self, Slot *slot):
+        """The PROXY header of a connection that is let go of; None. Without memory it
+        stays, and is of no use: the handle will not mean another connection."""
+        if not self.headers:
+            return None
+        try:
+            return self.headers.pop(wk_u64_load(&slot.handle), None)
+        except MemoryError:
+            return None
 
     cdef bint _wants_turn(self) noexcept:
         """Whether a command that was carried out in-loop left something to do:
@@ -430,7 +531,14 @@ cdef class Core:
         cdef uint32_t cursor = 0
         cdef Slot *slot = self.next_claimed(&cursor)
         while slot != NULL:     # in event mode it need not have an object
-            self.conn_of(slot).engine_closed()
+            try:
+                endpoint = self.conn_of(slot)
+            except MemoryError:
+                endpoint = None
+            if endpoint is not None:
+                endpoint.engine_closed()
+            else:
+                self.let_go_blind(slot)
             slot = self.next_claimed(&cursor)
         while self.endpoints != NULL:
             endpoint = self.owner_of((<Endpoint>self.endpoints).slot)
@@ -438,14 +546,18 @@ cdef class Core:
                 endpoint.engine_closed()
 
     def close(self):
-        """Close what is left. Only when no reactor thread runs any more, so
-        that this thread may do every reactor's work."""
+        """Close what is left. After `stop`: when no reactor thread runs any more, this
+        thread may do every reactor's work."""
         cdef uint32_t i
         cdef uint32_t cursor = 0
         cdef Reactor *reactor
         cdef Slot *slot
         if self.closed:
             return
+        # They have been joined, unless that has failed.
+        while self.running:
+            with nogil:
+                usleep(1000)
         self.let_go_of_all()
         for i in range(self.hub.count):
             reactor = self.hub.reactors[i]
@@ -461,6 +573,10 @@ cdef class Core:
         for i in range(self.hub.count):
             publish(self.hub.reactors[i])
         self._drain()
+        for i in range(MOST_TRIES):     # nobody will try again
+            if self.undone is None:
+                break
+            self.try_undone()
         self.closed = True
         hub_free(self.hub)
         self.hub = NULL
@@ -470,6 +586,7 @@ cdef class Core:
         `on_quiet()` is called when a reactor has closed its last one, once:
         look again then."""
         cdef uint32_t i
+        self.require_hub()
         self.on_quiet = on_quiet
         wk_u32_store(&self.hub.quiet_wanted, 1)
         wk_fence()

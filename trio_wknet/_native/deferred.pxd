@@ -6,6 +6,7 @@ from trio_wknet._native.operation cimport Operation
 
 cdef class Deferred:
     cdef list due
+    cdef list other             # empty; the two change places
     cdef uint32_t woken         # by the bridge, for this turn: tasks, or about as many
     cdef public uint32_t crowd  # so many are many
 

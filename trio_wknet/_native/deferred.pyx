@@ -34,6 +34,7 @@ cdef enum:
 cdef class Deferred:
     def __cinit__(self):
         self.due = []
+        self.other = []
         self.crowd = CROWD
 
     cdef bint is_crowded(self) noexcept:
@@ -50,7 +51,12 @@ cdef class Deferred:
     cdef void carry_out(self) noexcept:
         """Do all that is due. It wakes tasks, and defers nothing."""
         cdef Operation operation
-        due, self.due = self.due, []
+        cdef list due = self.due
+        # Without taking memory: those who wait are not woken otherwise.
+        self.due = [] if self.other is None else self.other
+        self.other = None
         self.woken += <uint32_t>len(due)
         for operation in due:
             operation.carry_out()
+        due.clear()
+        self.other = due

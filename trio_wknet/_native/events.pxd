@@ -18,7 +18,9 @@ cdef class EventServer(Server):
     cdef object tell            # to be called when there is nothing left to serve
     cdef dict running           # cancel scopes of async callbacks, by connection
     cdef Stream spare           # an object that nobody has, for the next callback
-    cdef list gone              # let go of while no callback of theirs ran
+    cdef Stream first_gone      # let go of while no callback of theirs ran: a list
+    cdef Stream last_gone
+    cdef object failure         # to end with, where there was no memory for its task
     cdef bint ending            # nothing but on_close is called any more
     cdef readonly Py_ssize_t open
     cdef readonly bint accepting
@@ -31,6 +33,7 @@ cdef class EventServer(Server):
     cdef Stream lend(self, Slot *slot)
     cdef int spawn(self, object runner, Stream conn, object awaitable) except -1
     cdef void callback_done(self, Stream conn) noexcept
+    cdef void tell_waiter(self) noexcept
     cdef bint reported(self, Stream conn, object exception) noexcept
     cdef bint settled(self, Stream conn, object exception) noexcept
     cdef void close(self, Slot *slot) noexcept

@@ -23,6 +23,7 @@ Nothing is raised where a callback was called, which is somewhere inside Trio: a
 of the nursery's raises it (`fail`), and so ends serving. From then on only on_close
 is called.
 """
+from cpython.ref cimport Py_DECREF
 from libc.stdint cimport uint32_t
 
 from trio_wknet._native.conn cimport (
@@ -86,7 +87,6 @@ cdef class EventServer(Server):
         self.on_error = on_error
         self.tell = tell
         self.running = {}
-        self.gone = []
 
     # --- from the drain ------------------------------------------------------
 
@@ -105,7 +105,13 @@ cdef class EventServer(Server):
     cdef void closed(self) noexcept:
         """The listener gives no more connections."""
         self.accepting = False
-        self.tell()
+        self.tell_waiter()
+
+    cdef void tell_waiter(self) noexcept:
+        try:
+            self.tell()
+        except BaseException as failure:
+            self.core.fail_run(failure)
 
     cdef void completed(self, Slot *slot, uint32_t bits) noexcept:
         cdef Endpoint conn = self.core.owner_of(slot)
@@ -200,7 +206,12 @@ cdef class EventServer(Server):
 
     cdef void call(self, Slot *slot, callback) noexcept:
         """Call back about a connection, and see to what comes of it."""
-        cdef Stream conn = self.lend(slot)
+        cdef Stream conn
+        try:
+            conn = self.lend(slot)
+        except BaseException:
+            self.core.let_go_blind(slot)
+            return
         slot.phase = RUNNING
         try:
             awaitable = callback(conn)
@@ -290,28 +301,61 @@ cdef class EventServer(Server):
 
     cdef void close(self, Slot *slot) noexcept:
         """The peer has ended, and all it sent was seen."""
-        cdef Stream conn = self.core.conn_of(slot)
+        cdef Stream conn
+        try:
+            conn = self.core.conn_of(slot)
+        except BaseException:
+            self.core.let_go_blind(slot)
+            return
         slot.phase = RUNNING
         conn.let_go(CLOSE, "closed")
         self.ended(conn)
 
+    cdef void lost(self, Slot *slot) noexcept:
+        """A connection is being let go of without an object, for which there is no
+        memory. So its on_close cannot be called; `serve_events` says so."""
+        cdef void *context = slot.context
+        slot.context = NULL
+        self.open -= 1
+        try:
+            raise MemoryError       # made beforehand, by Python
+        except MemoryError as failure:
+            self.fail(failure)
+        if context != NULL:
+            Py_DECREF(<object>context)
+
     cdef void left(self, Endpoint conn, str reason) noexcept:
         """A connection is being let go of, by whomever."""
+        cdef Stream stream = <Stream>conn
         if conn.slot.phase == QUIET:
-            self.gone.append(conn)
+            # Without taking memory: it has to be let go of.
+            if self.last_gone is None:
+                self.first_gone = stream
+            else:
+                self.last_gone.next_gone = stream
+            self.last_gone = stream
             if self.listener.slot != NULL:
                 self.core.requeue(self.listener.slot, ACCEPTED)
             else:
-                self.tell()
+                self.tell_waiter()
         elif reason == "idle" and conn in self.running:
-            self.running[conn].cancel()
+            try:
+                self.running[conn].cancel()
+            except BaseException as failure:
+                self.fail(failure)
         # else the end of the callback sees it
 
     cdef void bury(self) noexcept:
         """Call on_close for connections that ended between callbacks."""
-        gone, self.gone = self.gone, []
-        for conn in gone:
+        cdef Stream conn = self.first_gone
+        cdef Stream following
+        self.first_gone = None
+        self.last_gone = None
+        while conn is not None:
+            following = conn.next_gone
+            conn.next_gone = None
             self.ended(conn)
+            conn = following
 
     def _bury(self):
         self.bury()
@@ -342,7 +386,7 @@ cdef class EventServer(Server):
     cdef void count_down(self) noexcept:
         self.open -= 1
         if self.open == 0 and not self.accepting:
-            self.tell()
+            self.tell_waiter()
 
     def _count_down(self):
         self.count_down()
@@ -357,13 +401,19 @@ cdef class EventServer(Server):
     cdef void fail(self, exception) noexcept:
         """Have `serve_events` end with this exception, and others like it."""
         self.ending = True
-        self.nursery.start_soon(self._raise, exception)
+        try:
+            self.nursery.start_soon(self._raise, exception)
+        except BaseException:
+            # Somebody must raise it: `serve_events`, once it is told.
+            self.failure = exception
+            self.tell_waiter()
 
     def _stop(self, bint running):
         """Close what is still served. Connections whose callback is running as a task
         only if `running`: that task is being cancelled, and sees to it."""
         cdef uint32_t cursor = 0
         cdef Slot *slot
+        cdef Stream conn
         self.ending = True
         self.accepting = False
         self.listener.hand_to(None)
@@ -371,6 +421,20 @@ cdef class EventServer(Server):
         while slot != NULL:
             if slot.server == <void *>self and (running or slot.phase == QUIET):
                 slot.phase = QUIET
-                (<Stream>self.core.conn_of(slot)).let_go(DROP, "closed")
+                try:
+                    conn = self.core.conn_of(slot)
+                except MemoryError:
+                    conn = None
+                if conn is not None:
+                    conn.let_go(DROP, "closed")
+                else:
+                    self.core.let_go_blind(slot)
             slot = self.core.next_claimed(&cursor)
         self.context.run(self._bury)
+        self._raise_failure()
+
+    def _raise_failure(self):
+        """Raise what `fail` could not have a task raise."""
+        failure, self.failure = self.failure, None
+        if failure is not None:
+            raise failure

@@ -10,7 +10,8 @@ cdef class Gate(Server):
     cdef Slot *listener         # NULL before the listener opens, and after it
     cdef object trusted
     cdef uint64_t patience      # ns
-    cdef set standing           # addresses of slots whose header is awaited
+    cdef set standing           # addresses of slots whose header is awaited, and `server`
+                                # is this; None once closed
     cdef Slot *oldest           # slots that have passed, for accept to take
     cdef Slot *newest
     cdef readonly uint64_t refused
@@ -25,5 +26,6 @@ cdef class Gate(Server):
     cdef bint wait_for(self, Slot *slot, uint32_t size, uint32_t seen) noexcept
     cdef void watch(self, Slot *slot) noexcept
     cdef void let_pass(self, Slot *slot, header, uint32_t size) noexcept
+    cdef void leave(self, Slot *slot) noexcept
     cdef void give_up(self, Slot *slot, data) noexcept
     cdef void refuse(self, Slot *slot, uint32_t command, int level, why) noexcept

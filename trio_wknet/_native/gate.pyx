@@ -45,6 +45,14 @@ cdef uint32_t MOST_BYTES = MOST_HEADER
 cdef int DEBUG = logging.DEBUG, INFO = logging.INFO, WARNING = logging.WARNING
 
 
+cdef str _words(str why, object what):
+    """Why a connection is refused; without memory, in short."""
+    try:
+        return f"{why} {what}"
+    except MemoryError:
+        return why
+
+
 @cython.final
 cdef class Gate(Server):
     """What a listener with `proxy_protocol` has.
@@ -75,11 +83,12 @@ cdef class Gate(Server):
             following = slot.chain
             self.core.let_go_unseen(slot)
             slot = following
-        standing, self.standing = self.standing, set()
+        standing, self.standing = self.standing, None
         for address in standing:
             slot = <Slot *><size_t>address
-            slot.server = NULL
-            self.core.let_go_unseen(slot)
+            if slot.server == <void *>self:     # else it stands here for lack of memory
+                slot.server = NULL
+                self.core.let_go_unseen(slot)
 
     # --- coming in -----------------------------------------------------------
 
@@ -104,14 +113,17 @@ cdef class Gate(Server):
             slot = following
 
     cdef void receive(self, Slot *slot) noexcept:
-        self.standing.add(<size_t>slot)
+        # What is asked now may close the listener: `close` is to find it.
+        slot.server = <void *>self
         try:
+            self.standing.add(<size_t>slot)
             trusted = self.trusted.trusts(slot.fd, slot.family)
         except Exception as failure:        # it is gone, and nobody knows who it was
             self.refuse(slot, DROP, DEBUG, failure)
             return
+        if self.listener == NULL:
+            return
         if trusted:
-            slot.server = <void *>self
             self.examine(slot)
         else:
             self.refuse(slot, ABORT, INFO, "proxy_protocol does not trust it")
@@ -128,12 +140,12 @@ cdef class Gate(Server):
         cdef bint over
         cdef uint32_t size
         while True:
-            data = self.look(slot, &over)
             try:
+                data = self.look(slot, &over)
                 size = header_size(data)
                 header = parse_header(data[:size]) if size <= <uint32_t>len(data) else None
             except Exception as failure:
-                self.refuse(slot, ABORT, WARNING, f"no valid PROXY header: {failure}")
+                self.refuse(slot, ABORT, WARNING, _words("no valid PROXY header:", failure))
                 return
             if self.listener == NULL:       # closed by a finalizer meanwhile
                 return
@@ -191,6 +203,11 @@ cdef class Gate(Server):
     cdef void let_pass(self, Slot *slot, header, uint32_t size) noexcept:
         """Have accept take it, with its header and without the header's bytes."""
         cdef bint resume
+        try:
+            self.core.headers[wk_u64_load(&slot.handle)] = header
+        except MemoryError as failure:
+            self.refuse(slot, ABORT, WARNING, failure)
+            return
         pthread_mutex_lock(&slot.lock)
         ring_discard(&slot.inbound, self.core.hub.pool, size)
         slot.wanted = 0
@@ -200,31 +217,41 @@ cdef class Gate(Server):
         pthread_mutex_unlock(&slot.lock)
         # The idle timeout is set when somebody accepts it.
         wk_u32_store_relaxed(&slot.idle, 0)
-        slot.server = NULL
-        self.standing.discard(<size_t>slot)
-        self.core.headers[wk_u64_load(&slot.handle)] = header
+        self.leave(slot)
         queue_append(&self.oldest, &self.newest, slot)
         self.core.requeue(self.listener, ACCEPTED)
         if resume:
             self.core.post(slot, RESUME)
 
+    cdef void leave(self, Slot *slot) noexcept:
+        slot.server = NULL
+        try:
+            self.standing.discard(<size_t>slot)
+        except MemoryError:
+            pass        # `close` sees that it is gone
+
     cdef void give_up(self, Slot *slot, data) noexcept:
         """It has ended before its header had, or takes too long."""
+        cdef uint32_t command = DROP
+        cdef int level = WARNING
+        cdef str why = "it ended before its PROXY header, after"
         if self.late(slot):
-            self.refuse(slot, ABORT, WARNING, f"no PROXY header in time, but {data!r}")
-        else:
-            # Without a word: so balancers look whether somebody listens.
-            level = WARNING if data else DEBUG
-            self.refuse(slot, DROP, level, f"it ended before its PROXY header, after {data!r}")
+            command = ABORT
+            why = "no PROXY header in time, but"
+        elif not data:
+            level = DEBUG   # without a word: so balancers look whether somebody listens
+        self.refuse(slot, command, level, _words(why, data))
 
     cdef void refuse(self, Slot *slot, uint32_t command, int level, why) noexcept:
         cdef Slot *listener = self.listener
         if listener == NULL:
             return
-        peer = peer_of(slot.fd, slot.family)
+        try:
+            peer = peer_of(slot.fd, slot.family)
+        except MemoryError:
+            peer = None
         self.refused += 1
-        slot.server = NULL
-        self.standing.discard(<size_t>slot)
+        self.leave(slot)
         self.core.post(slot, command)
         pthread_mutex_lock(&listener.lock)
         listener.waiting -= 1

@@ -1,4 +1,4 @@
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from trio_wknet._native.conn cimport Slot
 from trio_wknet._native.core cimport Endpoint, Server
@@ -15,7 +15,9 @@ cdef class NativeListener(Endpoint):
     cdef list ports             # addresses of their slots
     cdef bint closing           # the ports have been told to close
     cdef object on_ended        # to be called when they have
-    cdef tuple final
+    cdef uint64_t accepted      # counters, as they were last seen
+    cdef uint32_t waiting
+    cdef uint32_t starved
 
     cdef list take(self, Py_ssize_t most)
     cdef Slot *take_slots(self, Py_ssize_t most) except? NULL
@@ -25,4 +27,5 @@ cdef class NativeListener(Endpoint):
     cdef void resume_ports(self) noexcept
     cdef void heed_refusals(self) noexcept
     cdef void tell_if_ended(self) noexcept
-    cdef tuple counters(self)
+    cdef void tell_ended(self) noexcept
+    cdef void count(self) noexcept

@@ -17,6 +17,7 @@ from trio_wknet._native.conn cimport (
 from trio_wknet._native.core cimport Core, Server, make_limits
 from trio_wknet._native.gate cimport Gate
 from trio_wknet._native.links cimport queue_take
+from trio_wknet._native.matrix cimport matrix_return
 from trio_wknet._native.linux cimport pthread_mutex_lock, pthread_mutex_unlock
 from trio_wknet._native.operation cimport ABORT_SUCCEEDED, Operation, make_trap
 
@@ -35,21 +36,35 @@ cdef class NativeListener(Endpoint):
         `timeout` is what `timeout_rule` says of the connections' idle timeout.
         Through the `gate`, if there is one, all connections must go."""
         cdef Slot *listener
-        cdef Slot *port
+        cdef Slot *port = NULL
         cdef Limits native = make_limits(limits)
         cdef uint32_t i
         native.idle = timeout
         core.check()
         listener = core.new_slot(-1, 0, native)
+        self.ports = []
+        # Whatever takes memory first. If that fails, the descriptors are the caller's.
+        try:
+            for fd, family in descriptors:
+                port = core.new_slot(fd, family, native)
+                self.ports.append(<size_t>port)
+                port = NULL
+        except BaseException:
+            if port != NULL:
+                matrix_return(core.hub.matrix, port)
+            for address in self.ports:
+                matrix_return(core.hub.matrix, <Slot *><size_t>address)
+            self.ports = []
+            matrix_return(core.hub.matrix, listener)
+            raise
         listener.kind = LISTENER
         self.attach(core, listener)
-        self.ports = []
         if gate is not None:
             gate.open(core, listener)
         self.gate = gate
         wk_u32_add(&listener.users, 1)
-        for i, (fd, family) in enumerate(descriptors):
-            port = core.new_slot(fd, family, native)
+        for i, address in enumerate(self.ports):
+            port = <Slot *><size_t>address
             port.kind = PORT
             port.listener = listener
             port.keeps = spread
@@ -59,7 +74,6 @@ cdef class NativeListener(Endpoint):
                 port.reactor = core.hub.reactors[0]
             wk_u32_add(&listener.users, 1)
             wk_u32_add(&listener.ports, 1)
-            self.ports.append(<size_t>port)
         for address in self.ports:
             core.start(<Slot *><size_t>address)
 
@@ -100,6 +114,8 @@ cdef class NativeListener(Endpoint):
     cdef void hand_to(self, Server server):
         """Have a server told of connections from now on; first, of those that wait.
         None takes it back."""
+        if server is not None and self.slot == NULL:
+            raise trio.ClosedResourceError("this listener was already closed")
         self.server = server
         if server is not None:
             self.core.requeue(self.slot, ACCEPTED)
@@ -107,13 +123,27 @@ cdef class NativeListener(Endpoint):
     cdef list take(self, Py_ssize_t most):
         """Up to `most` waiting connections, as objects; an empty list after
         arranging for a wake."""
+        cdef list conns = []
         cdef Slot *slot = self.take_slots(most)
         cdef Slot *following
-        conns = []
-        while slot != NULL:
-            following = slot.chain
-            conns.append(self.core.conn_of(slot))
-            slot = following
+        cdef Endpoint conn = None
+        try:
+            while slot != NULL:
+                following = slot.chain
+                conn = self.core.conn_of(slot)
+                slot = following        # the object has it now
+                conns.append(conn)
+        except MemoryError:
+            # Nobody would ever hear of them again.
+            if conn is not None:
+                conn.engine_closed()
+            for conn in conns:
+                conn.engine_closed()
+            while slot != NULL:
+                following = slot.chain
+                self.core.let_go_unseen(slot)
+                slot = following
+            raise
         return conns
 
     cdef Slot *take_slots(self, Py_ssize_t most) except? NULL:
@@ -166,7 +196,11 @@ cdef class NativeListener(Endpoint):
         cdef Operation operation = self.acceptor
         if operation is not None:
             self.acceptor = None
-            operation.wake()
+            if not self.core.wake_task(self, operation):
+                self.acceptor = operation
+
+    cdef void retry(self) noexcept:
+        self.wake_acceptor()
 
     cdef void completed(self, uint32_t bits) noexcept:
         if bits & ACCEPTED:
@@ -199,8 +233,16 @@ cdef class NativeListener(Endpoint):
         self.slot.accept_wanted = not ended
         pthread_mutex_unlock(&self.slot.lock)
         if ended:
-            told, self.on_ended = self.on_ended, None
+            self.tell_ended()
+
+    cdef void tell_ended(self) noexcept:
+        told, self.on_ended = self.on_ended, None
+        if told is None:
+            return
+        try:
             told()
+        except BaseException as failure:
+            self.core.fail_run(failure)
 
     def _require_free(self):
         """Raise what serving would: for a closed listener, or a busy one."""
@@ -221,7 +263,7 @@ cdef class NativeListener(Endpoint):
             return
         for address in self.ports:
             self.core.post(<Slot *><size_t>address, CLOSE)
-        self.ports = []
+        self.ports.clear()
 
     def _close_all(self):
         """What ends the listener; its heir has a socket file to remove, too."""
@@ -233,7 +275,9 @@ cdef class NativeListener(Endpoint):
         cdef Slot *listener = self.slot
         cdef Slot *slot
         cdef Slot *following
-        self.final = self.counters()
+        if listener == NULL or self.closing:
+            return
+        self.count()
         self.closing = True
         pthread_mutex_lock(&listener.lock)
         listener.refusing = True
@@ -251,7 +295,7 @@ cdef class NativeListener(Endpoint):
         if not self.core.forked:
             for address in self.ports:
                 self.core.post(<Slot *><size_t>address, DROP)
-        self.ports = []
+        self.ports.clear()
         self.on_ended = told
         if self.server is not None:
             self.server.closed()
@@ -268,9 +312,7 @@ cdef class NativeListener(Endpoint):
         self.leave()
         if not self.core.forked:
             self.core.post(listener, DROP)
-        told, self.on_ended = self.on_ended, None
-        if told is not None:
-            told()
+        self.tell_ended()
         self.trap = None
 
     # --- facts ---------------------------------------------------------------
@@ -284,23 +326,21 @@ cdef class NativeListener(Endpoint):
         """The ports' descriptors."""
         return [(<Slot *><size_t>address).fd for address in self.ports]
 
-    cdef tuple counters(self):
-        cdef uint32_t waiting
+    cdef void count(self) noexcept:
+        """Note the counters, which are kept from when the listener is closed."""
         if self.slot == NULL or self.closing:
-            return self.final
+            return
         pthread_mutex_lock(&self.slot.lock)
-        waiting = self.slot.waiting
+        self.waiting = self.slot.waiting
         pthread_mutex_unlock(&self.slot.lock)
-        return (
-            wk_u64_load_relaxed(&self.slot.accepted),
-            waiting,
-            wk_u32_load_relaxed(&self.slot.starved),
-            0 if self.gate is None else self.gate.refused,
-        )
+        self.accepted = wk_u64_load_relaxed(&self.slot.accepted)
+        self.starved = wk_u32_load_relaxed(&self.slot.starved)
 
     def _counters(self):
         """(accepted, waiting, ports that are out of descriptors, refused)"""
-        return self.counters()
+        self.count()
+        refused = 0 if self.gate is None else self.gate.refused
+        return self.accepted, self.waiting, self.starved, refused
 
 
 @cython.final

@@ -1,8 +1,20 @@
 # What both halves of a connection share: the endpoint, whose turn it is, parking.
-from libc.stdint cimport int32_t, uint32_t
+from libc.stdint cimport int32_t, uint32_t, uint64_t
 
 from trio_wknet._native.core cimport Endpoint
 from trio_wknet._native.operation cimport Operation
+
+
+# Plain numbers: when a connection is let go of they must be kept without memory.
+cdef struct Counters:
+    uint64_t received
+    uint64_t receive_calls
+    uint64_t sent
+    uint64_t send_calls
+    uint64_t idle               # ns
+    uint64_t age                # ns
+    uint32_t unread
+    uint32_t unsent
 
 
 cdef class Stream(Endpoint):
@@ -13,11 +25,14 @@ cdef class Stream(Endpoint):
     cdef object write_trap
     cdef object on_end          # to be called once, when the peer ends
     cdef object on_detached
-    cdef str reason             # why it ended, once let go
+    cdef str reason             # why it was let go of
+    cdef int32_t end_error      # unless it ended before: the errno,
+    cdef bint end_seen          # or the peer's end
     cdef object kept            # the application's context, while the slot has none
     cdef object header          # its PROXY header, once let go
     cdef bint buried            # event mode: on_close was called
-    cdef tuple final            # the counters, once let go
+    cdef Stream next_gone       # event mode: on_close is due, to this one before
+    cdef Counters final         # once let go
     # Conn's own, made when first needed
     cdef public object _end_watchers    # to be called when the peer ends
     cdef public object _facade
@@ -34,8 +49,9 @@ cdef class Stream(Endpoint):
     cdef void _tell_end(self) noexcept
     cdef void _exchange_context(self, void *context) noexcept
     cdef void _tell_detached(self) noexcept
+    cdef void look_at_end(self) noexcept
     cdef str _why(self)
-    cdef tuple counters(self)
+    cdef void count(self, Counters *into) noexcept
 
 
 cdef object broken(int32_t error)

@@ -65,6 +65,8 @@ cdef class Stream(Endpoint):
         # A completion may be under way; it will find nobody, or wake the next
         # reader for nothing. The bytes stay in the ring.
         self.reader = None
+        if self.slot == NULL:       # let go of, and not woken yet, for lack of memory
+            return ABORT_SUCCEEDED
         pthread_mutex_lock(&self.slot.lock)
         self.slot.wanted = 0
         pthread_mutex_unlock(&self.slot.lock)
@@ -78,12 +80,19 @@ cdef class Stream(Endpoint):
         cdef Operation operation = self.reader
         if operation is not None:
             self.reader = None
-            operation.wake()
+            if not self.core.wake_task(self, operation):
+                self.reader = operation
 
     cdef void wake_sender(self) noexcept:
         if self.sender_parked:
             self.sender_parked = False
-            self.sender.wake()
+            if not self.core.wake_task(self, self.sender):
+                self.sender_parked = True
+
+    cdef void retry(self) noexcept:
+        # To be woken for nothing does no harm.
+        self.wake_reader()
+        self.wake_sender()
 
     cdef void completed(self, uint32_t bits) noexcept:
         if bits & READABLE:
@@ -103,12 +112,18 @@ cdef class Stream(Endpoint):
     cdef void _tell_end(self) noexcept:
         told, self.on_end = self.on_end, None
         if told is not None:
-            told()
+            try:
+                told()
+            except BaseException as failure:
+                self.core.fail_run(failure)
 
     cdef void _tell_detached(self) noexcept:
         told, self.on_detached = self.on_detached, None
         if told is not None:
-            told()
+            try:
+                told()
+            except BaseException as failure:
+                self.core.fail_run(failure)
 
     # --- the end -------------------------------------------------------------
 
@@ -117,15 +132,16 @@ cdef class Stream(Endpoint):
 
     cdef void let_go(self, uint32_t command, str reason) noexcept:
         """Hand the connection back to its reactor for good, and wake everyone
-        who waits on it, once."""
+        who waits on it, once. Nothing in here takes memory but waking them, which
+        comes last, and is tried again."""
         cdef Slot *slot = self.slot
         cdef Core core = self.core
         if slot == NULL:
             return
-        self.final = self.counters()
-        if core.headers:
-            self.header = core.headers.pop(wk_u64_load(&slot.handle), None)
-        self.reason = self._why() or reason
+        self.count(&self.final)
+        self.header = core.take_header(slot)
+        self.look_at_end()
+        self.reason = reason
         if slot.server != NULL:
             (<Server>slot.server).left(self, reason)
             self.kept = self.context
@@ -141,18 +157,21 @@ cdef class Stream(Endpoint):
         self.read_trap = None
         self.write_trap = None
 
-    cdef str _why(self):
-        """What has ended the connection from outside, so far."""
+    cdef void look_at_end(self) noexcept:
+        """See what has ended the connection from outside, so far."""
         cdef Slot *slot = self.slot
-        cdef int32_t error
-        cdef bint ended
+        if slot == NULL:
+            return
         pthread_mutex_lock(&slot.lock)
-        error = slot.error or slot.foretold
-        ended = slot.ended or slot.hung_up
+        self.end_error = slot.error or slot.foretold
+        self.end_seen = slot.ended or slot.hung_up
         pthread_mutex_unlock(&slot.lock)
-        if error:
-            return "reset" if error == ECONNRESET else os.strerror(error)
-        return "eof" if ended else None
+
+    cdef str _why(self):
+        self.look_at_end()
+        if self.end_error:
+            return "reset" if self.end_error == ECONNRESET else os.strerror(self.end_error)
+        return "eof" if self.end_seen else self.reason
 
     @property
     def _open(self):
@@ -174,6 +193,7 @@ cdef class Stream(Endpoint):
             and self.reader is None and self.sender is None
             and self.read_trap is None and self.write_trap is None
             and self.on_end is None and self.on_detached is None
+            and not self.is_undone
             and self._end_watchers is None and self._facade is None and self._names is None
         )
 
@@ -185,7 +205,7 @@ cdef class Stream(Endpoint):
         self._drop()
 
     def _reason(self):
-        return self.reason if self.slot == NULL else self._why()
+        return self._why()
 
     def _when_ended(self, told):
         """Call `told` once the peer has ended or the connection is let go of;
@@ -203,6 +223,7 @@ cdef class Stream(Endpoint):
 
     def _detach(self, told):
         """Ask the reactor to forget the descriptor, then call `told`."""
+        self.ensure_usable()
         if self.slot == NULL:
             raise trio.ClosedResourceError("another task closed this connection")
         if self.on_detached is not None:
@@ -214,7 +235,10 @@ cdef class Stream(Endpoint):
         """The descriptor of a forgotten connection, which is let go of here. The
         reactor has said DETACHED and will not look at the number again before
         it is told to drop the slot."""
-        cdef int fd = self.slot.fd
+        cdef int fd
+        if self.slot == NULL:
+            raise trio.ClosedResourceError("this connection was already closed")
+        fd = self.slot.fd
         self.slot.fd = -1
         self.let_go(DROP, "detached")
         return fd
@@ -267,32 +291,39 @@ cdef class Stream(Endpoint):
     def _handle(self):
         return wk_u64_load(&self.slot.handle) if self.slot != NULL else None
 
-    cdef tuple counters(self):
+    cdef void count(self, Counters *into) noexcept:
         cdef Slot *slot = self.slot
-        cdef uint32_t unread, unsent
-        if slot == NULL:
-            return self.final
+        cdef uint64_t now = self.core.now()
+        cdef uint64_t active
         pthread_mutex_lock(&slot.lock)
-        unread = ring_len(&slot.inbound)
-        unsent = ring_len(&slot.outbound)
+        into.unread = ring_len(&slot.inbound)
+        into.unsent = ring_len(&slot.outbound)
         pthread_mutex_unlock(&slot.lock)
-        cdef object now = self.core.now()
         active = max(
             slot.opened,
             wk_u64_load_relaxed(&slot.last_received),
             wk_u64_load_relaxed(&slot.last_sent),
             wk_u64_load_relaxed(&slot.last_flushed),
         )
-        return (
-            wk_u64_load_relaxed(&slot.received),
-            wk_u64_load_relaxed(&slot.receive_calls),
-            wk_u64_load_relaxed(&slot.sent) + wk_u64_load_relaxed(&slot.flushed),
-            wk_u64_load_relaxed(&slot.send_calls) + wk_u64_load_relaxed(&slot.flush_calls),
-            unread,
-            unsent,
-            now - active,
-            now - slot.opened,
-        )
+        into.received = wk_u64_load_relaxed(&slot.received)
+        into.receive_calls = wk_u64_load_relaxed(&slot.receive_calls)
+        into.sent = wk_u64_load_relaxed(&slot.sent) + wk_u64_load_relaxed(&slot.flushed)
+        into.send_calls = (wk_u64_load_relaxed(&slot.send_calls)
+                           + wk_u64_load_relaxed(&slot.flush_calls))
+        # A reactor may store a later time than this one.
+        into.idle = now - active if now > active else 0
+        into.age = now - slot.opened if now > slot.opened else 0
 
     def _counters(self):
-        return self.counters()
+        if self.slot != NULL:
+            self.count(&self.final)
+        return (
+            self.final.received,
+            self.final.receive_calls,
+            self.final.sent,
+            self.final.send_calls,
+            self.final.unread,
+            self.final.unsent,
+            self.final.idle,
+            self.final.age,
+        )
