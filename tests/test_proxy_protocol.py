@@ -9,6 +9,7 @@ import random
 import socket
 import ssl
 import struct
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -23,6 +24,7 @@ from proxy_headers import LINE, SOURCE, TRUSTED, inet, tlv, version_2
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_wknet import Conn, Engine, Limits, Listener, ProxyHeader, open_engine, open_wknet_listener
+from trio_wknet._proxy_protocol import header_size
 
 LOCAL = "tcp://127.0.0.1:0"
 HEADER = inet(SOURCE, ("192.168.0.11", 443), tlv(2, b"example.org"))
@@ -245,6 +247,28 @@ async def test_who_has_not_said_holds_up_nobody(engine: Engine, form: str) -> No
             await slow.send_all(HEADER[20:] + b"hello")
             assert await read(slow, 5) == b"hello"
             assert server.listener.statistics().waiting == 0
+
+
+@pytest.mark.parametrize("reactors", [1, 2])  # in-loop nothing comes meanwhile
+async def test_a_header_that_comes_between_two_looks(
+    engine: Engine, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has come by the time its wake is arranged, and nothing comes behind it."""
+
+    def size_as_it_comes(data: bytes) -> int:
+        if not data:
+            before = engine.statistics().pool_in_use
+            peer.sendall(HEADER)
+            while engine.statistics().pool_in_use == before:
+                time.sleep(0.0001)  # until the reactor has it
+        return header_size(data)
+
+    monkeypatch.setattr("trio_wknet._native.gate.header_size", size_as_it_comes)
+    async with serving(engine, form, limits=PATIENT) as server:
+        with dial(server.listener) as peer, trio.fail_after(PATIENCE / 2):
+            while not server.seen:  # noqa: ASYNC110
+                await trio.sleep(0.001)
+            assert server.seen[0].remote_address == SOURCE
 
 
 async def test_nobody_sees_who_has_not_said(engine: Engine) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 import pytest
 import trio
 import trio.lowlevel
-from helpers import conn_and_peer, content, fill, read, read_all, send, until
+from helpers import conn_and_peer, content, fill, plain_pair, read, read_all, send, until
 from trio.testing import wait_all_tasks_blocked
 
 from trio_wknet import Conn, ConnOptions, DelimiterNotFound, Engine, IncompleteRead, Limits
@@ -128,6 +129,28 @@ async def test_a_receive_that_takes_several_turns_of_its_reactor(engine: Engine)
             # Parks, though the reactor may read on at once.
             await conn.receive_exactly(in_ring + 1)
             await conn.receive_exactly(sent - in_ring - 1)
+
+
+async def test_bytes_that_come_with_descriptors(engine: Engine) -> None:
+    """What was sent along with descriptors (SCM_RIGHTS) is received by itself, however
+    much is there: a receive that comes back short has not emptied a unix socket. Its
+    descriptors are closed, as for any receiver that has no place for them."""
+    ours, theirs = plain_pair("unix")
+    pieces = [content(n, 100 + n) for n in range(20)]
+    with theirs, socket.socket() as passed:
+        for n, piece in enumerate(pieces):
+            socket.send_fds(theirs, [piece], [passed.fileno()] if n % 3 else [])
+        # All that lies there makes one edge.
+        conn = engine.adopt(ours)
+        assert isinstance(conn, Conn)
+        for n, piece in enumerate(pieces):
+            data = await conn.receive_exactly(len(piece))
+            assert data == piece, n
+        for n, piece in enumerate(pieces):
+            socket.send_fds(theirs, [piece], [passed.fileno()] * (n % 3))
+        theirs.shutdown(socket.SHUT_WR)
+        assert await read_all(conn) == b"".join(pieces)
+        await conn.aclose()
 
 
 async def test_receive_exactly_at_the_end_loses_nothing(peer: Peer) -> None:
