@@ -7,7 +7,7 @@ import os
 import socket
 import stat
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 import attrs
@@ -17,10 +17,6 @@ if TYPE_CHECKING:
     from trio_wknet._options import ConnOptions
 
 MOST_BACKLOG = 65_535
-
-# What the system calls an end of a connection: for TCP over IPv4, TCP over IPv6, a unix
-# socket's path, and an abstract name. Another family's may be something else.
-SocketAddress: TypeAlias = tuple[str, int] | tuple[str, int, int, int] | str | bytes
 
 
 @attrs.frozen

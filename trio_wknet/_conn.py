@@ -7,24 +7,27 @@ closing, waiting for the end, options, names, counters.
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 import sys
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, overload
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, overload
 
 import trio
 
 from trio_wknet._native.idle_scopes import IdleWatch
 from trio_wknet._passes_for import StreamBase
-from trio_wknet._socket import SocketFacade, borrowed
+from trio_wknet._socket import SocketFacade
+from trio_wknet._socket_address import socket_address
 from trio_wknet._statistics import ConnStatistics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from trio_wknet._address import SocketAddress
     from trio_wknet._native.core import Core
     from trio_wknet._options import Limits
+    from trio_wknet._socket_address import SocketAddress
 
     if sys.version_info >= (3, 12):
         from collections.abc import Buffer
@@ -65,7 +68,10 @@ class Conn(IdleWatch, StreamBase):  # type: ignore[misc]  # final, see _passes_f
 
     def __repr__(self) -> str:
         state = self.close_reason or "open"
-        return f"<trio_wknet.Conn id={self.id} {state}>"
+        ends = ""
+        with suppress(OSError):  # what was never connected
+            ends = f" laddr={self.local_address!r} raddr={self.remote_address!r}"
+        return f"<trio_wknet.Conn id={self.id} {state}{ends}>"
 
     # --- the end -------------------------------------------------------------
 
@@ -197,29 +203,32 @@ class Conn(IdleWatch, StreamBase):  # type: ignore[misc]  # final, see _passes_f
 
     @property
     def local_address(self) -> SocketAddress:
-        """This end's address, as `socket.socket.getsockname` gives it."""
-        return self._name("local", socket.socket.getsockname)
+        """This end's address, as `socket.socket.getsockname` gives it: host and port
+        for TCP, and more for IPv6; a path, or bytes for an abstract name, of a unix
+        socket. Stays after the close."""
+        return self._address(remote=False)
 
     @property
     def remote_address(self) -> SocketAddress:
-        """The peer's address, as `socket.socket.getpeername` gives it. Known after
-        the end only if it was asked for before.
+        """The peer's address, as `socket.socket.getpeername` gives it. It stays, also
+        after the peer has reset the connection, and after the close.
 
         Where a load balancer has told by the PROXY protocol whom the connection is
         for, the address of that client; ``socket.getpeername()`` is the balancer's."""
         header = self.proxy_header
         if header is not None and header.source is not None:
             return header.source
-        return self._name("remote", socket.socket.getpeername)
+        return self._address(remote=True)
 
-    def _name(self, which: str, ask: Callable[[socket.socket], Any]) -> SocketAddress:
-        if self._names is None:
-            self._names = {}
-        if which not in self._names:
-            family = self._family
-            with borrowed(self._fd, 0 if family is None else family) as sock:
-                self._names[which] = ask(sock)
-        return self._names[which]
+    def _address(self, *, remote: bool) -> SocketAddress:
+        if self._addresses is None:
+            self._addresses = {}
+        if remote not in self._addresses:
+            raw = self._raw_address(remote)
+            if not raw:  # never connected, or the memory lacked to keep it
+                raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+            self._addresses[remote] = socket_address(raw)
+        return self._addresses[remote]
 
     @property
     def socket(self) -> SocketFacade:  # type: ignore[override]  # Trio's can be set

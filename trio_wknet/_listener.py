@@ -22,9 +22,9 @@ from trio_wknet._statistics import ListenerStatistics
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 
-    from trio_wknet._address import SocketAddress
     from trio_wknet._engine import Engine
     from trio_wknet._native.core import Core
+    from trio_wknet._socket_address import SocketAddress
     from trio_wknet._trusted import Network, Trusted
 
 # Connections taken at once by `serve`: what one wake of its task may start.

@@ -132,6 +132,7 @@ cdef extern from *:
         SOL_SOCKET
         SO_ERROR
         SO_LINGER
+        SO_PEERNAME
         IPPROTO_TCP
         TCP_NODELAY
         TCP_NOTSENT_LOWAT
@@ -145,6 +146,8 @@ cdef extern from *:
     ssize_t send(int fd, const void *buf, size_t len, int flags) nogil
     ssize_t sendmsg(int fd, const msghdr *msg, int flags) nogil
     int shutdown(int fd, int how) nogil
+    int getsockname(int fd, sockaddr *name, socklen_t *len) nogil
+    int getpeername(int fd, sockaddr *name, socklen_t *len) nogil
     int getsockopt(int fd, int level, int name, void *value, socklen_t *len) nogil
     int setsockopt(int fd, int level, int name, const void *value, socklen_t len) nogil
 

@@ -1,5 +1,5 @@
 # What both halves of a connection share: the endpoint, whose turn it is, parking.
-from libc.stdint cimport int32_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 
 from trio_wknet._native.core cimport Endpoint
 from trio_wknet._native.operation cimport Operation
@@ -33,10 +33,11 @@ cdef class Stream(Endpoint):
     cdef bint buried            # event mode: on_close was called
     cdef Stream next_gone       # event mode: on_close is due, to this one before
     cdef Counters final         # once let go
+    cdef uint8_t *names         # of both ends, once let go (names.pxd)
     # Conn's own, made when first needed
     cdef public object _end_watchers    # to be called when the peer ends
     cdef public object _facade
-    cdef public object _names           # addresses, by which end's
+    cdef public dict _addresses         # by which end's
 
     cdef object park_reader(self, Operation operation)
     cdef object park_sender(self, Operation operation)
@@ -45,6 +46,7 @@ cdef class Stream(Endpoint):
     cdef void wake_reader(self) noexcept
     cdef void wake_sender(self) noexcept
     cdef void let_go(self, uint32_t command, str reason) noexcept
+    cdef void keep_names(self) noexcept
     cdef bint unmarked(self) noexcept
     cdef void _tell_end(self) noexcept
     cdef void _exchange_context(self, void *context) noexcept

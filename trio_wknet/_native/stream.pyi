@@ -1,11 +1,11 @@
 from collections.abc import Callable
 from typing import Any
 
-from trio_wknet._address import SocketAddress
 from trio_wknet._native.core import Core, Endpoint
 from trio_wknet._options import Limits
 from trio_wknet._proxy_protocol import ProxyHeader
 from trio_wknet._socket import SocketFacade
+from trio_wknet._socket_address import SocketAddress
 
 class Stream(Endpoint):
     context: Any
@@ -13,7 +13,7 @@ class Stream(Endpoint):
     def proxy_header(self) -> ProxyHeader | None: ...
     _end_watchers: list[Callable[[], object]] | None
     _facade: SocketFacade | None
-    _names: dict[str, SocketAddress] | None
+    _addresses: dict[bool, SocketAddress] | None
     def __del__(self) -> None: ...
     def _adopt(self, core: Core, fd: int, family: int, limits: Limits) -> None: ...
     def _abort_read(self, raise_cancel: Any) -> Any: ...
@@ -27,6 +27,7 @@ class Stream(Endpoint):
     def _when_ended(self, told: Callable[[], object] | None) -> None: ...
     def _detach(self, told: Callable[[], object]) -> None: ...
     def _take_descriptor(self) -> int: ...
+    def _raw_address(self, remote: bool) -> bytes: ...
     @property
     def _fd(self) -> int: ...
     @property

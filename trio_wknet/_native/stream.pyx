@@ -1,7 +1,8 @@
 """What both halves of a connection share. receive.pyx and send.pyx add the
 halves; Conn, in Python, adds the rest of Trio's contract."""
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.stdint cimport int32_t, uint32_t
+from libc.stdint cimport int32_t, uint8_t, uint32_t
+from libc.stdlib cimport free
 
 from trio_wknet._native.atomics cimport wk_u64_load, wk_u64_load_relaxed
 from trio_wknet._native.conn cimport (
@@ -11,6 +12,7 @@ from trio_wknet._native.core cimport Core, Server, make_limits
 from trio_wknet._native.linux cimport (
     ECONNRESET, pthread_mutex_lock, pthread_mutex_unlock,
 )
+from trio_wknet._native.names cimport Name, ask_local, ask_remote, keep_names
 from trio_wknet._native.operation cimport ABORT_SUCCEEDED, Operation, make_trap
 from trio_wknet._native.ring cimport ring_len
 
@@ -139,6 +141,7 @@ cdef class Stream(Endpoint):
         if slot == NULL:
             return
         self.count(&self.final)
+        self.keep_names()
         self.header = core.take_header(slot)
         self.look_at_end()
         self.reason = reason
@@ -156,6 +159,13 @@ cdef class Stream(Endpoint):
         # Each holds a bound method of this object.
         self.read_trap = None
         self.write_trap = None
+
+    cdef void keep_names(self) noexcept:
+        """Ask for the names that nobody has asked for yet, while there is a
+        descriptor to ask."""
+        cdef dict known = self._addresses
+        if self.names == NULL and (known is None or len(known) < 2):
+            self.names = keep_names(self.slot.fd)
 
     cdef void look_at_end(self) noexcept:
         """See what has ended the connection from outside, so far."""
@@ -194,8 +204,11 @@ cdef class Stream(Endpoint):
             and self.read_trap is None and self.write_trap is None
             and self.on_end is None and self.on_detached is None
             and not self.is_undone
-            and self._end_watchers is None and self._facade is None and self._names is None
+            and self._end_watchers is None and self._facade is None and self._addresses is None
         )
+
+    def __dealloc__(self):
+        free(self.names)
 
     def __del__(self):
         # In event mode the connection goes on without an object.
@@ -239,6 +252,7 @@ cdef class Stream(Endpoint):
         if self.slot == NULL:
             raise trio.ClosedResourceError("this connection was already closed")
         fd = self.slot.fd
+        self.keep_names()
         self.slot.fd = -1
         self.let_go(DROP, "detached")
         return fd
@@ -278,6 +292,22 @@ cdef class Stream(Endpoint):
         if self.slot == NULL:
             return self.header
         return self.core.headers.get(wk_u64_load(&self.slot.handle))
+
+    def _raw_address(self, bint remote):
+        """The system's name of an end; empty if nobody knows it."""
+        cdef Name name
+        cdef uint8_t *kept = self.names
+        if self.slot != NULL:
+            if remote:
+                ask_remote(self.slot.fd, &name)
+            else:
+                ask_local(self.slot.fd, &name)
+            return name.bytes[:name.size]
+        if kept == NULL:
+            return b""
+        if remote:
+            kept += 1 + kept[0]
+        return kept[1:1 + kept[0]]
 
     @property
     def _fd(self):
