@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import socket
 from typing import Any
 
@@ -227,6 +228,16 @@ async def test_receive_until_waits_while_the_bound_is_not_reached(peer: Peer) ->
             await until(lambda: conn.statistics().bytes_received, "a byte")
 
 
+async def test_receive_until_a_long_delimiter(peer: Peer) -> None:
+    conn, sock = peer
+    delimiter = content("delimiter", 65536)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send, sock, b"head" + delimiter + b"tail")
+        assert await conn.receive_until(delimiter) == b"head"
+    await buffered(conn, 4)
+    assert conn.receive_nowait() == b"tail"
+
+
 async def test_receive_until_at_the_end_loses_nothing(peer: Peer) -> None:
     conn, sock = peer
     await send(sock, b"abc\r")
@@ -416,8 +427,14 @@ async def test_other_arguments(peer: Peer) -> None:
     conn, _ = peer
     with pytest.raises(TypeError):
         await conn.receive_exactly(None)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="delimiter"):
+    with pytest.raises(ValueError, match=r"delimiter .* not 0"):
         await conn.receive_until(b"")
+    with pytest.raises(ValueError, match=r"delimiter .* 65536 bytes, not 65537"):
+        await conn.receive_until(bytes(65537))
+    # Beyond what a native number holds; pages that nobody touches are no memory.
+    with mmap.mmap(-1, (1 << 32) + 1) as huge, memoryview(huge) as view:
+        with pytest.raises(ValueError, match=r"delimiter .* not 4294967297"):
+            await conn.receive_until(view)
     with pytest.raises(TypeError, match="delimiter"):
         await conn.receive_until("\n")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="buffer"):

@@ -106,36 +106,21 @@ class Conn(IdleWatch, StreamBase):  # type: ignore[misc]  # final, see _passes_f
         not yet read. Not a checkpoint. Does nothing on a closed connection."""
         self._abort()
 
-    async def send_eof(self) -> None:
-        """Send what ``send_nowait`` left, then FIN; receiving goes on. A checkpoint.
-
-        Again does nothing. Raises `trio.ClosedResourceError`,
-        `trio.BrokenResourceError`, and `trio.BusyResourceError` while another task
-        sends.
-        """
-        await self.flush()
-        if not self._eof_sent:
-            self._shut_down_sending()
-
     async def detach(self) -> tuple[socket.socket, bytes]:
         """Take the socket back from the reactor. A checkpoint.
 
         Returns the socket, non-blocking, and the bytes that were received and not
         yet taken. What ``send_nowait`` left is sent first. The connection is
-        closed afterwards, with ``close_reason`` ``"detached"``.
+        closed afterwards, with ``close_reason`` ``"detached"``. Who begins to send
+        meanwhile, or to receive once all is sent, gets `trio.BusyResourceError`.
 
         Raises `trio.BusyResourceError` while another task sends or receives,
-        `trio.ClosedResourceError`, `trio.BrokenResourceError`.
+        `trio.ClosedResourceError`, `trio.BrokenResourceError`. Cancelled before all
+        is sent, it has done nothing; from then on it cannot be cancelled.
         """
-        await self.flush()
-        self._require_no_receiver()
-        forgotten = trio.Event()
-        self._detach(forgotten.set)
-        with trio.CancelScope(shield=True):
-            await forgotten.wait()
+        await self._detach()
         family = self._family
-        if family is None:
-            raise trio.ClosedResourceError("another task closed this connection")
+        assert family is not None
         try:
             unread = self._take_unread()
             sock = socket.socket(family, socket.SOCK_STREAM, 0, fileno=self._fd)

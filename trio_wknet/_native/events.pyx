@@ -121,7 +121,8 @@ cdef class EventServer(Server):
             if conn is not None:
                 # For whoever waits on the connection itself, in an async callback.
                 conn.completed(bits)
-                if conn.slot == NULL:
+                # What has come is the part of who takes the descriptor back.
+                if conn.slot == NULL or (<Stream>conn).detaching:
                     return
             if slot.phase == QUIET and bits & (READABLE | ENDED) and not self.ending:
                 PyContext_Enter(self.context)

@@ -4,6 +4,7 @@
 # checkpoint is a real one, and does without a coroutine frame for each layer.
 cdef object WOKEN               # what a parked operation is rescheduled with
 cdef object ABORT_SUCCEEDED
+cdef object ABORT_FAILED
 
 
 cdef enum:

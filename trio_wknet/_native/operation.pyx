@@ -50,6 +50,7 @@ cdef extern from *:
 # Shared by all wakes, and so never unwrapped: an Outcome may be unwrapped once.
 WOKEN = outcome.Value(None)
 ABORT_SUCCEEDED = Abort.SUCCEEDED
+ABORT_FAILED = Abort.FAILED
 
 cdef object _caught = cancel_shielded_checkpoint()
 cdef object SCHEDULE_POINT = _caught.send(None)

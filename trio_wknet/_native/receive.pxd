@@ -29,6 +29,7 @@ cdef class ReceiveHalf(Stream):
     cdef object take(self, uint32_t n, uint32_t skip)
     cdef void end_at_hole(self) noexcept
     cdef bint nothing_yet(self) noexcept
+    cdef int ensure_no_receiver(self) except -1
     cdef object take_some(self, Py_ssize_t most, bint wait)
 
 

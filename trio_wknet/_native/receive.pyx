@@ -177,15 +177,18 @@ cdef class ReceiveHalf(Stream):
         """
         cdef Py_ssize_t most = positive("max_bytes", max_bytes, MOST_BYTES)
         self.ensure_usable()
-        self._require_no_receiver()
+        self.ensure_no_receiver()
         data = self.take_some(most, False)
         if data is None:
             raise trio.WouldBlock
         return data
 
-    def _require_no_receiver(self):
+    cdef int ensure_no_receiver(self) except -1:
         if self.reader is not None:
             raise trio.BusyResourceError("another task is receiving from this connection")
+        if self.detaching:
+            raise trio.BusyResourceError("another task is detaching this connection")
+        return 0
 
     def _take_unread(self):
         """Everything that is there, whatever became of the connection."""
@@ -244,8 +247,7 @@ cdef class Receive(Operation):
     cdef object start(self):
         self.validate()
         self.conn.ensure_usable()
-        if self.conn.reader is not None:
-            raise trio.BusyResourceError("another task is receiving from this connection")
+        self.conn.ensure_no_receiver()
         self.conn.ensure_not_served()
         if self.must_wait():
             # Trio delivers a pending cancellation to a task that parks, so the

@@ -17,6 +17,9 @@ from trio_wknet._native.ring cimport ring_copy, ring_find
 
 from trio_wknet._errors import DelimiterNotFound, IncompleteRead
 
+cdef enum:
+    MOST_DELIMITER = 65536
+
 
 cdef class ReceiveSized(ReceiveHalf):
 
@@ -63,7 +66,7 @@ cdef class ReceiveSized(ReceiveHalf):
         once, however many pieces they come in.
 
         Args:
-          delimiter: one byte or longer.
+          delimiter: from 1 to 65536 bytes.
           max_bytes: how many bytes may stand before it, 1 or more; by default
               ``limits.inbound``.
 
@@ -73,7 +76,8 @@ cdef class ReceiveSized(ReceiveHalf):
           DelimiterNotFound: more than ``max_bytes`` bytes came without it. They
               stay, for `receive_some`.
           IncompleteRead: the peer finished sending before it. So do they.
-          TypeError, ValueError: for a delimiter that is not bytes-like, or empty.
+          TypeError, ValueError: for a delimiter that is not bytes-like, or empty, or
+              too long.
         """
         cdef ReceiveUntil operation = ReceiveUntil.__new__(ReceiveUntil)
         operation.conn = self
@@ -151,11 +155,14 @@ cdef class ReceiveUntil(Receive):
     cdef object validate(self):
         if not isinstance(self.argument, (bytes, bytearray, memoryview)):
             raise TypeError(f"delimiter must be bytes, not {self.argument!r}")
+        # Before it is copied. With it the ring may grow to MOST_BYTES and no further.
+        length = memoryview(self.argument).nbytes
+        if not 1 <= length <= MOST_DELIMITER:
+            raise ValueError(f"delimiter must hold 1 to {MOST_DELIMITER} bytes, not {length}")
         self.argument = bytes(self.argument)
-        if not self.argument:
-            raise ValueError("delimiter must hold at least 1 byte")
         mark = 1 if self.conn.slot == NULL else self.conn.slot.limits.inbound
-        self.most = positive("max_bytes", self.max_bytes, mark)
+        most = positive("max_bytes", self.max_bytes, mark)
+        self.most = min(most, MOST_BYTES - <Py_ssize_t>length)
 
     cdef object attempt(self):
         cdef bytes delimiter = self.argument

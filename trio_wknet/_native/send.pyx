@@ -22,7 +22,7 @@ from trio_wknet._native.linux cimport (
 )
 from trio_wknet._native.operation cimport PARKED, YIELDING, Operation
 from trio_wknet._native.ring cimport ring_len, ring_write
-from trio_wknet._native.stream cimport broken
+from trio_wknet._native.stream cimport DETACH_DONE, broken
 
 import trio
 
@@ -34,6 +34,12 @@ cdef enum:
 
 
 cdef class SendHalf(ReceiveSized):
+
+    cdef int ensure_no_sender(self) except -1:
+        if self.sender is not None:
+            what = "detaching" if isinstance(self.sender, Detach) else "sending on"
+            raise trio.BusyResourceError(f"another task is {what} this connection")
+        return 0
 
     cdef int may_send(self) except -1:
         if self.slot == NULL:
@@ -220,14 +226,13 @@ cdef class SendHalf(ReceiveSized):
               be unsent.
           trio.ClosedResourceError: closed here, or `send_eof` was called.
           trio.BrokenResourceError: the connection broke. Its cause is the `OSError`.
-          trio.BusyResourceError: a task is sending.
+          trio.BusyResourceError: a task is sending, or detaching.
           ValueError: ``data`` is longer than ``limits.outbound``.
           TypeError: ``data`` is not bytes-like.
         """
         cdef Py_buffer view
         self.ensure_usable()
-        if self.sender is not None:
-            raise trio.BusyResourceError("another task is sending on this connection")
+        self.ensure_no_sender()
         self.may_send()
         if PyBytes_CheckExact(data):
             self._send_or_queue(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
@@ -263,18 +268,31 @@ cdef class SendHalf(ReceiveSized):
             raise
         return 0
 
-    def _shut_down_sending(self):
+    def send_eof(self):
+        """Send what ``send_nowait`` left, then FIN; receiving goes on. A checkpoint.
+
+        Again does nothing. Raises `trio.ClosedResourceError`,
+        `trio.BrokenResourceError`, and `trio.BusyResourceError` while another task
+        sends.
+        """
+        cdef SendEof operation = SendEof.__new__(SendEof)
+        operation.conn = self
+        return operation
+
+    def _detach(self):
+        """Send what `send_nowait` left, and have the reactor forget the descriptor,
+        which nobody else may use from here on."""
+        cdef Detach operation = Detach.__new__(Detach)
+        operation.conn = self
+        return operation
+
+    cdef int shut_down_sending(self) except -1:
         """Send FIN. The outbound ring is empty."""
-        # The connection may have been closed since that was found out.
-        self.may_send()
         if shutdown(self.slot.fd, SHUT_WR) < 0:
             self.slot.send_error = errno
             raise broken(self.slot.send_error)
         self.slot.eof_sent = True
-
-    @property
-    def _eof_sent(self):
-        return self.slot != NULL and self.slot.eof_sent
+        return 0
 
 
 cdef int _get_buffer(data, Py_buffer *view) except -1:
@@ -303,8 +321,7 @@ cdef class Sending(Operation):
     cdef int take_turn(self) except -1:
         self.validate()
         self.conn.ensure_usable()
-        if self.conn.sender is not None:
-            raise trio.BusyResourceError("another task is sending on this connection")
+        self.conn.ensure_no_sender()
         self.conn.sender = self
         return 0
 
@@ -457,10 +474,11 @@ cdef class WaitWritable(Sending):
         return poll(&one, 1, 0) != 0
 
 
-@cython.final
-cdef class Flush(Sending):
+cdef class Flushing(Sending):
 
-    cdef bint attempt(self) except -1:
+    cdef bint flushed(self) except -1:
+        """Whether the kernel owns every byte; if not, a wake is arranged."""
+        self.conn.ensure_usable()       # since it began there may have been a fork
         if self.conn.slot == NULL:
             raise trio.ClosedResourceError("this connection was already closed")
         if not self.conn.queue_empty(True):
@@ -468,3 +486,52 @@ cdef class Flush(Sending):
         if self.conn.slot.send_error:
             raise broken(self.conn.slot.send_error)
         return True
+
+
+@cython.final
+cdef class Flush(Flushing):
+
+    cdef bint attempt(self) except -1:
+        return self.flushed()
+
+
+cdef class Ending(Flushing):
+    """What comes behind the last byte. Its schedule point comes first: what it does it
+    does at its end, in the turn to send, so that nobody adds bytes in between."""
+
+    cdef object begin(self):
+        trap = self.enter()
+        return self.yielding() if trap is None else trap
+
+
+@cython.final
+cdef class SendEof(Ending):
+
+    cdef bint attempt(self) except -1:
+        if not self.flushed():
+            return False
+        if not self.conn.slot.eof_sent:
+            self.conn.shut_down_sending()
+        return True
+
+
+@cython.final
+cdef class Detach(Ending):
+    """From when the reactor was told to forget the descriptor this cannot be cancelled,
+    and nobody begins to receive: what comes is handed over with the socket."""
+    cdef bint asked
+
+    cdef bint attempt(self) except -1:
+        if not self.asked:
+            if not self.flushed():
+                return False
+            self.conn.begin_to_detach()
+            self.asked = True
+        if self.conn.slot == NULL:
+            raise trio.ClosedResourceError("another task closed this connection")
+        return self.conn.detaching == DETACH_DONE
+
+    cdef void finish(self) noexcept:
+        if self.asked:
+            self.conn.detaching = 0
+        Flushing.finish(self)

@@ -17,6 +17,12 @@ cdef struct Counters:
     uint32_t unsent
 
 
+# How far `detach` has come, once everything is sent.
+cdef enum:
+    DETACH_ASKED = 1
+    DETACH_DONE = 2     # the reactor has forgotten the descriptor
+
+
 cdef class Stream(Endpoint):
     cdef Operation reader       # parked in a receive
     cdef Operation sender       # has the turn to send, parked or not
@@ -24,7 +30,7 @@ cdef class Stream(Endpoint):
     cdef object read_trap       # made at the first wait, used for all
     cdef object write_trap
     cdef object on_end          # to be called once, when the peer ends
-    cdef object on_detached
+    cdef uint8_t detaching      # DETACH_ASKED or DETACH_DONE, while `detach` waits
     cdef str reason             # why it was let go of
     cdef int32_t end_error      # unless it ended before: the errno,
     cdef bint end_seen          # or the peer's end
@@ -50,7 +56,7 @@ cdef class Stream(Endpoint):
     cdef bint unmarked(self) noexcept
     cdef void _tell_end(self) noexcept
     cdef void _exchange_context(self, void *context) noexcept
-    cdef void _tell_detached(self) noexcept
+    cdef int begin_to_detach(self) except -1
     cdef void look_at_end(self) noexcept
     cdef str _why(self)
     cdef void count(self, Counters *into) noexcept

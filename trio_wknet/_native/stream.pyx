@@ -13,7 +13,9 @@ from trio_wknet._native.linux cimport (
     ECONNRESET, pthread_mutex_lock, pthread_mutex_unlock,
 )
 from trio_wknet._native.names cimport Name, ask_local, ask_remote, keep_names
-from trio_wknet._native.operation cimport ABORT_SUCCEEDED, Operation, make_trap
+from trio_wknet._native.operation cimport (
+    ABORT_FAILED, ABORT_SUCCEEDED, Operation, make_trap,
+)
 from trio_wknet._native.ring cimport ring_len
 
 import os
@@ -75,6 +77,8 @@ cdef class Stream(Endpoint):
         return ABORT_SUCCEEDED
 
     def _abort_write(self, raise_cancel):
+        if self.detaching:
+            return ABORT_FAILED         # the reactor cannot take the command back
         self.sender_parked = False
         return ABORT_SUCCEEDED
 
@@ -104,7 +108,8 @@ cdef class Stream(Endpoint):
         if bits & ENDED:
             self._tell_end()
         if bits & DETACHED:
-            self._tell_detached()
+            self.detaching = DETACH_DONE
+            self.wake_sender()
         if bits & IDLE and self.slot != NULL:
             self.became_idle()
 
@@ -113,14 +118,6 @@ cdef class Stream(Endpoint):
 
     cdef void _tell_end(self) noexcept:
         told, self.on_end = self.on_end, None
-        if told is not None:
-            try:
-                told()
-            except BaseException as failure:
-                self.core.fail_run(failure)
-
-    cdef void _tell_detached(self) noexcept:
-        told, self.on_detached = self.on_detached, None
         if told is not None:
             try:
                 told()
@@ -155,7 +152,6 @@ cdef class Stream(Endpoint):
         self.wake_reader()
         self.wake_sender()
         self._tell_end()
-        self._tell_detached()
         # Each holds a bound method of this object.
         self.read_trap = None
         self.write_trap = None
@@ -202,8 +198,7 @@ cdef class Stream(Endpoint):
             self.slot != NULL and self.kept is None
             and self.reader is None and self.sender is None
             and self.read_trap is None and self.write_trap is None
-            and self.on_end is None and self.on_detached is None
-            and not self.is_undone
+            and self.on_end is None and not self.is_undone
             and self._end_watchers is None and self._facade is None and self._addresses is None
         )
 
@@ -234,15 +229,14 @@ cdef class Stream(Endpoint):
         if over:
             self._tell_end()
 
-    def _detach(self, told):
-        """Ask the reactor to forget the descriptor, then call `told`."""
-        self.ensure_usable()
-        if self.slot == NULL:
-            raise trio.ClosedResourceError("another task closed this connection")
-        if self.on_detached is not None:
-            raise trio.BusyResourceError("another task is detaching this connection")
-        self.on_detached = told
+    cdef int begin_to_detach(self) except -1:
+        """Ask the reactor to forget the descriptor. Whoever begins to receive or send
+        from here on is refused: what they began would be lost to them."""
+        if self.reader is not None:
+            raise trio.BusyResourceError("another task is receiving from this connection")
+        self.detaching = DETACH_ASKED
         self.core.post(self.slot, DETACH)
+        return 0
 
     def _take_descriptor(self):
         """The descriptor of a forgotten connection, which is let go of here. The
