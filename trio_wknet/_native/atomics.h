@@ -9,6 +9,12 @@
 #ifndef TRIO_WKNET_ATOMICS_H
 #define TRIO_WKNET_ATOMICS_H
 
+/* Said here because nearly every module includes this file: elsewhere epoll is missing,
+ * or the layout of a slot (conn.pxd) is another. */
+#if !defined(__linux__) || !defined(__LP64__)
+#error "trio_wknet needs a 64-bit Linux"
+#endif
+
 #include <stdatomic.h>
 #include <stdint.h>
 

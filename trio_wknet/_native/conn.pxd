@@ -16,11 +16,13 @@
 # between the cores anyway when work is handed over, and stands together: an echo
 # touches lines 0, 1 and 3 on both sides, 4 on the reactor's and 6 on Trio's.
 # The sizes are asserted where matrix.pyx allocates slots, on 64-byte boundaries.
+# They are those of any 64-bit Linux: the one type that differs is the lock, of 40
+# bytes on x86-64 and 48 on aarch64, and the first line has room for either.
 #
 #   line 0     identity, const, and the lock
 #   line 1     lock: the rings and what is told along with them
 #   line 2     const: who serves it, within which bounds
-#   line 3     mail
+#   line 3     mail, and the one const that is read along with it
 #   lines 4,5  reactor
 #   line 6     trio. Not reset by whoever takes the slot, but by the Trio side when
 #              it claims the connection: it may look at a slot at any time, to list
@@ -44,7 +46,7 @@
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from trio_wknet._native.atomics cimport wk_u32, wk_u64
-from trio_wknet._native.linux cimport pthread_mutex_t
+from trio_wknet._native.linux cimport SPARE_OF_MUTEX, pthread_mutex_t
 from trio_wknet._native.mailbox cimport Letter
 from trio_wknet._native.ring cimport Ring
 from trio_wknet._native.wheel cimport WheelNode
@@ -113,7 +115,7 @@ cdef struct Slot:
     uint16_t family
     uint8_t kind
     uint8_t keeps           # of a PORT: its reactor keeps what it accepts
-    uint64_t opened         # ns
+    uint8_t spare_identity[SPARE_OF_MUTEX]
 
     # --- line 1: lock
     Ring inbound            # the reactor writes, the Trio side reads
@@ -155,7 +157,7 @@ cdef struct Slot:
     wk_u32 writable_wanted
     wk_u32 users            # of a LISTENER: open ports, and the Trio side
     wk_u32 ports            # of a LISTENER: ports that may still add to its queue
-    uint32_t spare_mail[2]
+    uint64_t opened         # ns, const; idle rules read it along with idle_since
 
     # --- lines 4 and 5: reactor
     WheelNode timer         # in its wheel: idle, closing, or a port to re-arm

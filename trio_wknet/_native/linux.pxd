@@ -172,6 +172,16 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_unlock(pthread_mutex_t *m)
 
 
+# What a mutex leaves of the 48 bytes that it has on aarch64 with glibc. It has 40 on
+# every other 64-bit Linux, and with musl.
+cdef extern from *:
+    """
+    enum { WK_SPARE_OF_MUTEX = 48 - sizeof(pthread_mutex_t) };
+    """
+    enum:
+        SPARE_OF_MUTEX "WK_SPARE_OF_MUTEX"
+
+
 cdef inline uint64_t monotonic_ns() noexcept nogil:
     """Nanoseconds of CLOCK_MONOTONIC (a vDSO read, about 20 ns)."""
     cdef timespec ts

@@ -29,6 +29,11 @@
 # * Nobody holds the lock of a free slot. It is initialised when the slot is taken,
 #   as is everything else but line 6.
 #
+# Each slab is a mapping of its own: it starts on a page, and no page has another's
+# slots, whatever the size of a page. A slab's 114 688 bytes are whole pages of 4 and of
+# 16 KiB. Of 64 KiB they are two, of which 16 KiB are never used; the kernel rounds the
+# length up in mmap, munmap and madvise alike, so both are mapped and given back.
+#
 # Taking and returning slots happens on several threads (accepting reactors, the Trio
 # side) and once for each connection, so it is under one lock; so is cooling, some
 # microseconds for 256 slots.

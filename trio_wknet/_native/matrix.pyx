@@ -42,14 +42,14 @@ cdef void _assert_layout() noexcept nogil:
     """What conn.pxd says of lines, checked by the C compiler: the first and the
     last field of each kind. Compiles to nothing."""
     static_assert_(sizeof(Slot) == 7 * LINE)
-    static_assert_(sizeof(Slot) * SLAB_SLOTS % 4096 == 0)
-    static_assert_(line_of(&(<Slot *>NULL).opened) == 0)
+    static_assert_(sizeof(Slot) * SLAB_SLOTS % 16384 == 0)
+    static_assert_(line_of(&(<Slot *>NULL).keeps) == 0)
     static_assert_(starts_line(&(<Slot *>NULL).inbound))
     static_assert_(line_of(&(<Slot *>NULL).oldest) == 1)
     static_assert_(starts_line(&(<Slot *>NULL).reactor))
     static_assert_(line_of(&(<Slot *>NULL).chain) == 2)
     static_assert_(starts_line(&(<Slot *>NULL).up))
-    static_assert_(line_of(&(<Slot *>NULL).ports) == 3)
+    static_assert_(line_of(&(<Slot *>NULL).opened) == 3)
     static_assert_(starts_line(&(<Slot *>NULL).timer))
     static_assert_(line_of(&(<Slot *>NULL).last_received) == 4)
     static_assert_(line_of(&(<Slot *>NULL).disarmed) == 5)
