@@ -122,6 +122,8 @@ def url(listener: Any) -> str:
     address = listener.address
     if isinstance(address, str):
         return f"unix://{address}"
+    if isinstance(address, bytes):
+        return f"unix://@{os.fsdecode(address[1:])}"
     host, port, *_ = address
     return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
 

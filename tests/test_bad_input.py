@@ -29,7 +29,13 @@ ADDRESSES: list[tuple[Any, type[Exception], str]] = [
     ("tcp://127.0.0.1:80/path", ValueError, "/path"),
     ("unix://relative", ValueError, "absolute"),
     ("unix://", ValueError, "absolute"),
-    ("unix:///a%00b", ValueError, "null"),
+    ("tcp://127.0.0.1:80?", ValueError, "more than a host and a port"),
+    ("tcp://127.0.0.1:80#", ValueError, "more than a host and a port"),
+    ("tcp://127.0.0.1\n:80", ValueError, "more than a host and a port"),
+    ("unix://@", ValueError, "abstract name"),
+    ("unix:///a\0b", ValueError, "null"),
+    ("unix://@a\0b", ValueError, "null"),
+    ("unix:///\ud800", ValueError, "is no path"),
     (-1, ValueError, "-1"),
     (65536, ValueError, "65536"),
     (None, TypeError, "None"),
@@ -39,7 +45,8 @@ ADDRESSES: list[tuple[Any, type[Exception], str]] = [
     (("127.0.0.1", 80), TypeError, "127.0.0.1"),
     ("tcp://nowhere.invalid:80", OSError, "tcp://nowhere.invalid:80"),
     ("unix:///nowhere/at/all", OSError, "unix:///nowhere/at/all"),
-    ("unix:///" + "x" * 200, OSError, "unix:///xxx"),
+    ("unix:///" + "x" * 107, ValueError, "takes 108 bytes"),
+    ("unix://@" + "\u00e9" * 54, ValueError, "takes 109 bytes"),
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import struct
@@ -51,6 +52,16 @@ def test_the_server_gets_what_was_counted_and_no_more() -> None:
 def test_ipv6() -> None:
     with serving(echo, socket.AF_INET6, ("::1", 0)) as server:
         assert server.load(connections=2, count=20, verify=True).answered == 20
+
+
+def test_an_abstract_name_and_a_percent_sign(tmp_path: Path) -> None:
+    name = f"trio_wknet-{os.getpid()}%41"
+    for address, url in (
+        (f"\0{name}", f"unix://@{name}"),
+        (f"{tmp_path}/{name}", f"unix://{tmp_path}/{name}"),
+    ):
+        with serving(echo, socket.AF_UNIX, address):
+            assert run_load(LoadOptions(url, connections=2, count=20)).answered == 20
 
 
 def test_a_unix_socket_whose_backlog_is_shorter_than_the_ramp(tmp_path: Path) -> None:

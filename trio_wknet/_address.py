@@ -8,7 +8,7 @@ import socket
 import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import attrs
 import trio
@@ -17,20 +17,28 @@ if TYPE_CHECKING:
     from trio_wknet._options import ConnOptions
 
 MOST_BACKLOG = 65_535
+MOST_UNIX_NAME = 107  # bytes
+PORT_TRIES = 64
 
 
 @attrs.frozen
 class Address:
-    """A parsed address: a path, or a host (None: all interfaces) and a port."""
+    """A parsed address: a path (or a null character and an abstract name), or a host (None:
+    all interfaces) and a port."""
 
     text: str
     host: str | None
     port: int
     path: str | None
 
+    @property
+    def file(self) -> str | None:
+        """The path, if it is one."""
+        return None if self.path is None or self.path.startswith("\0") else self.path
+
 
 def parse_address(address: str | int) -> Address:
-    """Parse ``"tcp://host:port"``, ``"unix:///path"`` or a port.
+    """Parse ``"tcp://host:port"``, ``"unix:///path"``, ``"unix://@name"`` or a port.
 
     Raises:
       TypeError: neither a string nor an integer.
@@ -53,6 +61,9 @@ def parse_address(address: str | int) -> Address:
 
 
 def _parse_tcp(address: str) -> Address:
+    # urlsplit passes over white space, and over a "?" that nothing follows.
+    if not address.isprintable() or set(" ?#") & set(address):
+        raise ValueError(f"address {address!r} has more than a host and a port")
     try:
         parts = urlsplit(address)
         port = parts.port
@@ -60,19 +71,32 @@ def _parse_tcp(address: str) -> Address:
         raise ValueError(f"address {address!r}: {exc}") from None
     if port is None:
         raise ValueError(f"address {address!r} has no port; port 0 takes a free one")
-    if parts.path or parts.query or parts.fragment or parts.username is not None:
+    if parts.path or parts.username is not None:
         raise ValueError(f"address {address!r} has more than a host and a port")
     host = parts.hostname
     return Address(address, None if host in (None, "", "*") else host, port, None)
 
 
 def _parse_unix(address: str) -> Address:
-    path = unquote(address[len("unix://") :])
-    if not path.startswith("/"):
-        raise ValueError(f"address {address!r} must hold an absolute path: 'unix:///path'")
+    """What follows is taken as it stands: a path may hold any character, and ``%`` is one."""
+    path = address[len("unix://") :]
+    if not path.startswith("/") and not (path.startswith("@") and len(path) > 1):
+        raise ValueError(
+            f"address {address!r} must hold an absolute path, 'unix:///path', "
+            f"or an abstract name, 'unix://@name'"
+        )
     if "\0" in path:
         raise ValueError(f"address {address!r} holds a null character")
-    return Address(address, None, 0, path)
+    try:
+        size = len(os.fsencode(path))
+    except UnicodeEncodeError as exc:
+        raise ValueError(f"address {address!r} is no path: {exc}") from None
+    if size > MOST_UNIX_NAME:
+        raise ValueError(
+            f"address {address!r} takes {size} bytes, and a unix socket's path or name at most "
+            f"{MOST_UNIX_NAME}"
+        )
+    return Address(address, None, 0, "\0" + path[1:] if path.startswith("@") else path)
 
 
 def _refuse(address: Address, exc: OSError) -> OSError:
@@ -130,12 +154,31 @@ def _listen_tcp(
     copies: int,
     options: ConnOptions,
 ) -> list[socket.socket]:
+    # A resolver may name an address more than once.
+    ends = list(dict.fromkeys((entry[0], entry[4]) for entry in found))
+    # The port that the first of them gets may be somebody else's at another.
+    for _ in range(PORT_TRIES if address.port == 0 and len(ends) > 1 else 1):
+        try:
+            return _listen_on_all(ends, address.port, backlog, reuse_port, copies, options)
+        except OSError as exc:
+            refusal = exc
+            if exc.errno != errno.EADDRINUSE:
+                break
+    raise _refuse(address, refusal) from refusal
+
+
+def _listen_on_all(
+    ends: list[tuple[int, tuple[Any, ...]]],
+    port: int,
+    backlog: int,
+    reuse_port: bool,
+    copies: int,
+    options: ConnOptions,
+) -> list[socket.socket]:
     sockets: list[socket.socket] = []
     unsupported: OSError | None = None
-    port = address.port
     try:
-        # A resolver may name an address more than once.
-        for family, where in dict.fromkeys((entry[0], entry[4]) for entry in found):
+        for family, where in ends:
             for _ in range(copies):
                 try:
                     sock = socket.socket(family, socket.SOCK_STREAM)
@@ -155,11 +198,9 @@ def _listen_tcp(
         if not sockets:
             assert unsupported is not None
             raise unsupported
-    except BaseException as exc:
+    except BaseException:
         for sock in sockets:
             sock.close()
-        if isinstance(exc, OSError):
-            raise _refuse(address, exc) from exc
         raise
     return sockets
 
@@ -176,12 +217,16 @@ def _bind_tcp(sock: socket.socket, where: tuple[Any, ...], reuse_port: bool) -> 
 def _listen_unix(address: Address, backlog: int, options: ConnOptions) -> socket.socket:
     path = address.path
     assert path is not None
+    is_file = address.file is not None
+    if options.unix_mode is not None and not is_file:
+        raise ValueError(f"unix_mode has no meaning for an abstract name, {address.text!r}")
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     bound = False
     try:
-        _remove_stale(path)
+        if is_file:
+            _remove_stale(path)
         sock.bind(path)
-        bound = True
+        bound = is_file
         if options.unix_mode is not None:
             os.chmod(path, options.unix_mode)
         options.apply(sock)

@@ -17,6 +17,7 @@ import trio
 
 from trio_wknet._replace import adopt_listener, adopt_stream
 from trio_wknet._trios_own import trios_own
+from trio_wknet._unix_connect import connect_unix
 
 if TYPE_CHECKING:
     import os
@@ -71,10 +72,10 @@ async def open_unix_socket(
 ) -> Conn:
     """`trio.open_unix_socket`, whose stream is a `Conn` of the run's default engine.
 
-    Arguments and errors are Trio's. A checkpoint.
+    Arguments and errors are Trio's. While the server's queue is full it waits, as
+    `Engine.connect` does, where Trio gives a stream that is not connected. A checkpoint.
     """
-    with trios_own():
-        stream = await trio.open_unix_socket(filename)
+    stream = await connect_unix(filename)
     return _moved_stream(stream)  # type: ignore[no-any-return]
 
 

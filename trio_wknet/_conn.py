@@ -18,7 +18,7 @@ import trio
 
 from trio_wknet._native.idle_scopes import IdleWatch
 from trio_wknet._passes_for import StreamBase
-from trio_wknet._socket import SocketFacade
+from trio_wknet._socket import SocketFacade, non_blocking
 from trio_wknet._socket_address import socket_address
 from trio_wknet._statistics import ConnStatistics
 
@@ -119,11 +119,9 @@ class Conn(IdleWatch, StreamBase):  # type: ignore[misc]  # final, see _passes_f
         is sent, it has done nothing; from then on it cannot be cancelled.
         """
         await self._detach()
-        family = self._family
-        assert family is not None
         try:
             unread = self._take_unread()
-            sock = socket.socket(family, socket.SOCK_STREAM, 0, fileno=self._fd)
+            sock = non_blocking(self._fd)
         except BaseException:
             self._drop()  # nobody watches it any more
             raise

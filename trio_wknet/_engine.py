@@ -20,10 +20,11 @@ from trio_wknet._listener import Listener
 from trio_wknet._native.connections import Connections
 from trio_wknet._native.core import Core
 from trio_wknet._native.idle_scopes import timeout_rule
-from trio_wknet._options import ConnOptions, Limits
+from trio_wknet._options import ConnOptions, Limits, is_tcp
 from trio_wknet._statistics import EngineStatistics, ReactorStatistics
 from trio_wknet._trios_own import trios_own
 from trio_wknet._trusted import parse_trusted
+from trio_wknet._unix_connect import connect_unix
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Mapping
@@ -170,7 +171,10 @@ class Engine:
         Args:
           address: ``"tcp://host:port"``, ``"unix:///path"``, or a port, which
               listens on all interfaces. Port 0 takes a free one. A host that
-              resolves to several addresses is listened to on all of them.
+              resolves to several addresses is listened to on all of them, by the
+              same port. A path is taken as it stands, without escapes.
+              ``"unix://@name"`` is a name without a file, in Linux's abstract
+              namespace, where anybody in the same network namespace may connect.
           backlog: the kernel's queue of connections not yet accepted; by default
               the most it allows.
           reuse_port: give each reactor a listening socket of its own
@@ -211,7 +215,7 @@ class Engine:
             limits,
             timeout=timeout,
             spread=reuse_port,
-            path=parsed.path,
+            path=parsed.file,
             trusted=trusted,
         )
 
@@ -248,10 +252,13 @@ class Engine:
         limits: Limits = Limits(),
         options: ConnOptions = ConnOptions(),
     ) -> Conn:
-        """Connect to ``"tcp://host:port"`` or ``"unix:///path"``. A checkpoint.
+        """Connect to ``"tcp://host:port"``, ``"unix:///path"``, or ``"unix://@name"``. A
+        checkpoint.
 
         A host with several addresses is tried by Trio's own Happy Eyeballs
-        (RFC 8305); its winner is adopted.
+        (RFC 8305); its winner is adopted. While the queue of a unix socket's server is
+        full this waits, trying again every 50 ms at least; so, as with TCP, a server that
+        is stuck wants a deadline (`trio.fail_after`).
 
         Raises:
           ValueError, TypeError: for an argument that cannot be meant.
@@ -261,14 +268,12 @@ class Engine:
         _check(limits, Limits, "limits")
         _check(options, ConnOptions, "options")
         parsed = parse_address(address)
-        with trios_own():
-            if parsed.path is not None:
-                stream = await trio.open_unix_socket(parsed.path)
-            elif parsed.host is None or parsed.port == 0:
-                raise ValueError(
-                    f"address must name a host and a port to connect to, not {address!r}"
-                )
-            else:
+        if parsed.path is not None:
+            stream = await connect_unix(parsed.path)
+        elif parsed.host is None or parsed.port == 0:
+            raise ValueError(f"address must name a host and a port to connect to, not {address!r}")
+        else:
+            with trios_own():
                 stream = await trio.open_tcp_stream(parsed.host, parsed.port)
         return self._adopt_stream(stream, limits, options)
 
@@ -289,8 +294,8 @@ class Engine:
         plain = _detached(listener.socket)
         try:
             # Accepted connections inherit what a SocketStream sets on its socket.
-            for option, value in _SOCKET_STREAM_OPTIONS:
-                with suppress(OSError):  # a unix socket
+            for option, value in _SOCKET_STREAM_OPTIONS if is_tcp(plain) else ():
+                with suppress(OSError):
                     plain.setsockopt(socket.IPPROTO_TCP, option, value)
             return self._make_listener([plain], Limits())
         except BaseException:
@@ -314,15 +319,15 @@ class Engine:
         ``proxy_protocol`` is for a listening socket, and is that of `listen`.
 
         Raises:
-          TypeError: ``sock`` is not a `socket.socket`.
+          TypeError: ``sock`` is not a `socket.socket` itself: a subclass does something
+              else with the bytes, as `ssl.SSLSocket`.
           ValueError: it is not an open stream socket, or neither listens nor is
               connected; or is connected, and ``proxy_protocol`` is given.
         """
         self._core.ensure_usable()
         _check(limits, Limits, "limits")
         _check(options, ConnOptions, "options")
-        if not isinstance(sock, socket.socket):
-            raise TypeError(f"sock must be a socket.socket, not {sock!r}")
+        _check_plain(sock)
         if sock.fileno() < 0:
             raise ValueError(f"sock must be open, not {sock!r}")
         if sock.type != socket.SOCK_STREAM:
@@ -401,6 +406,20 @@ class Engine:
 def _detached(sock: trio.socket.SocketType) -> socket.socket:
     trio.lowlevel.notify_closing(sock)
     return socket.socket(sock.family, sock.type, sock.proto, fileno=sock.detach())
+
+
+def _check_plain(sock: object) -> None:
+    """As `trio.socket.from_stdlib_socket` checks it."""
+    if type(sock) is socket.socket:
+        return
+    # Without the module nobody has such a socket.
+    if "ssl" in sys.modules and isinstance(sock, sys.modules["ssl"].SSLSocket):
+        advice = "; for TLS, adopt the plain socket, and put a trio.SSLStream around the Conn"
+    elif isinstance(sock, trio.socket.SocketType):
+        advice = "; trio_wknet.install() has Trio's functions give a Conn"
+    else:
+        advice = ""
+    raise TypeError(f"sock must be a socket.socket itself, not {sock!r}{advice}")
 
 
 def _check(value: object, kind: type, name: str) -> None:

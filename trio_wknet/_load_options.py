@@ -71,7 +71,7 @@ class LoadOptions:
     """
 
     host: str = attrs.field(validator=_kind(str))
-    """A host name, an IPv4 or IPv6 address, or `unix:///path`."""
+    """A host name, an IPv4 or IPv6 address, `unix:///path`, or `unix://@name`."""
     port: int | None = attrs.field(default=None, validator=_whole(1, 65535, optional=True))
     """The TCP port; None, and only then, for a unix socket."""
     connections: int = attrs.field(default=100, kw_only=True, validator=_whole(1, 1 << 20))

@@ -17,28 +17,26 @@ import socket
 import struct
 from typing import Any
 
+from trio_wknet._address import parse_address
+
 UNIX = "unix://"
 CHURN_SOURCES = 64
 CONNECTIONS_PER_SOURCE = 20_000
 MAX_SOURCES = 250
 SPARE_DESCRIPTORS = 16
-MAX_UNIX_PATH = 107
 
 
 def unix_path(host: str) -> str | None:
-    """The path in a `unix:///path` host, None for any other host.
+    """The path of a `unix:///path` or `unix://@name` host, None for any other host.
 
-    Raises `ValueError` when the path is not absolute or too long for a socket.
+    Raises `ValueError` when it is not absolute or too long for a socket.
     """
     if not host.startswith(UNIX):
         return None
-    path = host[len(UNIX) :]
-    if not path.startswith("/") or len(os.fsencode(path)) > MAX_UNIX_PATH:
-        raise ValueError(
-            f"host: a unix socket is unix:// and an absolute path of at most "
-            f"{MAX_UNIX_PATH} bytes, not {host!r}"
-        )
-    return path
+    try:
+        return parse_address(host).path
+    except ValueError as exc:
+        raise ValueError(f"host: {exc}") from None
 
 
 def resolve(host: str, port: int | None, timeout: float) -> bytes:
@@ -69,7 +67,8 @@ def pack(family: int, address: Any) -> bytes:
     """The `struct sockaddr` of an address in the form that `socket` gives it."""
     head = struct.pack("=H", family)
     if family == socket.AF_UNIX:
-        return head + os.fsencode(address) + b"\0"
+        name = os.fsencode(address)
+        return head + name + (b"" if name.startswith(b"\0") else b"\0")
     host, port, *rest = address
     raw = socket.inet_pton(family, host.partition("%")[0])
     if family == socket.AF_INET:

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import socket
 import threading
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -30,7 +29,9 @@ import trio
 from trio_wknet._engine import default_engine
 from trio_wknet._options import ConnOptions, Limits
 from trio_wknet._socket import make_handle
+from trio_wknet._trios_own import is_trios
 from trio_wknet._trios_own import wanted as trios_own_wanted
+from trio_wknet._unix_connect import is_connected
 
 if TYPE_CHECKING:
     from trio_wknet._engine import Engine
@@ -47,33 +48,20 @@ in_run: trio.lowlevel.RunVar[bool] = trio.lowlevel.RunVar("trio_wknet.run", Fals
 # --- giving sockets to the default engine ---------------------------------------
 
 
-@cache
-def _trios_socket_class() -> type:
-    with socket.socket() as plain:
-        return type(trio.socket.from_stdlib_socket(plain))
-
-
-def _is_trios(sock: trio.socket.SocketType) -> bool:
-    """Not a custom factory's, which may be real, and may be kept and used by it."""
-    factory = trio.socket.set_custom_socket_factory(None)  # there is no other way to ask
-    trio.socket.set_custom_socket_factory(factory)
-    return factory is None and type(sock) is _trios_socket_class()
-
-
 def _engine() -> Engine:
     return default_engine(_install_reactors)
 
 
 def adopt_stream(stream: trio.SocketStream) -> Any:
     """The same connection on the default engine; a custom factory's as it is."""
-    if not _is_trios(stream.socket):
+    if not is_trios(stream.socket):
         return stream
     return _engine()._adopt_stream(stream, Limits(), ConnOptions())
 
 
 def adopt_listener(listener: trio.SocketListener) -> Any:
     """The same listener on the default engine; a custom factory's as it is."""
-    if not _is_trios(listener.socket):
+    if not is_trios(listener.socket):
         return listener
     return _engine()._adopt_listener(listener)
 
@@ -86,15 +74,7 @@ def _wanted_for(sock: trio.socket.SocketType) -> bool:
         here = in_run.get() or _installs > 0
     except RuntimeError:  # outside of any run
         return False
-    return here and not trios_own_wanted.get() and _is_trios(sock)
-
-
-def _is_connected(sock: trio.socket.SocketType) -> bool:
-    try:
-        sock.getpeername()
-    except OSError:
-        return False
-    return True
+    return here and not trios_own_wanted.get() and is_trios(sock)
 
 
 def _with_handle(taken: Any, sock: Any) -> Any:
@@ -110,7 +90,7 @@ _Metaclass: Any = type(trio.SocketStream)
 class _StreamClass(_Metaclass):  # type: ignore[misc]
     def __call__(cls, socket: trio.socket.SocketType) -> Any:
         stream = super().__call__(socket)
-        if not _wanted_for(socket) or not _is_connected(socket):
+        if not _wanted_for(socket) or not is_connected(socket):
             return stream
         return _with_handle(adopt_stream(stream), socket)
 

@@ -1,0 +1,48 @@
+"""Connecting to unix sockets.
+
+Facts. While the queue of a listening unix socket is full, a blocking connect(2) waits, and
+a non-blocking one fails at once with EAGAIN; no descriptor ever tells that there is room.
+Trio takes that EAGAIN for a connect that is under way, finds the socket writable, and gives
+a stream that is not connected.
+
+Decision. Wait, as a blocking connect does, and as a connect by TCP does that finds the
+queue full: try again, after a pause that grows. It is cancelled like any wait.
+
+Trade-off. Those who wait have no order: who comes later may be first.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+
+from trio_wknet._trios_own import is_trios, trios_own
+
+if TYPE_CHECKING:
+    import os
+
+FIRST_PAUSE, MOST_PAUSE = 0.001, 0.05  # seconds
+
+
+async def connect_unix(
+    filename: str | bytes | os.PathLike[str] | os.PathLike[bytes],
+) -> trio.SocketStream:
+    """`trio.open_unix_socket`, which is connected when it returns. A checkpoint."""
+    pause = FIRST_PAUSE
+    while True:
+        with trios_own():
+            stream = await trio.open_unix_socket(filename)
+        if not is_trios(stream.socket) or is_connected(stream.socket):
+            return stream
+        stream.socket.close()
+        await trio.sleep(pause)
+        pause = min(2 * pause, MOST_PAUSE)
+
+
+def is_connected(sock: trio.socket.SocketType) -> bool:
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True
