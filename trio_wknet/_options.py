@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 _MOST_BYTES = 1 << 30
+_MPTCP = 262  # IPPROTO_MPTCP, TCP over several paths: it has TCP's options
 
 
 def _integer(low: int, high: int) -> Callable[[Any, attrs.Attribute[Any], Any], None]:
@@ -41,6 +42,13 @@ def _some_seconds(instance: object, attribute: attrs.Attribute[Any], value: obje
 def _boolean(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
     if not isinstance(value, bool):
         raise TypeError(f"{attribute.name} must be True or False, not {value!r}")
+
+
+def is_tcp(sock: socket.socket) -> bool:
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return False
+    # What Python says of a socket's protocol is what it was told.
+    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL) in (socket.IPPROTO_TCP, _MPTCP)
 
 
 @attrs.frozen(kw_only=True)
@@ -86,7 +94,8 @@ class ConnOptions:
     """
 
     nodelay: bool = attrs.field(default=True, validator=_boolean)
-    """``TCP_NODELAY``: send small writes at once. Default True, as Trio does."""
+    """``TCP_NODELAY``: send small writes at once. Default True, as Trio does. Not for
+    sockets other than TCP's."""
 
     keepalive: bool = attrs.field(default=False, validator=_boolean)
     """``SO_KEEPALIVE``: have the kernel probe idle peers. Default False."""
@@ -114,11 +123,11 @@ class ConnOptions:
         Raises:
           OSError: if the kernel refuses one.
         """
-        for level, option, value in self._settings(sock.family):
+        for level, option, value in self._settings(is_tcp(sock)):
             sock.setsockopt(level, option, value)
 
-    def _settings(self, family: int) -> Iterator[tuple[int, int, int]]:
-        if family != socket.AF_UNIX and self.nodelay:
+    def _settings(self, tcp: bool) -> Iterator[tuple[int, int, int]]:
+        if tcp and self.nodelay:
             yield socket.IPPROTO_TCP, socket.TCP_NODELAY, 1
         if self.keepalive:
             yield socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1

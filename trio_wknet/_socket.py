@@ -27,6 +27,13 @@ def borrowed(fd: int, family: int) -> Iterator[socket.socket]:
         sock.detach()
 
 
+def _family(number: int) -> socket.AddressFamily:
+    try:
+        return socket.AddressFamily(number)
+    except ValueError:  # one that Python has no name for is a number there, too
+        return number  # type: ignore[return-value]
+
+
 class SocketFacade(trio.socket.SocketType):
     """The socket under a `Conn` or a `Listener`, for software that asks it for
     names and options. It has no send and no receive: bytes belong to the reactor.
@@ -41,13 +48,13 @@ class SocketFacade(trio.socket.SocketType):
         close: Callable[[], None],
     ) -> None:
         super().__init__()
-        self._family = socket.AddressFamily(family)
+        self._family = _family(family)
         self._fileno = fileno
         self._is_readable = is_readable
         self._close = close
 
     def __repr__(self) -> str:
-        return f"<trio_wknet socket fd={self.fileno()} family={self._family.name}>"
+        return f"<trio_wknet socket fd={self.fileno()} family={self._family!r}>"
 
     @property
     def family(self) -> socket.AddressFamily:
@@ -59,7 +66,9 @@ class SocketFacade(trio.socket.SocketType):
 
     @property
     def proto(self) -> int:
-        return 0 if self._family == socket.AF_UNIX else socket.IPPROTO_TCP
+        if self._fileno() >= 0:
+            return int(self.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL))
+        return socket.IPPROTO_TCP if self._family in (socket.AF_INET, socket.AF_INET6) else 0
 
     def fileno(self) -> int:
         """The descriptor; -1 once closed here, even while it lingers."""
@@ -117,9 +126,26 @@ def make_handle(sock: socket.socket, facade: SocketFacade) -> None:
 
 def stand_in(facade: SocketFacade) -> socket.socket:
     """Another such handle. Raises `trio.ClosedResourceError`."""
-    with borrowed(facade.fileno(), facade.family) as sock:
-        pass
+    descriptor = facade.fileno()
+    if descriptor < 0:
+        raise trio.ClosedResourceError("this socket was already closed")
+    sock = non_blocking(descriptor)
+    sock.detach()
     make_handle(sock, facade)
+    return sock
+
+
+def non_blocking(descriptor: int) -> socket.socket:
+    """A socket object for a descriptor that a reactor has driven, which says of itself what
+    is so: that it does not block, and which protocol it speaks. It owns the descriptor,
+    unless this raises (OSError, MemoryError).
+    """
+    sock = socket.socket(fileno=descriptor)
+    try:
+        sock.setblocking(False)
+    except BaseException:
+        sock.detach()
+        raise
     return sock
 
 

@@ -79,6 +79,8 @@ class SocketStream(AbstractSocketStream):
           anyio.BusyResourceError: another task is receiving.
           ValueError: ``max_bytes`` is less than 1.
         """
+        if max_bytes < 1:
+            raise ValueError("max_bytes must be a positive integer")
         try:
             data = await self._conn.receive_some(max_bytes)
         except _TRIOS as exc:
