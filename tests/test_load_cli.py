@@ -84,7 +84,17 @@ def test_an_address_with_two_ports(port: str) -> None:
 def test_ctrl_c_is_exit_code_130() -> None:
     with EchoServer(("127.0.0.1", 0), Greeter) as server:
         address = f"tcp://127.0.0.1:{server.server_address[1]}"
-        command = [sys.executable, "-m", "trio_wknet", "bench", address, "--duration", "60"]
+        command = [
+            sys.executable,
+            "-m",
+            "trio_wknet",
+            "bench",
+            address,
+            "--duration",
+            "60",
+            "--connections",
+            "2",
+        ]
         with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
             server.handle_request()  # it is running: it has connected
             process.send_signal(signal.SIGINT)
