@@ -1,5 +1,6 @@
 """The bridge's hooks: what Trio calls around each wait. See _bridge.py for why."""
-from trio_wknet._native.core cimport Core
+from trio_wknet._native.core cimport Core, woke
+from trio_wknet._native.stall cimport stall_called
 
 
 cdef class Hooks:
@@ -19,5 +20,16 @@ cdef class Hooks:
     def after_io_wait(self, timeout):
         # Trio clears custom_sleep_data when it reschedules a task, so this tells
         # without a system call whether the descriptor was ready.
-        if self.core.hub != NULL:
-            self.core.after_wait(self.pump.custom_sleep_data is None)
+        cdef Core core = self.core
+        cdef bint rung, late
+        if core.hub == NULL:
+            return
+        rung = self.pump.custom_sleep_data is None
+        late = not core.forked and stall_called(&core.stall, core.hub)
+        woke(core, rung or late)
+        self.drain()
+        while core.catches_up():
+            self.drain()
+
+    cdef void drain(self) noexcept:
+        self.core.drain()

@@ -10,6 +10,7 @@ from trio_wknet._native.matrix cimport matrix_return
 from trio_wknet._native.operation cimport Operation
 from trio_wknet._native.reactor cimport Hub, Reactor, reactor_turn
 from trio_wknet._native.spin cimport PingPong, ping_pong_hear
+from trio_wknet._native.stall cimport StallWatch, stall_turned
 from trio_wknet._native.wake cimport ring_bell
 
 
@@ -65,15 +66,17 @@ cdef class Core:
     cdef readonly uint32_t claimed      # connections that the application knows
     cdef readonly Deferred deferred
     cdef PingPong game
+    cdef StallWatch stall
     cdef dict headers           # PROXY headers of open connections, by handle
+    cdef dict excused           # when idle ones were given time after a stall, by handle
     cdef Undone undone          # first of a list
     cdef object failure         # an exception that the pump is to end the run with
     cdef uint32_t running       # reactor threads in `run`
 
     cdef void before_wait(self, double timeout) noexcept
-    cdef void after_wait(self, bint rung) noexcept
+    cdef bint catches_up(self) noexcept
     cdef bint _wants_turn(self) noexcept
-    cdef void _drain(self) noexcept
+    cdef void drain(self) noexcept
     cdef void wake(self) noexcept
     cdef bint wake_task(self, Undone waiter, Operation operation) noexcept
     cdef void again(self, Undone what) noexcept
@@ -96,6 +99,7 @@ cdef class Core:
     cdef uint64_t now(self) noexcept
     cdef void let_go_unseen(self, Slot *slot) noexcept
     cdef object take_header(self, Slot *slot)
+    cdef void forget_excuse(self, Slot *slot) noexcept
     cdef void requeue(self, Slot *slot, uint32_t bits) noexcept
     cdef Slot *next_claimed(self, uint32_t *cursor) noexcept
     cdef Slot *new_slot(self, int fd, int family, Limits limits) except NULL
@@ -108,8 +112,7 @@ cdef Limits make_limits(object limits) except *
 
 cdef inline void woke(Core core, bint rung) noexcept:
     """What goes before each drain: the sends that the last turn's tasks deferred; and
-    in-loop, turn the reactor if its epoll was ready or something is unfinished."""
-    cdef Reactor *reactor
+    in-loop, turn the reactor if its epoll was ready, or may be, or something is unfinished."""
     wk_u32_store(&core.hub.asleep, 0)
     core.deferred.woken = 0
     if core.undone is not None:
@@ -117,16 +120,23 @@ cdef inline void woke(Core core, bint rung) noexcept:
     if core.deferred.due:
         core.deferred.carry_out()
     if core.hub.in_loop:
-        reactor = core.hub.reactors[0]
-        if rung or not list_empty(&reactor.ready) or core.hub.virtual:
-            core.hub.virtual_now = core.now()
-            with nogil:
-                reactor_turn(reactor, 0)
-                # The pump may be parked, under a virtual clock, or gone, at a run's end;
-                # and the edges of what is left to read have been taken.
-                if not list_empty(&reactor.ready):
-                    ring_bell(reactor.wakefd)
-            core.show_alarm()
+        if rung or not list_empty(&core.hub.reactors[0].ready) or core.hub.virtual:
+            turn_in_loop(core)
+        else:
+            stall_turned(&core.stall, core.hub, False)
+
+
+cdef inline void turn_in_loop(Core core) noexcept:
+    cdef Reactor *reactor = core.hub.reactors[0]
+    core.hub.virtual_now = core.now()
+    with nogil:
+        reactor_turn(reactor, 0)
+        # The pump may be parked, under a virtual clock, or gone, at a run's end;
+        # and the edges of what is left to read have been taken.
+        if not list_empty(&reactor.ready):
+            ring_bell(reactor.wakefd)
+    stall_turned(&core.stall, core.hub, reactor.full)
+    core.show_alarm()
 
 
 cdef inline void deliver(Core core, Letter *letter) noexcept:

@@ -32,11 +32,18 @@ from trio_wknet._native.reactor cimport (
     Reactor, command, hub_free, hub_new, publish, reactor_run, reactor_turn, set_alarm,
 )
 from trio_wknet._native.spin cimport look_on, ping_pong_goes_on, ping_pong_new, ping_pong_note
+from trio_wknet._native.stall cimport (
+    stall_is_behind, stall_sleep, stall_wait_for_reactors, stall_watch_new,
+)
 from trio_wknet._native.wake cimport hub_wake, reactor_post, reactor_stop, ring_bell, still_bell
 from trio_wknet._native.wheel cimport NEVER, wheel_next
 
 import math
 import os
+
+import trio
+
+cdef object current_statistics = trio.lowlevel.current_statistics
 
 
 cdef enum:
@@ -47,6 +54,14 @@ cdef enum:
 
 cdef extern from "Python.h":
     Py_ssize_t Py_REFCNT(PyObject *object)
+
+
+cdef bint deadline_passed() noexcept:
+    """Whether Trio is about to expire a deadline. Costs some microseconds."""
+    try:
+        return current_statistics().seconds_to_next_deadline <= 0
+    except Exception:       # no run, or not one that tells: then Trio expires what it will
+        return False
 
 
 cdef Limits make_limits(object limits) except *:
@@ -154,8 +169,10 @@ cdef class Core:
         self.make_conn = make_conn
         self.clock = clock
         self.headers = {}
+        self.excused = {}
         self.deferred = Deferred()
         ping_pong_new(&self.game)
+        stall_watch_new(&self.stall)
         self.thread = PyThread_get_thread_ident()
         # Last: nobody would free it, if one of the others raised.
         self.hub = hub_new(max(reactors, 1), reactors == 0, round_robin)
@@ -242,6 +259,7 @@ cdef class Core:
         runs while Trio waits; and a finalizer may run between here and the wait."""
         cdef uint64_t until
         cdef bint found
+        stall_sleep(&self.stall, timeout)
         if ping_pong_goes_on(&self.game) and not self.hub.virtual:
             until = monotonic_ns() + <uint64_t>(min(timeout * 1e9, <double>SPIN_NS))
             with nogil:
@@ -253,10 +271,20 @@ cdef class Core:
         if mailbox_waiting(&self.hub.completions) or self.undone is not None:
             hub_wake(self.hub)
 
-    cdef void after_wait(self, bint rung) noexcept:
-        """Trio woke, or only looked. Never raises."""
-        woke(self, rung)
-        self._drain()
+    cdef bint catches_up(self) noexcept:
+        """After a drain: if a deadline of Trio's has passed, and something may have
+        arrived before it that was not looked at, look. Whether there may be more to
+        drain. The argument stands in stall.pyx."""
+        if self.hub == NULL or self.forked or not stall_is_behind(&self.stall, self.hub):
+            return False
+        if not deadline_passed():
+            return False
+        if self.hub.in_loop:
+            turn_in_loop(self)
+        else:
+            with nogil:
+                stall_wait_for_reactors(&self.stall, self.hub)
+        return True
 
     def still(self):
         """Read the eventfd that woke Trio, so that it may ring again. Raises what is to
@@ -278,7 +306,7 @@ cdef class Core:
         self.require_hub()
         return self.hub.in_loop and not list_empty(&self.hub.reactors[0].ready)
 
-    cdef void _drain(self) noexcept:
+    cdef void drain(self) noexcept:
         """Hand completions to their endpoints: those that are there now. What
         they do is reschedule tasks, or post commands."""
         cdef Letter *letter
@@ -409,6 +437,15 @@ cdef class Core:
             return self.headers.pop(wk_u64_load(&slot.handle), None)
         except MemoryError:
             return None
+
+    cdef void forget_excuse(self, Slot *slot) noexcept:
+        """Of a connection that is let go of. Without memory, as `take_header`."""
+        if not self.excused:
+            return
+        try:
+            self.excused.pop(wk_u64_load(&slot.handle), None)
+        except MemoryError:
+            pass
 
     cdef bint _wants_turn(self) noexcept:
         """Whether a command that was carried out in-loop left something to do:
@@ -572,7 +609,7 @@ cdef class Core:
             slot = matrix_each(self.hub.matrix, &cursor)
         for i in range(self.hub.count):
             publish(self.hub.reactors[i])
-        self._drain()
+        self.drain()
         for i in range(MOST_TRIES):     # nobody will try again
             if self.undone is None:
                 break

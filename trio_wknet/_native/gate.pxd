@@ -20,7 +20,7 @@ cdef class Gate(Server):
     cdef void close(self) noexcept
     cdef void take_in(self) noexcept
     cdef void receive(self, Slot *slot) noexcept
-    cdef void examine(self, Slot *slot) noexcept
+    cdef void examine(self, Slot *slot, bint time_is_up) noexcept
     cdef bytes look(self, Slot *slot, bint *over)
     cdef bint late(self, Slot *slot) noexcept
     cdef bint wait_for(self, Slot *slot, uint32_t size, uint32_t seen) noexcept

@@ -124,19 +124,20 @@ cdef class Gate(Server):
         if self.listener == NULL:
             return
         if trusted:
-            self.examine(slot)
+            self.examine(slot, False)
         else:
             self.refuse(slot, ABORT, INFO, "proxy_protocol does not trust it")
 
     cdef void completed(self, Slot *slot, uint32_t bits) noexcept:
         cdef Gate alive = self      # whatever is collected meanwhile
         if bits & (READABLE | IDLE):
-            alive.examine(slot)
+            alive.examine(slot, bits & IDLE)
 
     # --- looking -------------------------------------------------------------
 
-    cdef void examine(self, Slot *slot) noexcept:
-        """Let a connection pass, or refuse it, or have it wait for more."""
+    cdef void examine(self, Slot *slot, bint time_is_up) noexcept:
+        """Let a connection pass, or refuse it, or have it wait for more. Only the
+        reactor says that time may be up: it has looked at the socket before."""
         cdef bint over
         cdef uint32_t size
         while True:
@@ -152,7 +153,7 @@ cdef class Gate(Server):
             if header is not None:
                 self.let_pass(slot, header, size)
                 return
-            if over or self.late(slot):
+            if over or (time_is_up and self.late(slot)):
                 self.give_up(slot, data)
                 return
             if self.wait_for(slot, size, <uint32_t>len(data)):

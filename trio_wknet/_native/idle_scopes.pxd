@@ -23,6 +23,11 @@ cdef class IdleWatch(SendHalf):
     cdef int require_open(self) except -1
     cdef void add(self, object scope, uint64_t since, uint64_t limit, uint32_t direction)
     cdef list take_due(self, uint64_t now)
+    cdef uint32_t moved(self, uint32_t bits) noexcept
+    cdef void restart(self, uint64_t now, uint32_t directions) noexcept
+    cdef bint is_due(self, uint64_t now) noexcept
+    cdef bint excuse(self, uint64_t now) noexcept
+    cdef bint has_unread(self) noexcept
     cdef void look_by(self, uint64_t now, uint64_t limit, uint32_t direction) noexcept
     cdef void look_again(self, uint64_t now) noexcept
     cdef void watch(self, uint64_t now, uint64_t due, uint32_t ms, uint32_t direction) noexcept

@@ -25,12 +25,17 @@ from cpython.weakref cimport PyWeakref_NewRef
 from libc.math cimport ceil, isfinite
 from libc.stdint cimport uint32_t, uint64_t
 
-from trio_wknet._native.atomics cimport wk_u32_load_relaxed
-from trio_wknet._native.conn cimport CLOSE, Slot
+from trio_wknet._native.atomics cimport wk_u32_load_relaxed, wk_u64_load
+from trio_wknet._native.conn cimport (
+    CLOSE, ENDED, FLUSHED, READABLE, WRITABLE, Slot,
+)
 from trio_wknet._native.idle cimport (
-    EITHER, MOST_IDLE_MS, READ, WRITE, idle_due_by, idle_last, idle_ms, idle_rule,
+    EACH, EITHER, MOST_IDLE_MS, READ, WRITE, idle_due_by, idle_last, idle_ms, idle_rule,
     timeout_due,
 )
+from trio_wknet._native.linux cimport pthread_mutex_lock, pthread_mutex_unlock
+from trio_wknet._native.ring cimport ring_len
+from trio_wknet._native.stall cimport stall_was_late
 from trio_wknet._native.wheel cimport NEVER
 
 import math
@@ -39,6 +44,9 @@ import trio
 
 cdef object CancelScope = trio.CancelScope
 cdef object current_time = trio.current_time
+
+cdef enum:
+    LOOK_AGAIN_MS = 10
 
 cdef uint64_t LONGEST = <uint64_t>1 << 62       # ns, 146 years
 
@@ -99,8 +107,9 @@ cdef class IdleWatch(SendHalf):
 
         Of several, what comes first counts. Time counts from this call, or from the
         last byte if that is later. The scope is cancelled up to 20 ms late, and never
-        early. It costs nothing for each message, whatever the number of scopes. A scope
-        that outlives the connection, or its object in event mode, is not cancelled.
+        early. What has come in time counts, even if the event loop was held up and could
+        not look at it. It costs nothing for each message, whatever the number of scopes. A
+        scope that outlives the connection, or its object in event mode, is not cancelled.
 
         Not a checkpoint.
 
@@ -243,11 +252,16 @@ cdef class IdleWatch(SendHalf):
         cdef uint64_t since = due - span if due > span else 0
         self.core.watch_idle(self.slot, idle_rule(ms, direction), min(since, now))
 
-    cdef void became_idle(self) noexcept:
+    cdef void became_idle(self, uint32_t bits) noexcept:
         """Act on what is due, and have the reactor look when the next will be."""
         cdef uint64_t now = self.core.now()
-        cdef list expired = self.take_due(now)
-        cdef bint over = timeout_due(self.slot) <= now
+        cdef list expired
+        cdef bint over
+        self.restart(now, self.moved(bits))
+        if stall_was_late(&self.core.stall, self.core.hub) and self.excuse(now):
+            return
+        expired = self.take_due(now)
+        over = timeout_due(self.slot) <= now
         if over and self.handler_scope is not None:
             expired.append(self.handler_scope)
             self.handler_scope = None
@@ -260,6 +274,65 @@ cdef class IdleWatch(SendHalf):
         if over:
             self.timed_out = True
             self.let_go(CLOSE, "idle")
+
+    # What arrived in time counts, though nobody could be told in time: after a stall
+    # (stall.pyx), the drain tells of idleness along with all that came before it.
+
+    cdef uint32_t moved(self, uint32_t bits) noexcept:
+        """In which directions there is news that is told only now, with the idleness."""
+        cdef uint32_t directions = 0
+        if bits & (READABLE | ENDED):
+            directions |= READ
+        # One that nobody waits for may be old (`on_writable` in transfer.pyx).
+        if bits & (WRITABLE | FLUSHED) and self.sender_parked:
+            directions |= WRITE
+        return directions
+
+    cdef void restart(self, uint64_t now, uint32_t directions) noexcept:
+        """Have the time of wishes for any of these directions count from now."""
+        cdef IdleScope wish
+        if directions == 0:
+            return
+        self.slot.timeout_since = now
+        for wish in self.wishes or ():
+            if wish.direction == EITHER or wish.direction & directions:
+                wish.since = now
+
+    cdef bint is_due(self, uint64_t now) noexcept:
+        cdef IdleScope wish
+        if timeout_due(self.slot) <= now:
+            return True
+        for wish in self.wishes or ():
+            if _due(wish, self.slot) <= now:
+                return True
+        return False
+
+    cdef bint excuse(self, uint64_t now) noexcept:
+        """After a stall, once until bytes move again: start anew where there is something
+        that could not be received meanwhile; else have the reactor look again, in a
+        moment, when it has done what tasks asked of it. True if that is all for now."""
+        cdef uint64_t before
+        if not self.is_due(now):
+            return False
+        try:
+            before = self.core.excused.get(wk_u64_load(&self.slot.handle), 0)
+            self.core.excused[wk_u64_load(&self.slot.handle)] = now
+        except MemoryError:
+            return False
+        if idle_last(self.slot, EITHER, 0) < before < self.core.stall.begun:
+            return False        # and tasks have run since then
+        if self.has_unread():
+            self.restart(now, EACH)
+            return False
+        self.core.watch_idle(self.slot, idle_rule(LOOK_AGAIN_MS, EACH), now)
+        return True
+
+    cdef bint has_unread(self) noexcept:
+        cdef bint unread
+        pthread_mutex_lock(&self.slot.lock)
+        unread = ring_len(&self.slot.inbound) > 0 or self.slot.paused
+        pthread_mutex_unlock(&self.slot.lock)
+        return unread
 
     cdef bint unmarked(self) noexcept:
         return not self.wishes and self.handler_scope is None and SendHalf.unmarked(self)

@@ -31,6 +31,7 @@ cdef struct Hub:
     Slot *beacon            # its letter tells what concerns no connection: that a
                             # reactor has none left, that the pool is to be trimmed
     wk_u32 quiet_wanted     # somebody wants to know
+    wk_u32 looks_awaited    # Trio waits for reactors to look: see stall.pyx
     bint in_loop
     bint virtual            # in-loop under a Trio clock that is not the system's:
     uint64_t virtual_now    # ns; the Trio side keeps it
@@ -63,6 +64,13 @@ cdef struct Reactor:
 
     wk_u32 kicked           # the eventfd has been written and not yet read
     wk_u32 stopping
+    # Trio asks for a look at all that has arrived, by a count, and is told of the last
+    # count for which that is done: everything is read, and told.
+    wk_u32 asked
+    wk_u32 looked
+    uint32_t looking        # the count for which it is under way
+    uint32_t ahead          # events that may be ahead of what arrived since then
+    bint full               # the last turn's list of events: epoll may have more
     wk_u32 connections      # statistics and least-connections
     wk_u64 turns
     wk_u64 events_seen

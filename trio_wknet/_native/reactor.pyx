@@ -10,7 +10,7 @@ from libc.string cimport memset
 
 from trio_wknet._native.accept cimport accept_rest, on_acceptable, rearm, watch
 from trio_wknet._native.atomics cimport (
-    wk_u32_exchange, wk_u32_load, wk_u64_bump,
+    wk_fence, wk_u32_exchange, wk_u32_load, wk_u32_load_relaxed, wk_u32_store, wk_u64_bump,
 )
 from trio_wknet._native.closing cimport (
     close_gracefully, close_now, forget, leave_listener, on_closing_event, reset,
@@ -37,7 +37,7 @@ from trio_wknet._native.transfer cimport (
     end_of_input, flush, on_readable, on_writable, resume_reading,
 )
 from trio_wknet._native.trim cimport run_trim
-from trio_wknet._native.wake cimport hub_wake, kick, still_bell
+from trio_wknet._native.wake cimport hub_wake, kick, ring_bell, still_bell
 from trio_wknet._native.wheel cimport NEVER, wheel_free, wheel_next
 
 cdef enum:
@@ -171,6 +171,8 @@ cdef int _patience(Reactor *reactor) noexcept nogil:
     cdef uint64_t at, now
     if not list_empty(&reactor.ready):
         return 0
+    if wk_u32_load(&reactor.asked) != wk_u32_load_relaxed(&reactor.looked):
+        return 0
     at = min(wheel_next(reactor.wheel), reactor.trim_at)
     if at == NEVER:
         return -1
@@ -183,8 +185,10 @@ cdef int _patience(Reactor *reactor) noexcept nogil:
 
 cdef void reactor_turn(Reactor *reactor, int timeout) noexcept nogil:
     """One turn; waits at most `timeout` milliseconds (-1: for ever)."""
+    cdef uint32_t asked = wk_u32_load(&reactor.asked)
     cdef int n = epoll_wait(reactor.epfd, reactor.events, EVENTS, timeout)
     cdef int i
+    reactor.full = n == EVENTS
     reactor.now = hub_now(reactor.hub)
     for i in range(n):
         _dispatch(reactor, &reactor.events[i])
@@ -195,9 +199,29 @@ cdef void reactor_turn(Reactor *reactor, int timeout) noexcept nogil:
     run_trim(reactor)
     publish(reactor)
     set_alarm(reactor)
+    if asked != wk_u32_load_relaxed(&reactor.looked) and n >= 0:
+        _note_look(reactor, asked)
     wk_u64_bump(&reactor.turns, 1)
     if n > 0:
         wk_u64_bump(&reactor.events_seen, n)
+
+
+cdef void _note_look(Reactor *reactor, uint32_t asked) noexcept nogil:
+    """Trio had asked for a look at all that has arrived before this turn took events from
+    epoll. That is done once epoll had no more than a turn takes, or has given as many as
+    there are descriptors: its list is first in, first out. See stall.pyx."""
+    if reactor.full:
+        if reactor.looking != asked:
+            reactor.looking = asked
+            reactor.ahead = wk_u32_load_relaxed(&reactor.connections) + EVENTS
+        if reactor.ahead > EVENTS:
+            reactor.ahead -= EVENTS
+            return
+    wk_u32_store(&reactor.looked, asked)
+    wk_fence()
+    if (wk_u32_load(&reactor.hub.looks_awaited)
+            and wk_u32_exchange(&reactor.hub.looks_awaited, 0)):
+        ring_bell(reactor.hub.wakefd)
 
 
 cdef void publish(Reactor *reactor) noexcept nogil:

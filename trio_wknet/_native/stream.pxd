@@ -48,7 +48,7 @@ cdef class Stream(Endpoint):
     cdef object park_reader(self, Operation operation)
     cdef object park_sender(self, Operation operation)
     cdef int ensure_not_served(self) except -1
-    cdef void became_idle(self) noexcept
+    cdef void became_idle(self, uint32_t bits) noexcept
     cdef void wake_reader(self) noexcept
     cdef void wake_sender(self) noexcept
     cdef void let_go(self, uint32_t command, str reason) noexcept

@@ -101,6 +101,9 @@ cdef class Stream(Endpoint):
         self.wake_sender()
 
     cdef void completed(self, uint32_t bits) noexcept:
+        # First: it asks who waits.
+        if bits & IDLE and self.slot != NULL:
+            self.became_idle(bits)
         if bits & READABLE:
             self.wake_reader()
         if bits & (WRITABLE | FLUSHED):
@@ -110,11 +113,9 @@ cdef class Stream(Endpoint):
         if bits & DETACHED:
             self.detaching = DETACH_DONE
             self.wake_sender()
-        if bits & IDLE and self.slot != NULL:
-            self.became_idle()
 
-    cdef void became_idle(self) noexcept:
-        """The idle rule came due."""
+    cdef void became_idle(self, uint32_t bits) noexcept:
+        """The idle rule came due. `bits` is all that was told with it."""
 
     cdef void _tell_end(self) noexcept:
         told, self.on_end = self.on_end, None
@@ -140,6 +141,7 @@ cdef class Stream(Endpoint):
         self.count(&self.final)
         self.keep_names()
         self.header = core.take_header(slot)
+        core.forget_excuse(slot)
         self.look_at_end()
         self.reason = reason
         if slot.server != NULL:
@@ -317,8 +319,7 @@ cdef class Stream(Endpoint):
 
     cdef void count(self, Counters *into) noexcept:
         cdef Slot *slot = self.slot
-        cdef uint64_t now = self.core.now()
-        cdef uint64_t active
+        cdef uint64_t active, now
         pthread_mutex_lock(&slot.lock)
         into.unread = ring_len(&slot.inbound)
         into.unsent = ring_len(&slot.outbound)
@@ -329,12 +330,12 @@ cdef class Stream(Endpoint):
             wk_u64_load_relaxed(&slot.last_sent),
             wk_u64_load_relaxed(&slot.last_flushed),
         )
+        now = self.core.now()       # after what a reactor may be storing meanwhile
         into.received = wk_u64_load_relaxed(&slot.received)
         into.receive_calls = wk_u64_load_relaxed(&slot.receive_calls)
         into.sent = wk_u64_load_relaxed(&slot.sent) + wk_u64_load_relaxed(&slot.flushed)
         into.send_calls = (wk_u64_load_relaxed(&slot.send_calls)
                            + wk_u64_load_relaxed(&slot.flush_calls))
-        # A reactor may store a later time than this one.
         into.idle = now - active if now > active else 0
         into.age = now - slot.opened if now > slot.opened else 0
 

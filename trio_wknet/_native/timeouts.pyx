@@ -10,6 +10,7 @@ from trio_wknet._native.conn cimport IDLE, OPEN, PORT, Slot
 from trio_wknet._native.idle cimport idle_due
 from trio_wknet._native.matrix cimport matrix_at
 from trio_wknet._native.reactor cimport Reactor, notify
+from trio_wknet._native.transfer cimport look_at_socket
 from trio_wknet._native.wheel cimport (
     Wheel, WheelNode, wheel_add, wheel_new, wheel_remove, wheel_take, wheel_turn,
 )
@@ -57,7 +58,18 @@ cdef void run_timeouts(Reactor *reactor) noexcept nogil:
         if slot.kind == PORT:
             rearm(reactor, slot)
         elif slot.state == OPEN:
-            wk_u32_store(&slot.idle, 0)
-            notify(reactor, slot, IDLE)
+            _act_on_idleness(reactor, slot)
         else:
             close_now(reactor, slot)
+
+
+cdef void _act_on_idleness(Reactor *reactor, Slot *slot) noexcept nogil:
+    """Say that a connection is idle, if it is. Not all that has arrived was looked at: a
+    turn takes EVENTS events at most, and if this thread or the process stood still for
+    long, bytes may have come in time that epoll has yet to tell of."""
+    look_at_socket(reactor, slot)
+    if idle_due(slot) > reactor.now:
+        timeout_set(reactor, slot)
+        return
+    wk_u32_store(&slot.idle, 0)
+    notify(reactor, slot, IDLE)

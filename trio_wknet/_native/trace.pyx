@@ -16,7 +16,7 @@ from trio_wknet._native.atomics cimport (
 )
 from trio_wknet._native.bridge cimport Hooks
 from trio_wknet._native.conn cimport CONNECTION, EXACT, READABLE, RELEASED, Slot, slot_of_up
-from trio_wknet._native.core cimport Core, deliver, woke
+from trio_wknet._native.core cimport Core, deliver
 from trio_wknet._native.linux cimport pthread_mutex_lock, pthread_mutex_unlock
 from trio_wknet._native.mailbox cimport Letter, mailbox_take, mailbox_waiting
 from trio_wknet._native.operation cimport Operation
@@ -220,7 +220,5 @@ cdef class TracedHooks(Hooks):
         Hooks.__init__(self, core, pump)
         self.tracer = tracer
 
-    def after_io_wait(self, timeout):
-        if self.core.hub != NULL:
-            woke(self.core, self.pump.custom_sleep_data is None)
-            drain(self.core, self.tracer)
+    cdef void drain(self) noexcept:
+        drain(self.core, self.tracer)

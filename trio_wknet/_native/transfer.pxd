@@ -5,6 +5,7 @@ from trio_wknet._native.reactor cimport Reactor
 
 cdef void on_readable(Reactor *reactor, Slot *slot, uint32_t events) noexcept nogil
 cdef void on_writable(Reactor *reactor, Slot *slot) noexcept nogil
+cdef void look_at_socket(Reactor *reactor, Slot *slot) noexcept nogil
 cdef void resume_reading(Reactor *reactor, Slot *slot) noexcept nogil
 cdef void flush(Reactor *reactor, Slot *slot) noexcept nogil
 cdef void end_of_input(Reactor *reactor, Slot *slot, int32_t error) noexcept nogil

@@ -31,8 +31,8 @@ from trio_wknet._native.conn cimport (
 )
 from trio_wknet._native.linux cimport (
     AF_UNIX, EAGAIN, EINTR, ENOMEM, EPOLLERR, EPOLLHUP, EPOLLPRI, EPOLLRDHUP,
-    MSG_DONTWAIT, MSG_NOSIGNAL, SOL_SOCKET, SO_ERROR, errno, getsockopt, iovec, msghdr,
-    pthread_mutex_lock, pthread_mutex_unlock, recv, sendmsg, socklen_t,
+    MSG_DONTWAIT, MSG_NOSIGNAL, POLLOUT, SOL_SOCKET, SO_ERROR, errno, getsockopt, iovec, msghdr,
+    poll, pollfd, pthread_mutex_lock, pthread_mutex_unlock, recv, sendmsg, socklen_t,
 )
 from trio_wknet._native.links cimport list_append
 from trio_wknet._native.pool cimport Block, block_data, pool_drop, pool_take
@@ -88,6 +88,19 @@ cdef void resume_reading(Reactor *reactor, Slot *slot) noexcept nogil:
     pthread_mutex_unlock(&slot.lock)
     if not paused:
         _receive(reactor, slot, True)
+
+
+cdef void look_at_socket(Reactor *reactor, Slot *slot) noexcept nogil:
+    """Move what can be moved now, whether or not epoll has told of it."""
+    cdef pollfd one
+    resume_reading(reactor, slot)
+    if slot.draining:
+        flush(reactor, slot)
+    if wk_u32_load(&slot.writable_wanted):
+        one.fd = slot.fd
+        one.events = POLLOUT
+        if poll(&one, 1, 0) > 0:
+            on_writable(reactor, slot)
 
 
 cdef void _receive(Reactor *reactor, Slot *slot, bint to_the_end) noexcept nogil:
