@@ -12,11 +12,13 @@ import os
 import socket
 import sys
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, overload
 
 import trio
 
-from trio_wknet._native.idle_scopes import IdleWatch
+from trio_wknet._native.idle_scopes import IdleWatch, expire
+from trio_wknet._native.latch import Latch
 from trio_wknet._passes_for import StreamBase
 from trio_wknet._socket import SocketFacade, non_blocking
 from trio_wknet._socket_address import socket_address
@@ -144,7 +146,7 @@ class Conn(IdleWatch, StreamBase):  # type: ignore[misc]  # final, see _passes_f
         """Wait until ``close_reason`` is not None: the peer finished sending or is
         gone, or the connection was closed here. Needs nobody to receive. A
         checkpoint."""
-        ended = trio.Event()
+        ended = Latch(self._core)
         with self._watching_for_end(ended.set):
             await ended.wait()
 
@@ -158,7 +160,7 @@ class Conn(IdleWatch, StreamBase):  # type: ignore[misc]  # final, see _passes_f
             if scope.cancelled_caught:
                 return
         """
-        with trio.CancelScope() as scope, self._watching_for_end(scope.cancel):
+        with trio.CancelScope() as scope, self._watching_for_end(partial(expire, scope)):
             yield scope
 
     @contextmanager
@@ -173,6 +175,7 @@ class Conn(IdleWatch, StreamBase):  # type: ignore[misc]  # final, see _passes_f
             self._end_watchers.remove(told)
 
     def _tell_end_watchers(self) -> None:
+        # Called again if it runs out of memory: what is told twice takes no notice.
         for told in self._end_watchers or ():
             told()
 

@@ -20,6 +20,7 @@ from trio_wknet._listener import Listener
 from trio_wknet._native.connections import Connections
 from trio_wknet._native.core import Core
 from trio_wknet._native.idle_scopes import timeout_rule
+from trio_wknet._native.latch import Latch
 from trio_wknet._options import ConnOptions, Limits, is_tcp
 from trio_wknet._statistics import EngineStatistics, ReactorStatistics
 from trio_wknet._trios_own import trios_own
@@ -387,10 +388,10 @@ class Engine:
     async def _wait_until_quiet(self) -> None:
         # Ends by itself: no connection lingers past its limits.
         await trio.lowlevel.checkpoint()
-        quiet = trio.Event()
+        quiet = Latch(self._core)
         while not self._closed and not self._core.quiet(quiet.set):
             await quiet.wait()
-            quiet = trio.Event()
+            quiet = Latch(self._core)
 
     def _shut_down(self) -> None:
         """Stop the threads, wait for them, and close every descriptor."""

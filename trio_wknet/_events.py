@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from trio_wknet._native.events import EventServer
+from trio_wknet._native.latch import Latch
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -28,7 +29,7 @@ class EventServing(EventServer):
         on_close: Callable[[Conn, str], Awaitable[object] | None] | None,
         on_error: Callable[[Conn, Exception], object] | None,
     ) -> None:
-        self._told = trio.Event()
+        self._told = Latch(listener._core)
         self._listener = listener
         super().__init__(
             listener, nursery, on_data, on_connect, on_close, on_error, lambda: self._told.set()
@@ -40,7 +41,7 @@ class EventServing(EventServer):
         try:
             while self.accepting or (self.open and self._listener._draining):
                 await self._told.wait()
-                self._told = trio.Event()
+                self._told = Latch(self._listener._core)
                 self.bury()
                 self._raise_failure()
             if not self._listener._draining:

@@ -13,6 +13,7 @@ import trio
 from trio_wknet._conn import Conn
 from trio_wknet._events import EventServing
 from trio_wknet._native.gate import Gate
+from trio_wknet._native.latch import Latch
 from trio_wknet._native.listen import NativeListener
 from trio_wknet._options import ConnOptions, Limits
 from trio_wknet._passes_for import ListenerBase
@@ -57,7 +58,7 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
         self._draining = False
         self._handlers = 0
         self._serving = 0
-        self._served = trio.Event()
+        self._served = Latch(core)
         self._events: EventServing | None = None
         for sock in sockets:
             sock.setblocking(False)
@@ -74,9 +75,11 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
 
     def __del__(self) -> None:
         # Needed beyond good manners: the engine's list of what is open borrows.
-        if self._open:
-            warnings.warn(f"unclosed listener {self!r}", ResourceWarning, stacklevel=1)
-        self._close_all()
+        try:
+            if self._open:
+                warnings.warn(f"unclosed listener {self!r}", ResourceWarning, stacklevel=1)
+        finally:  # warnings may be errors
+            self._close_all()
 
     # --- serving -------------------------------------------------------------
 
@@ -263,11 +266,10 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
     async def _close_and_wait(self) -> None:
         try:
             if self._open:
-                closed = trio.Event()
+                closed = Latch(self._core)
                 self._close_ports(closed.set)
                 # The reactors need one turn for it, so this does not wait for long.
-                with trio.CancelScope(shield=True):
-                    await closed.wait()
+                await closed.wait(shielded=True)
         finally:
             self._close_all()
 

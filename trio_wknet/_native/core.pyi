@@ -6,7 +6,10 @@ from trio_wknet._conn import Conn
 from trio_wknet._native.deferred import Deferred
 
 class Undone: ...
-class Endpoint(Undone): ...
+
+class Endpoint(Undone):
+    _core: Core
+
 class Server(Undone): ...
 
 class Core:

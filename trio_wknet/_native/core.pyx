@@ -26,7 +26,7 @@ from trio_wknet._native.mailbox cimport (
 from trio_wknet._native.matrix cimport (
     SLAB_SLOTS, Matrix, matrix_after_fork, matrix_each, matrix_return, matrix_step, matrix_take,
 )
-from trio_wknet._native.operation cimport HALF_DONE, WOKEN_UP, Operation, Wake
+from trio_wknet._native.operation cimport HALF_DONE, UNDONE, WOKEN_UP, Operation, Wake
 from trio_wknet._native.pool cimport pool_trim_idle
 from trio_wknet._native.reactor cimport (
     Reactor, command, hub_free, hub_new, publish, reactor_run, reactor_turn, set_alarm,
@@ -126,6 +126,10 @@ cdef class Endpoint:
             (<Endpoint>self.following).previous = self.previous
         self.previous = NULL
         self.following = NULL
+
+    @property
+    def _core(self):
+        return self.core
 
     cdef int ensure_usable(self) except -1:
         """Refuse an open endpoint's use where its engine may not be used. One
@@ -340,7 +344,11 @@ cdef class Core:
     cdef bint wake_task(self, Undone waiter, Operation operation) noexcept:
         """Wake a parked task. False if there is no memory for that: then the waiter
         puts the operation back, and will be told to `retry`."""
-        cdef Wake outcome = operation.wake()
+        cdef Wake outcome = UNDONE
+        cdef int tries = MOST_TRIES if self.closed else 1       # no drain will come
+        while outcome == UNDONE and tries > 0:
+            outcome = operation.wake()
+            tries -= 1
         if outcome == WOKEN_UP:
             return True
         if outcome == HALF_DONE:

@@ -79,14 +79,21 @@ cdef uint64_t _due(IdleScope wish, Slot *slot) noexcept:
     return idle_last(slot, wish.direction, wish.since) + wish.limit
 
 
-cdef void _expire(object scope):
-    """Cancel a scope, unless it was left."""
+def expire(scope):
+    """Cancel a scope, unless it was left: let Trio's loop do it. If memory runs out
+    there, the run ends; not so in a call of `cancel`, which leaves tasks behind that it
+    has woken by half, and does nothing when it is called again."""
     if scope.is_relative:       # not entered, and its deadline is not known yet
         scope.cancel()
         return
     now = current_time()
-    if scope.deadline > now:
-        scope.deadline = now
+    before = scope.deadline
+    if before > now:
+        try:
+            scope.deadline = now
+        except MemoryError:
+            scope.deadline = before     # or the next try would change nothing
+            raise
 
 
 cdef class IdleWatch(SendHalf):
@@ -270,7 +277,7 @@ cdef class IdleWatch(SendHalf):
         if not over:
             self.look_again(now)
         for scope in expired:
-            _expire(scope)
+            expire(scope)
         if over:
             self.timed_out = True
             self.let_go(CLOSE, "idle")

@@ -30,6 +30,7 @@ cdef class Stream(Endpoint):
     cdef object read_trap       # made at the first wait, used for all
     cdef object write_trap
     cdef object on_end          # to be called once, when the peer ends
+    cdef bint end_due           # it has not been called, for lack of memory
     cdef uint8_t detaching      # DETACH_ASKED or DETACH_DONE, while `detach` waits
     cdef str reason             # why it was let go of
     cdef int32_t end_error      # unless it ended before: the errno,

@@ -99,6 +99,9 @@ cdef class Stream(Endpoint):
         # To be woken for nothing does no harm.
         self.wake_reader()
         self.wake_sender()
+        if self.end_due:
+            self.end_due = False
+            self._tell_end()
 
     cdef void completed(self, uint32_t bits) noexcept:
         # First: it asks who waits.
@@ -122,6 +125,10 @@ cdef class Stream(Endpoint):
         if told is not None:
             try:
                 told()
+            except MemoryError:
+                self.on_end = told
+                self.end_due = True
+                self.core.again(self)
             except BaseException as failure:
                 self.core.fail_run(failure)
 
@@ -211,8 +218,10 @@ cdef class Stream(Endpoint):
         # In event mode the connection goes on without an object.
         if self.slot == NULL or self.slot.server != NULL:
             return
-        warnings.warn(f"unclosed connection {self!r}", ResourceWarning, stacklevel=1)
-        self._drop()
+        try:
+            warnings.warn(f"unclosed connection {self!r}", ResourceWarning, stacklevel=1)
+        finally:    # warnings may be errors
+            self._drop()
 
     def _reason(self):
         return self._why()
