@@ -85,7 +85,7 @@ def test_an_engine_left_open_at_the_end_of_a_run(reactors: int) -> None:
     kept: list[Any] = []
 
     async def main() -> None:
-        engine = Engine(reactors, "least_connections")
+        engine = Engine._open(reactors, "least_connections")
         listener = await engine.listen(LOCAL)
         with dial(listener):
             conn = await listener.accept()

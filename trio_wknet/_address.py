@@ -7,11 +7,14 @@ import os
 import socket
 import stat
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import attrs
 import trio
+
+from trio_wknet._misuse import as_tcp
 
 if TYPE_CHECKING:
     from trio_wknet._options import ConnOptions
@@ -45,7 +48,7 @@ def parse_address(address: str | int) -> Address:
       ValueError: not such an address; the message says what is wrong.
     """
     if isinstance(address, bool) or not isinstance(address, (str, int)):
-        raise TypeError(f"address must be a string or a port, not {address!r}")
+        raise TypeError(f"address must be a string or a port, not {address!r}{_advice(address)}")
     if isinstance(address, int):
         if not 0 <= address <= 65535:
             raise ValueError(f"address: a port must be from 0 to 65535, not {address}")
@@ -57,7 +60,23 @@ def parse_address(address: str | int) -> Address:
         return _parse_unix(address)
     raise ValueError(
         f"address must start with 'tcp://' or 'unix://', or be a port number, not {address!r}"
+        f"{_advice(address)}"
     )
+
+
+def _advice(address: object) -> str:
+    """How to write what was meant, where that can be seen."""
+    if isinstance(address, tuple) and len(address) in (2, 4):
+        return as_tcp(*address[:2])
+    if isinstance(address, Path) and address.is_absolute():
+        return f": write 'unix://{address}'"
+    if not isinstance(address, str):
+        return ""
+    path = address.removeprefix("unix:")
+    if path.startswith("/"):
+        return f": write 'unix://{path}'"
+    host, _, port = address.removeprefix("tcp:").rpartition(":")
+    return as_tcp(host.strip("[]"), int(port)) if host and port.isdecimal() else ""
 
 
 def _parse_tcp(address: str) -> Address:

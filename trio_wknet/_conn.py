@@ -13,7 +13,7 @@ import socket
 import sys
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, NoReturn, overload
 
 import trio
 
@@ -60,9 +60,15 @@ class Conn(IdleWatch, StreamBase):  # type: ignore[misc]  # final, see _passes_f
     # message, and setting fields from Python would double what that costs.
     __slots__ = ("__weakref__",)
 
+    def __init__(self, *_: NoReturn, **__: NoReturn) -> None:
+        raise TypeError(
+            "a Conn is not made: Listener.accept, Listener.serve, Engine.connect and "
+            "Engine.adopt give it"
+        )
+
     @classmethod
     def _from_socket(cls, core: Core, sock: socket.socket, limits: Limits) -> Conn:
-        conn = cls()
+        conn = cls.__new__(cls)
         sock.setblocking(False)
         conn._adopt(core, sock.fileno(), int(sock.family), limits)
         sock.detach()

@@ -8,15 +8,18 @@ import socket
 import sys
 import threading
 import weakref
-from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Literal
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 import trio
 
 from trio_wknet._address import open_listening_sockets, parse_address
+from trio_wknet._async_context import for_async_with
 from trio_wknet._bridge import Bridge
 from trio_wknet._conn import Conn
 from trio_wknet._listener import Listener
+from trio_wknet._misuse import one_address
 from trio_wknet._native.connections import Connections
 from trio_wknet._native.core import Core
 from trio_wknet._native.idle_scopes import timeout_rule
@@ -87,8 +90,20 @@ def _virtual_clock() -> Callable[[], float] | None:
 class Engine:
     """Reactors, their threads and their connections. See `open_engine`."""
 
-    def __init__(self, reactors: int, balance: str) -> None:
-        self._core = Core(reactors, balance == "round_robin", Conn, _virtual_clock())
+    def __init__(self, *_: NoReturn, **__: NoReturn) -> None:
+        raise TypeError(
+            "an Engine is not made but opened: write 'async with open_engine() as engine:'"
+        )
+
+    @classmethod
+    def _open(cls, reactors: int, balance: str) -> Engine:
+        engine = cls.__new__(cls)
+        engine._start(reactors, balance)
+        return engine
+
+    def _start(self, reactors: int, balance: str) -> None:
+        make_conn = partial(Conn.__new__, Conn)  # `Conn()` is for nobody
+        self._core = Core(reactors, balance == "round_robin", make_conn, _virtual_clock())
         self._connections = Connections(self._core)
         self._closed = False
         self._threads: list[threading.Thread] = []
@@ -156,6 +171,7 @@ class Engine:
         """
         return self._connections
 
+    @one_address
     async def listen(
         self,
         address: str | int,
@@ -236,7 +252,7 @@ class Engine:
             for sock in sockets:
                 sock.close()
             raise
-        return Listener(
+        return Listener._open_on(
             self._core,
             sockets,
             limits,
@@ -246,6 +262,7 @@ class Engine:
             trusted=trusted,
         )
 
+    @one_address
     async def connect(
         self,
         address: str,
@@ -428,7 +445,7 @@ def _check(value: object, kind: type, name: str) -> None:
         raise TypeError(f"{name} must be {kind.__name__}, not {value!r}")
 
 
-@asynccontextmanager
+@for_async_with
 async def open_engine(
     reactors: int | None = None,
     *,
@@ -456,7 +473,7 @@ async def open_engine(
     """
     if balance not in ("least_connections", "round_robin"):
         raise ValueError(f"balance must be 'least_connections' or 'round_robin', not {balance!r}")
-    engine = Engine(_choose_reactors(reactors), balance)
+    engine = Engine._open(_choose_reactors(reactors), balance)
     try:
         yield engine
     finally:
@@ -477,7 +494,7 @@ def default_engine(reactors: int | None) -> Engine:
         return _default.get()
     except LookupError:
         chosen = default_reactors.get()
-        engine = Engine(
+        engine = Engine._open(
             _choose_reactors(reactors if chosen is None else chosen), "least_connections"
         )
         _default.set(engine)

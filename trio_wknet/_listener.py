@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import socket
 import warnings
-from contextlib import asynccontextmanager, nullcontext, suppress
-from typing import TYPE_CHECKING
+from contextlib import nullcontext, suppress
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import trio
 
+from trio_wknet._async_context import for_async_with
 from trio_wknet._conn import Conn
 from trio_wknet._events import EventServing
+from trio_wknet._misuse import GivenWhenOpened, call_handler, one_address, require_callable
 from trio_wknet._native.gate import Gate
 from trio_wknet._native.latch import Latch
 from trio_wknet._native.listen import NativeListener
@@ -40,7 +42,28 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
     closes connections gracefully, and can be drained.
     """
 
-    def __init__(
+    _path: str | None = None  # what is removed at the end: not before it listens
+
+    idle_timeout = GivenWhenOpened()
+    proxy_protocol = GivenWhenOpened()
+    reuse_port = GivenWhenOpened()
+    backlog = GivenWhenOpened()
+    options = GivenWhenOpened()
+    limits = GivenWhenOpened()
+
+    def __init__(self, *_: NoReturn, **__: NoReturn) -> None:
+        raise TypeError(
+            "a Listener is not made but opened: write 'async with open_wknet_listener(address) "
+            "as listener:' or 'await engine.listen(address)'"
+        )
+
+    @classmethod
+    def _open_on(cls, *args: Any, **options: Any) -> Listener:
+        listener = cls.__new__(cls)
+        listener._start(*args, **options)
+        return listener
+
+    def _start(
         self,
         core: Core,
         sockets: list[socket.socket],
@@ -51,7 +74,6 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
         path: str | None,
         trusted: Trusted | None,
     ) -> None:
-        self._path: str | None = None  # what is removed at the end: not before it listens
         self._family = int(sockets[0].family)
         self._addresses: list[SocketAddress] = [sock.getsockname() for sock in sockets]
         self._path_id = _file_id(path)
@@ -113,7 +135,10 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
         Raises:
           trio.ClosedResourceError: the listener was closed, before or meanwhile.
           trio.BusyResourceError: another task is accepting on this listener.
+          TypeError: the handler is not callable; also, out of a connection's task, if it
+              is no async function.
         """
+        require_callable(handler=handler)
         self._require_not_served()
         self._serving += 1
         try:
@@ -147,11 +172,11 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
     async def _run_handler(self, handler: Callable[[Conn], Awaitable[object]], conn: Conn) -> None:
         try:
             if conn.idle_timeout is None:
-                await handler(conn)
+                await call_handler(handler, conn)
                 conn._close()
             else:
                 with conn._handler_scope() as scope:
-                    await handler(conn)
+                    await call_handler(handler, conn)
                 conn._close("idle" if scope.cancelled_caught else "closed")
         except Exception as exc:
             if not (conn._timed_out and _says_closed(exc)):
@@ -208,9 +233,9 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
           trio.BusyResourceError: another task is accepting on this listener.
           TypeError: a callback is not callable.
         """
-        _require_callable(on_data=on_data)
+        require_callable(on_data=on_data)
         optional = {"on_connect": on_connect, "on_close": on_close, "on_error": on_error}
-        _require_callable(**{name: fn for name, fn in optional.items() if fn is not None})
+        require_callable(**{name: fn for name, fn in optional.items() if fn is not None})
         self._require_not_served()
         self._require_free()
         self._serving += 1
@@ -333,12 +358,6 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
 trio.SocketListener.register(Listener)  # as Conn with trio.SocketStream
 
 
-def _require_callable(**functions: object) -> None:
-    for name, function in functions.items():
-        if not callable(function):
-            raise TypeError(f"{name} must be callable, not {function!r}")
-
-
 def _says_closed(exc: BaseException) -> bool:
     """Whether this, or all of an exception group, is ClosedResourceError."""
     members = getattr(exc, "exceptions", None)
@@ -358,7 +377,8 @@ def _file_id(path: str | None) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-@asynccontextmanager
+@one_address
+@for_async_with
 async def open_wknet_listener(
     address: str | int,
     *,

@@ -6,7 +6,7 @@ import errno
 import os
 import socket
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 from weakref import WeakKeyDictionary
 
 import trio
@@ -36,8 +36,9 @@ def _family(number: int) -> socket.AddressFamily:
 
 class SocketFacade(trio.socket.SocketType):
     """The socket under a `Conn` or a `Listener`, for software that asks it for
-    names and options. It has no send and no receive: bytes belong to the reactor.
-    Once it is closed, asking is an OSError (EBADF), as of any socket.
+    names and options. It has no send and no receive: bytes belong to the reactor,
+    and to try is a RuntimeError. Once it is closed, asking is an OSError (EBADF), as
+    of any socket.
     """
 
     def __init__(
@@ -97,6 +98,14 @@ class SocketFacade(trio.socket.SocketType):
             else:
                 sock.setsockopt(level, optname, value, optlen)
 
+    def get_inheritable(self) -> bool:
+        with self._borrowed() as sock:
+            return bool(sock.get_inheritable())
+
+    def set_inheritable(self, inheritable: bool) -> None:
+        with self._borrowed() as sock:
+            sock.set_inheritable(inheritable)
+
     def is_readable(self) -> bool:
         """Whether a receive would not wait: there are bytes, the end, or an error."""
         return self._is_readable()
@@ -110,6 +119,39 @@ class SocketFacade(trio.socket.SocketType):
         if descriptor < 0:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         return borrowed(descriptor, self._family)
+
+
+_INSTEAD = {
+    "accept": "Listener.accept",
+    "bind": "Engine.listen",
+    "listen": "Engine.listen",
+    "connect": "Engine.connect",
+    "recv": "Conn.receive_some",
+    "recv_into": "Conn.receive_into",
+    "recvfrom": "Conn.receive_some",
+    "recvfrom_into": "Conn.receive_into",
+    "recvmsg": "Conn.receive_some",
+    "recvmsg_into": "Conn.receive_into",
+    "send": "Conn.send_all",
+    "sendto": "Conn.send_all",
+    "sendmsg": "Conn.send_all",
+    "wait_writable": "Conn.wait_send_all_might_not_block",
+    "shutdown": "Conn.send_eof",
+    "detach": "Conn.detach",
+    "dup": "Conn.detach",
+}
+
+
+def _refusal(name: str, instead: str) -> Callable[..., NoReturn]:
+    def refuse(self: SocketFacade, *_: object, **__: object) -> NoReturn:
+        raise RuntimeError(f"socket.{name}: what the socket does is its reactor's, use {instead}")
+
+    refuse.__name__ = name
+    return refuse
+
+
+for _name, _instead in _INSTEAD.items():
+    setattr(SocketFacade, _name, _refusal(_name, _instead))
 
 
 # What a socket of the standard library became a handle on.

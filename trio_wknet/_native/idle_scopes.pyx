@@ -59,7 +59,8 @@ cdef uint64_t nanoseconds(str name, value) except? 0:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number of seconds, not {value!r}")
     if not 0 < value < math.inf:
-        raise ValueError(f"{name} must be more than 0 seconds and finite, not {value!r}")
+        never = "; for none, give None" if name == "idle_timeout" else ""
+        raise ValueError(f"{name} must be more than 0 seconds and finite, not {value!r}{never}")
     seconds = min(value, 1e10)
     return min(<uint64_t>ceil(seconds * 1e9), LONGEST)
 

@@ -1,0 +1,103 @@
+"""Errors that say what to write instead."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable
+from functools import wraps
+from types import CoroutineType
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from typing_extensions import ParamSpec
+
+    P = ParamSpec("P")
+
+T = TypeVar("T")
+
+
+def require_callable(**functions: object) -> None:
+    """Refuse what is no function, above all the coroutine that calling one gave."""
+    for name, function in functions.items():
+        if inspect.iscoroutine(function):
+            function.close()  # nobody awaits it
+            called = function.__name__
+            raise TypeError(
+                f"{name} must be a function, not the coroutine that it gives: "
+                f"write {called}, not {called}()"
+            )
+        if not callable(function):
+            raise TypeError(f"{name} must be callable, not {function!r}")
+
+
+def call_handler(handler: Callable[[Any], Awaitable[T]], conn: object) -> Awaitable[T]:
+    """What a handler gives to await."""
+    given = handler(conn)
+    if type(given) is CoroutineType or inspect.isawaitable(given):
+        return given
+    if inspect.isasyncgen(given):
+        raise TypeError(f"handler must not contain 'yield', as {handler!r} does")
+    raise TypeError(
+        f"handler must be an async function, with 'async def', but {handler!r} is not: "
+        f"it returned {given!r}"
+    )
+
+
+def one_address(function: Callable[P, T]) -> Callable[P, T]:
+    """Refuse ``connect("localhost", 80)``: an address is one string. For a method that is a
+    coroutine function, and for a function that is not."""
+    if not inspect.iscoroutinefunction(function):
+
+        @wraps(function)
+        def checked(*args: Any, **options: Any) -> Any:
+            check_one_address(args)
+            return function(*args, **options)
+
+        return checked
+
+    @wraps(function)
+    async def checked_method(*args: Any, **options: Any) -> Any:
+        check_one_address(args[1:])
+        return await function(*args, **options)
+
+    return checked_method  # type: ignore[return-value]
+
+
+def check_one_address(given: tuple[object, ...]) -> None:
+    if len(given) > 1:
+        raise TypeError(
+            f"address must be one argument, not {len(given)}{as_tcp(*given[:2])}; "
+            f"options are given by name"
+        )
+
+
+def as_tcp(host: object, port: object) -> str:
+    """How to write an address that came as a host and a port, if it did."""
+    if isinstance(port, bool) or not isinstance(port, int):
+        return ""
+    if isinstance(host, str) and "://" not in host:
+        return f": write 'tcp://{f'[{host}]' if ':' in host else host}:{port}'"
+    return ""
+
+
+class GivenWhenOpened:
+    """An attribute that is none: what is set when a listener is opened, and stays so."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: object, owner: type | None = None) -> GivenWhenOpened:
+        if instance is not None:
+            self._refuse()
+        return self
+
+    def __set__(self, instance: object, value: object) -> NoReturn:
+        self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        raise AttributeError(
+            f"{self._name} is given when a listener is opened, and stays: "
+            f"open_wknet_listener(address, {self._name}=...)"
+        )
