@@ -137,6 +137,17 @@ async def test_attributes_of_a_stream(tcp: tuple[Conn, SocketStream]) -> None:
         stream.extra(SocketAttribute.remote_address)
 
 
+async def test_descriptors_are_not_passed(tcp: tuple[Conn, SocketStream]) -> None:
+    stream: Any = tcp[1]
+    for name in ("send_fds", "receive_fds"):
+        says = rf"no attribute '{name}': descriptors \(SCM_RIGHTS\) are passed on AnyIO's own"
+        with pytest.raises(AttributeError, match=says):
+            getattr(stream, name)
+        assert not hasattr(stream, name)
+    with pytest.raises(AttributeError, match=r"^'SocketStream' object has no attribute 'none'$"):
+        stream.none  # noqa: B018
+
+
 async def test_the_raw_socket_closes_the_stream(tcp: tuple[Conn, SocketStream]) -> None:
     peer, stream = tcp
     stream.extra(SocketAttribute.raw_socket).close()

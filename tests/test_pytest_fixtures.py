@@ -120,6 +120,29 @@ def test_fixtures(tmp_path: Path) -> None:
     assert "12 passed" in output, output
 
 
+def test_what_the_page_says_is_enough(tmp_path: Path) -> None:
+    """Followed to the letter, in a fresh folder."""
+    section = PAGE.partition("## Tests")[2]
+    (settings,) = re.findall(r"```toml\n(.*?)```", section, re.DOTALL)
+    conftest, tests = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    for name, text in (
+        ("pyproject.toml", settings),
+        ("conftest.py", conftest),
+        ("test_mine.py", tests),
+    ):
+        (tmp_path / name).write_text(text)
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert "2 passed" in result.stdout, result.stdout + result.stderr
+
+
 def test_nobody_gets_them_unasked(tmp_path: Path) -> None:
     output = run(tmp_path, test_fixtures="async def test(wknet_pair): pass")
     assert "fixture 'wknet_pair' not found" in output

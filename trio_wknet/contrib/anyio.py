@@ -9,7 +9,7 @@ method is a checkpoint, because those of `trio_wknet.Conn` and `trio_wknet.Liste
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import anyio
 import trio
@@ -43,8 +43,9 @@ class SocketStream(AbstractSocketStream):
 
     It has AnyIO's attributes of sockets (`anyio.abc.SocketAttribute`). The
     ``raw_socket`` among them knows names and options, and closes the connection when it
-    is closed, but cannot send or receive: bytes belong to the reactor. So a connection
-    on a unix socket is no `anyio.abc.UNIXSocketStream`, which sends descriptors.
+    is closed, but cannot send or receive: bytes belong to the reactor. A connection on a
+    unix socket is no `anyio.abc.UNIXSocketStream`: descriptors are not passed, so there is
+    no ``send_fds`` and no ``receive_fds``, and those that a peer sends along are closed.
 
     Args:
       conn: the connection. What else it can do is still done with the `trio_wknet.Conn`, and it is
@@ -64,6 +65,15 @@ class SocketStream(AbstractSocketStream):
 
     def __repr__(self) -> str:
         return f"<trio_wknet.contrib.anyio.SocketStream of {self._conn!r}>"
+
+    if not TYPE_CHECKING:  # a type checker would take it for leave to ask for anything
+
+        def __getattr__(self, name: str) -> NoReturn:
+            advice = ""
+            if name in ("send_fds", "receive_fds"):
+                advice = ": descriptors (SCM_RIGHTS) are passed on AnyIO's own unix sockets alone"
+            cls = type(self).__name__
+            raise AttributeError(f"{cls!r} object has no attribute {name!r}{advice}")
 
     @property
     def _raw_socket(self) -> socket.socket:
