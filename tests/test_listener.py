@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
 import socket
 import stat
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +176,110 @@ async def test_a_file_that_took_the_place_stays(engine: Engine, tmp_path: Path) 
         with dialled(other, 1):
             (await other.accept()).abort()
     assert not path.exists()
+
+
+@pytest.mark.parametrize("form", ["accept", "serve", "events"])
+async def test_a_drain_leaves_the_successors_file(
+    engine: Engine, tmp_path: Path, form: str
+) -> None:
+    """The number of a file's inode is free for others once its socket is closed. So the
+    file goes when the drain begins, not at its end; clients that are queued are served."""
+    path = tmp_path / "socket"
+    one = await engine.listen(f"unix://{path}")
+    servers = {"accept": accept_and_echo, "serve": serve_echo, "events": serve_events_echo}
+    with trio.fail_after(20), socket.socket(socket.AF_UNIX) as client:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(servers[form], one)
+            await wait_all_tasks_blocked()
+            client.connect(str(path))
+            nursery.start_soon(one.drain)
+            await wait_all_tasks_blocked()
+            assert not path.exists()
+            async with await engine.listen(f"unix://{path}") as other:
+                client.send(b"x")
+                client.settimeout(10)
+                assert await trio.to_thread.run_sync(client.recv, 10) == b"x"
+                client.close()
+                await until(lambda: not one._open)
+                assert path.exists()
+                with dialled(other, 1):
+                    (await other.accept()).abort()
+    assert not path.exists()
+
+
+async def accept_and_echo(listener: Listener) -> None:
+    with contextlib.suppress(trio.ClosedResourceError):
+        while True:
+            async with await listener.accept() as conn:
+                await echo(conn)
+
+
+async def serve_echo(listener: Listener) -> None:
+    await listener.serve(echo)
+
+
+async def serve_events_echo(listener: Listener) -> None:
+    await listener.serve_events(lambda conn: conn.send_nowait(conn.receive_nowait()))
+
+
+async def test_a_cancelled_drain_leaves_the_successors_file(engine: Engine, tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    one = await engine.listen(f"unix://{path}")
+    async with trio.open_nursery() as nursery:
+        await nursery.start(one.serve, echo)
+        with dialled(one, 1):
+            await until(lambda: one.statistics().handlers == 1)
+            nursery.start_soon(one.drain)
+            await until(lambda: not path.exists())
+            other = await engine.listen(f"unix://{path}")
+            nursery.cancel_scope.cancel()
+    assert path.exists()
+    await other.aclose()
+
+
+async def test_a_file_goes_before_its_socket(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However the listener ends: while the socket is open its inode is nobody else's."""
+    open_then = []
+    unlink = os.unlink
+
+    def watched(path: Any) -> None:
+        if str(path).startswith(str(tmp_path)):
+            open_then.append(os.fspath(path) in Path("/proc/net/unix").read_text())
+        unlink(path)
+
+    for end in ("aclose", "drain", "_close_all", "serve"):
+        listener = await engine.listen(f"unix://{tmp_path}/{end}")
+        monkeypatch.setattr(os, "unlink", watched)
+        if end == "serve":
+            async with trio.open_nursery() as nursery:
+                await nursery.start(listener.serve, echo)
+                nursery.cancel_scope.cancel()
+        elif end == "_close_all":
+            listener._close_all()
+        else:
+            await getattr(listener, end)()
+        monkeypatch.setattr(os, "unlink", unlink)
+    assert open_then == [True] * 4
+    assert os.listdir(tmp_path) == []
+
+
+async def test_a_forked_child_leaves_the_parents_file(engine: Engine, tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    async with await engine.listen(f"unix://{path}") as listener:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of forks with threads
+            child = os.fork()
+        if child == 0:
+            try:
+                listener._close_all()
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)  # noqa: ASYNC222
+        assert path.exists()
+        with dialled(listener, 1):
+            (await listener.accept()).abort()
 
 
 async def test_a_socket_file_ends_with_the_engine(engine: Engine, tmp_path: Path) -> None:

@@ -252,10 +252,10 @@ def _listen_unix(address: Address, backlog: int, options: ConnOptions) -> socket
         sock.listen(backlog)
         sock.setblocking(False)
     except BaseException as exc:
-        sock.close()
-        if bound:
+        if bound:  # first: while the socket is open, the file is surely its own
             with suppress(OSError):
                 os.unlink(path)
+        sock.close()
         if isinstance(exc, OSError):
             raise _refuse(address, exc) from exc
         raise

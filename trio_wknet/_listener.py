@@ -43,6 +43,7 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
     """
 
     _path: str | None = None  # what is removed at the end: not before it listens
+    _draining = False
 
     idle_timeout = GivenWhenOpened()
     proxy_protocol = GivenWhenOpened()
@@ -77,7 +78,6 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
         self._family = int(sockets[0].family)
         self._addresses: list[SocketAddress] = [sock.getsockname() for sock in sockets]
         self._path_id = _file_id(path)
-        self._draining = False
         self._handlers = 0
         self._serving = 0
         self._served = Latch(core)
@@ -300,11 +300,16 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
 
     def _close_all(self) -> None:
         self._close()
+        self._check_served()
+
+    def _remove_file(self) -> None:
         path, self._path = self._path, None
-        # Somebody else may have put another socket there since.
-        if path is not None and _file_id(path) == self._path_id:
-            with suppress(OSError):
-                os.unlink(path)
+        # Somebody else may have put another socket there since. And a child that was
+        # forked has none: the parent listens.
+        if path is None or self._core.forked or _file_id(path) != self._path_id:
+            return
+        with suppress(OSError):
+            os.unlink(path)
 
     # --- facts ---------------------------------------------------------------
 

@@ -25,7 +25,10 @@ cdef class NativeListener(Endpoint):
     cdef void hand_to(self, Server server)
     cdef void wake_acceptor(self) noexcept
     cdef void resume_ports(self) noexcept
-    cdef void heed_refusals(self) noexcept
+    cdef uint32_t resume_mark(self) noexcept
+    cdef uint32_t too_many(self) noexcept
+    cdef void heed_gate(self) noexcept
+    cdef void remove_file(self) noexcept
     cdef void tell_if_ended(self) noexcept
     cdef void tell_ended(self) noexcept
     cdef void count(self) noexcept

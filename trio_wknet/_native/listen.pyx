@@ -261,13 +261,29 @@ cdef class NativeListener(Endpoint):
         Accepting goes on until the queue is empty, and then says Closed."""
         if self.slot == NULL or self.closing:
             return
+        self.remove_file()
         for address in self.ports:
             self.core.post(<Slot *><size_t>address, CLOSE)
         self.ports.clear()
 
     def _close_all(self):
-        """What ends the listener; its heir has a socket file to remove, too."""
+        """What ends the listener; its heir has somebody to tell, too."""
         self._close()
+
+    cdef void remove_file(self) noexcept:
+        """Remove a unix socket's file, before the ports are told to close. While our
+        socket is open it keeps its inode, so a file of the same number on the same
+        device is ours. Later the number may be any other file's, even the successor's;
+        and whoever found the file could still be queued by the kernel, when nobody
+        accepts any more. Between the look and the removal a successor may yet come,
+        for some microseconds: the kernel has no call that does both."""
+        try:
+            self._remove_file()
+        except MemoryError:
+            pass        # it stays, and the ports close all the same
+
+    def _remove_file(self):
+        """What the heir has to remove."""
 
     def _close_ports(self, told):
         """Close every port, and every connection that nobody accepted; call `told`
@@ -276,6 +292,9 @@ cdef class NativeListener(Endpoint):
         cdef Slot *slot
         cdef Slot *following
         if listener == NULL or self.closing:
+            return
+        self.remove_file()
+        if self.slot == NULL or self.closing:       # by a finalizer meanwhile
             return
         self.count()
         self.closing = True
