@@ -13,6 +13,7 @@ import trio
 from trio_wknet._async_context import for_async_with
 from trio_wknet._conn import Conn
 from trio_wknet._events import EventServing
+from trio_wknet._handler_tasks import frames_below, trios_stream
 from trio_wknet._misuse import GivenWhenOpened, call_handler, one_address, require_callable
 from trio_wknet._native.gate import Gate
 from trio_wknet._native.latch import Latch
@@ -24,6 +25,7 @@ from trio_wknet._statistics import ListenerStatistics
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+    from types import FrameType
 
     from trio_wknet._engine import Engine
     from trio_wknet._native.core import Core
@@ -262,24 +264,71 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
             raise trio.BusyResourceError("another task is serving this listener")
 
     def _check_served(self) -> None:
-        if self._draining and not self._serving and not self._handlers:
+        if not self._draining or self._serving or self._handlers:
+            return
+        if self._gave_all_back():
             self._served.set()
 
     async def drain(self) -> None:
-        """Stop accepting and wait for the handlers that `serve` runs, or until every
-        connection of `serve_events` is gone. A checkpoint.
+        """Stop accepting, and wait until what was accepted has been served. A checkpoint.
 
         Connections that the kernel had already queued are still accepted and
-        handled. `serve` and `serve_events` return then. Without either under way
-        the listener is closed, with the connections that nobody accepted.
+        handled; a unix socket's file is removed at once. What is waited for depends on
+        how the listener is served:
+
+        * by `serve`: for its handlers. `serve` returns then.
+        * by `serve_events`: until every connection is gone. It returns then.
+        * by `accept`, in a loop of the application's or by `trio.serve_listeners`, with
+          or without TLS in between: until every connection that `accept` gave out is
+          closed. `accept` waits for that, too, and then raises
+          `trio.ClosedResourceError`, with which `trio.serve_listeners` ends.
+
+        If nobody serves it, the listener is closed, with the connections that nobody
+        accepted. Cancelled, it waits no longer; the rest goes on by itself.
+
+        Raises:
+          RuntimeError: this is a handler of this listener's, or a task that one has
+            started, which would wait for itself. Let a task outside do it. (A handler
+            in a loop of the application's own around `accept` cannot be told from other
+            tasks: there it waits for ever.)
         """
+        if any(map(self._is_handlers, frames_below())):
+            raise RuntimeError(
+                "drain() waits for this handler to end, which so would wait for itself; "
+                "call it in a task that no handler has started"
+            )
         self._draining = True
         if self._open and self._serving:
             self._stop()
+        elif self._open and self._is_accepted_from():
+            self._drain_by_accept(self._check_served, self._soon(self._accept_is_over))
         else:
             await self._close_and_wait()
         self._check_served()
         await self._served.wait()
+        await self._close_and_wait()
+
+    def _is_handlers(self, frame: FrameType) -> bool:
+        """Whether a frame is the first of a handler that a drain would wait for."""
+        if frame.f_code in _HANDLERS:
+            of = frame.f_locals["self"]
+            return getattr(of, "_listener", of) is self
+        stream = trios_stream(frame)
+        return isinstance(stream, Conn) and self._gave(stream)
+
+    def _soon(self, function: Callable[[], None]) -> Callable[[], None]:
+        """What has a function called in Trio's thread, and may itself be called in any."""
+        token = trio.lowlevel.current_trio_token()
+
+        def call() -> None:
+            with suppress(trio.RunFinishedError):
+                token.run_sync_soon(function, idempotent=True)
+
+        return call
+
+    def _accept_is_over(self) -> None:
+        self._wake_acceptor()
+        self._check_served()
 
     async def aclose(self) -> None:
         """Stop listening, and close connections that nobody accepted. A checkpoint.
@@ -361,6 +410,13 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
 
 
 trio.SocketListener.register(Listener)  # as Conn with trio.SocketStream
+
+
+# The functions whose frame is a handler's first, see _handler_tasks.py.
+_HANDLERS = {
+    function.__code__
+    for function in (Listener._run_handler, EventServing._run, EventServing._run_last)
+}
 
 
 def _says_closed(exc: BaseException) -> bool:

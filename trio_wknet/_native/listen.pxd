@@ -3,6 +3,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from trio_wknet._native.conn cimport Slot
 from trio_wknet._native.core cimport Endpoint, Server
 from trio_wknet._native.gate cimport Gate
+from trio_wknet._native.handed cimport Handed
 from trio_wknet._native.operation cimport Operation
 
 
@@ -15,6 +16,8 @@ cdef class NativeListener(Endpoint):
     cdef list ports             # addresses of their slots
     cdef bint closing           # the ports have been told to close
     cdef object on_ended        # to be called when they have
+    cdef Handed handed          # the open connections that `accept` gave out
+    cdef uint32_t accepts       # calls of `accept` under way
     cdef uint64_t accepted      # counters, as they were last seen
     cdef uint32_t waiting
     cdef uint32_t starved

@@ -16,10 +16,12 @@ from trio_wknet._native.conn cimport (
 )
 from trio_wknet._native.core cimport Core, Server, make_limits
 from trio_wknet._native.gate cimport Gate
+from trio_wknet._native.handed cimport Handed
 from trio_wknet._native.links cimport queue_take
 from trio_wknet._native.matrix cimport matrix_return
 from trio_wknet._native.linux cimport pthread_mutex_lock, pthread_mutex_unlock
 from trio_wknet._native.operation cimport ABORT_SUCCEEDED, Operation, make_trap
+from trio_wknet._native.stream cimport Stream
 
 import os
 
@@ -41,6 +43,7 @@ cdef class NativeListener(Endpoint):
         cdef uint32_t i
         native.idle = timeout
         core.check()
+        self.handed = Handed()
         listener = core.new_slot(-1, 0, native)
         self.ports = []
         # Whatever takes memory first. If that fails, the descriptors are the caller's.
@@ -84,9 +87,14 @@ cdef class NativeListener(Endpoint):
 
         Cancelled, it has taken none: the next accept gets it.
 
+        After `drain` was called it gives the connections that are left, waits until
+        every one that it ever gave is closed, and then raises. So whoever serves them
+        (a loop around this, `trio.serve_listeners`) may take that for the end of its
+        handlers' work, and cancel what they still do.
+
         Raises:
           trio.ClosedResourceError: closed here, before or meanwhile; or `drain`
-              was called, and no connection is left.
+              was called, and no connection is left that this gave.
           trio.BusyResourceError: another task is accepting.
           OSError: the listening socket failed for good. Lack of descriptors does
               not count: accepting goes on once there are some
@@ -120,6 +128,20 @@ cdef class NativeListener(Endpoint):
         if server is not None:
             self.core.requeue(self.slot, ACCEPTED)
 
+    cdef object take_one(self):
+        """A waiting connection, which a drain waits for from here on; None after
+        arranging for a wake."""
+        cdef Slot *slot = self.take_slots(1, True)
+        if slot == NULL:
+            return None
+        try:
+            conn = self.core.conn_of(slot)
+        except MemoryError:
+            self.core.let_go_unseen(slot)
+            raise
+        (<Stream>conn).hand_to(self.handed)
+        return conn
+
     cdef list take(self, Py_ssize_t most):
         """Up to `most` waiting connections, as objects; an empty list after
         arranging for a wake."""
@@ -146,9 +168,10 @@ cdef class NativeListener(Endpoint):
             raise
         return conns
 
-    cdef Slot *take_slots(self, Py_ssize_t most) except? NULL:
+    cdef Slot *take_slots(self, Py_ssize_t most, bint hold=False) except? NULL:
         """Up to `most` waiting connections, a chain; NULL after arranging for a
-        wake, under the lock under which ports add."""
+        wake, under the lock under which ports add. With `hold` the end waits for the
+        connections that were handed out."""
         cdef Slot *listener = self.slot
         cdef Slot *first
         cdef uint32_t n
@@ -170,7 +193,7 @@ cdef class NativeListener(Endpoint):
         pthread_mutex_unlock(&listener.lock)
         if error:
             raise OSError(error, os.strerror(error))
-        if n == 0 and ended:
+        if n == 0 and ended and not (hold and self.handed.count):
             raise trio.ClosedResourceError("this listener stopped accepting")
         if n and room:
             self.resume_ports()
@@ -333,6 +356,41 @@ cdef class NativeListener(Endpoint):
             self.core.post(listener, DROP)
         self.tell_ended()
         self.trap = None
+        if self.gate is not None:
+            self.gate.say_rest()
+
+    # --- draining ------------------------------------------------------------
+
+    def _is_accepted_from(self):
+        """Whether somebody serves what `accept` gives: is in `accept`, or has open
+        connections from it. Who calls it in a loop is in it whenever others run, or busy
+        with those."""
+        return self.accepts > 0 or self.handed.count > 0
+
+    def _drain_by_accept(self, told, none_left):
+        """Stop as `_stop` does, and call `told` once every port has closed, and
+        `none_left` whenever the last connection that `accept` gave out is closed."""
+        self.handed.on_none = none_left
+        self._stop()
+        self.on_ended = told
+        self.tell_if_ended()
+
+    def _gave_all_back(self):
+        """Whether `accept` has nothing more to give, and what it gave is closed."""
+        cdef bint over = self.handed.count == 0
+        if not over or self.slot == NULL or self.closing:
+            return over
+        pthread_mutex_lock(&self.slot.lock)
+        over = self.slot.ended and self.slot.waiting == 0
+        pthread_mutex_unlock(&self.slot.lock)
+        return over
+
+    def _wake_acceptor(self):
+        self.wake_acceptor()
+
+    def _gave(self, Stream conn):
+        """Whether a drain waits for a connection that `accept` gave out."""
+        return conn.handed is self.handed
 
     # --- facts ---------------------------------------------------------------
 
@@ -367,6 +425,7 @@ cdef class Accept(Operation):
     cdef NativeListener listener
     cdef Py_ssize_t most
     cdef bint batch
+    cdef bint counted
 
     cdef object start(self):
         self.listener.ensure_usable()
@@ -374,22 +433,32 @@ cdef class Accept(Operation):
         if trap is not None:
             return trap
         self.listener.ensure_free()
+        self.listener.accepts += 1
+        self.counted = True
         try:
-            conns = self.listener.take(self.most)
+            taken = self.take()
         except (trio.ClosedResourceError, OSError) as failure:
             return self.fail(failure)       # a checkpoint, as with Trio's listener
-        if conns:
-            return self.complete(conns if self.batch else conns[0])
+        if taken:
+            return self.complete(taken)
         return self.park()
+
+    cdef object take(self):
+        return self.listener.take(self.most) if self.batch else self.listener.take_one()
 
     cdef object proceed(self):
         # As in Receive.proceed.
         self.listener.ensure_free()
-        conns = self.listener.take(self.most)
-        if not conns:
+        taken = self.take()
+        if not taken:
             return self.park()
-        self.result = conns if self.batch else conns[0]
+        self.result = taken
         return None
+
+    cdef void finish(self) noexcept:
+        if self.counted:
+            self.counted = False
+            self.listener.accepts -= 1
 
     cdef object park(self):
         if self.listener.trap is None:

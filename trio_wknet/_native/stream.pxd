@@ -2,6 +2,7 @@
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 
 from trio_wknet._native.core cimport Endpoint
+from trio_wknet._native.handed cimport Handed
 from trio_wknet._native.operation cimport Operation
 
 
@@ -38,6 +39,7 @@ cdef class Stream(Endpoint):
     cdef object kept            # the application's context, while the slot has none
     cdef object header          # its PROXY header, once let go
     cdef bint buried            # event mode: on_close was called
+    cdef Handed handed          # of the listener whose `accept` gave it out; None: closed
     cdef Stream next_gone       # event mode: on_close is due, to this one before
     cdef Counters final         # once let go
     cdef uint8_t *names         # of both ends, once let go (names.pxd)
@@ -54,6 +56,8 @@ cdef class Stream(Endpoint):
     cdef void wake_sender(self) noexcept
     cdef void let_go(self, uint32_t command, str reason) noexcept
     cdef void keep_names(self) noexcept
+    cdef void hand_to(self, Handed handed) noexcept
+    cdef void hand_back(self) noexcept
     cdef bint unmarked(self) noexcept
     cdef void _tell_end(self) noexcept
     cdef void _exchange_context(self, void *context) noexcept

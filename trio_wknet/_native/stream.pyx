@@ -9,6 +9,7 @@ from trio_wknet._native.conn cimport (
     ABORT, CLOSE, DETACH, DETACHED, DROP, ENDED, FLUSHED, IDLE, READABLE, WRITABLE, Slot,
 )
 from trio_wknet._native.core cimport Core, Server, make_limits
+from trio_wknet._native.handed cimport Handed
 from trio_wknet._native.linux cimport (
     ECONNRESET, pthread_mutex_lock, pthread_mutex_unlock,
 )
@@ -164,6 +165,17 @@ cdef class Stream(Endpoint):
         # Each holds a bound method of this object.
         self.read_trap = None
         self.write_trap = None
+        self.hand_back()
+
+    cdef void hand_to(self, Handed handed) noexcept:
+        """Count among what a listener's drain waits for."""
+        self.handed = handed
+        handed.count += 1
+
+    cdef void hand_back(self) noexcept:
+        handed, self.handed = self.handed, None
+        if handed is not None:
+            (<Handed>handed).left()
 
     cdef void keep_names(self) noexcept:
         """Ask for the names that nobody has asked for yet, while there is a
@@ -217,6 +229,7 @@ cdef class Stream(Endpoint):
     def __del__(self):
         # In event mode the connection goes on without an object.
         if self.slot == NULL or self.slot.server != NULL:
+            self.hand_back()    # if it lost its slot without being let go of (owner_of)
             return
         try:
             warnings.warn(f"unclosed connection {self!r}", ResourceWarning, stacklevel=1)

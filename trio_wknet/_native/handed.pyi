@@ -1,0 +1,5 @@
+from collections.abc import Callable
+
+class Handed:
+    count: int
+    on_none: Callable[[], object] | None
