@@ -25,6 +25,7 @@ from trio_wknet._native.core import Core
 from trio_wknet._native.idle_scopes import timeout_rule
 from trio_wknet._native.latch import Latch
 from trio_wknet._options import ConnOptions, Limits, is_tcp
+from trio_wknet._shortage import ShortageLog
 from trio_wknet._statistics import EngineStatistics, ReactorStatistics
 from trio_wknet._trios_own import trios_own
 from trio_wknet._trusted import parse_trusted
@@ -104,7 +105,11 @@ class Engine:
     def _start(self, reactors: int, balance: str) -> None:
         make_conn = partial(Conn.__new__, Conn)  # `Conn()` is for nobody
         self._core = Core(reactors, balance == "round_robin", make_conn, _virtual_clock())
+        self._core.on_shortage = self._heed_shortage
         self._connections = Connections(self._core)
+        self._shortages = ShortageLog(
+            "cannot watch a connection for now", "watches all connections again"
+        )
         self._closed = False
         self._threads: list[threading.Thread] = []
         try:
@@ -370,8 +375,11 @@ class Engine:
           RuntimeError: the engine is closed, or belongs to another thread.
         """
         wakes, (used, ready, slabs, kept, live), rows = self._core.statistics()
+        unwatched, shortages, _ = self._core.shortage()
         return EngineStatistics(
             connections=sum(row[0] for row in rows),
+            unwatched=unwatched,
+            shortages=shortages,
             wakes=wakes,
             slots_in_use=used,
             slots_ready=ready,
@@ -389,6 +397,10 @@ class Engine:
                 for row in rows
             ),
         )
+
+    def _heed_shortage(self) -> None:
+        unwatched, shortages, error = self._core.shortage()
+        self._shortages.heed(self, unwatched > 0, shortages, error)
 
     # --- the end -------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from trio_wknet._native.latch import Latch
 from trio_wknet._native.listen import NativeListener
 from trio_wknet._options import ConnOptions, Limits
 from trio_wknet._passes_for import ListenerBase
+from trio_wknet._shortage import ShortageLog
 from trio_wknet._socket import SocketFacade, borrowed
 from trio_wknet._statistics import ListenerStatistics
 
@@ -84,6 +85,7 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
         self._serving = 0
         self._served = Latch(core)
         self._events: EventServing | None = None
+        self._shortages = ShortageLog("has stopped accepting for a while", "accepts again")
         for sock in sockets:
             sock.setblocking(False)
         descriptors = [(sock.fileno(), int(sock.family)) for sock in sockets]
@@ -396,15 +398,20 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
             with borrowed(descriptor, self._family) as sock:
                 sock.setsockopt(level, option, value)
 
+    def _heed_shortage(self) -> None:
+        _, _, starved, _, shortages = self._counters()
+        self._shortages.heed(self, starved > 0, shortages, self._shortage())
+
     def statistics(self) -> ListenerStatistics:
         """A snapshot of the counters."""
-        accepted, waiting, starved, refused = self._counters()
+        accepted, waiting, starved, refused, shortages = self._counters()
         served = self._events.open if self._events is not None else 0
         return ListenerStatistics(
             accepted=accepted,
             waiting=waiting,
             refused=refused,
             starved=starved > 0,
+            shortages=shortages,
             handlers=self._handlers + served,
         )
 

@@ -36,10 +36,14 @@ class ListenerStatistics:
     """Connections that wait for ``accept``, or for their PROXY header."""
     refused: int
     """Connections closed without a handler, because they did not begin with a valid
-    PROXY header, or come from nobody who may send one."""
+    PROXY header, had to make room for others before they did, or come from nobody who
+    may send one."""
     starved: bool
-    """Whether accepting has stopped for lack of file descriptors or memory. It
-    starts again by itself once something is closed."""
+    """Whether accepting has stopped for lack of file descriptors, of memory, or of
+    descriptors that epoll may watch. It starts again by itself once something is closed.
+    Logged as ``trio_wknet.shortage`` when it begins and when it ends."""
+    shortages: int
+    """How often that has begun."""
     handlers: int
     """Handlers of ``serve`` that are running, or connections of ``serve_events``."""
 
@@ -66,6 +70,12 @@ class EngineStatistics:
 
     connections: int
     """Connections open, those that are lingering included."""
+    unwatched: int
+    """Connections that epoll cannot take for now, for lack of memory or because of
+    ``fs.epoll.max_user_watches``: they receive nothing until it can, and no listener
+    accepts others. Logged as ``trio_wknet.shortage`` when it begins and when it ends."""
+    shortages: int
+    """How often that has begun."""
     wakes: int
     """Times that a reactor had to wake Trio's loop."""
     slots_in_use: int

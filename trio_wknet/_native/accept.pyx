@@ -6,9 +6,18 @@ while, by taking it out of epoll's interest:
 
 * as many connections as `limits.accept_queue` allows wait for accept(): resumed
   by the Trio side once half of them are taken;
-* descriptors or memory run out (EMFILE and its kin): resumed when the reactor
+* descriptors or memory run out (EMFILE and its kin): tried again when the reactor
   closes something, or by its timer. Nothing is dropped to make room, and no
   thread spins meanwhile (pitfall: libuv's spare descriptor, gnet stopping).
+
+epoll has a bound of its own (ENOSPC, see fs.epoll.max_user_watches; or ENOMEM). What it
+cannot take waits in the same way: a port accepts nobody, and a connection, accepted or
+adopted, gets no bytes yet. While a connection waits so, no port of the engine accepts:
+otherwise they would pile up.
+
+Each is on its reactor's list `starved` then, and `disarmed`. A shortage lasts until
+something succeeds: trying again does not end it. When it begins and when it ends the
+Trio side is told, for the log (SHORTAGE).
 
 Accepted sockets inherit their options (TCP_NODELAY, buffer sizes, keepalive)
 from the listening socket, so an accept costs one accept4 and one epoll_ctl.
@@ -20,17 +29,19 @@ But other sockets may listen on the port (reuse_port), and the kernel goes on to
 this one its share. A filter on the socket, which drops SYNs, ends that: they come
 again after a second, when it is gone, and the others get them. For handshakes that
 have begun the reactor waits GRACE_MS, once in a port's life. Longer would cost more
-clients that second than it could save from a reset.
+clients that second than it could save from a reset. A port that lacks descriptors for
+what is queued closes once it has them, or once the listener is closed for good.
 """
 from libc.stdint cimport uint32_t, uint64_t
 
 from trio_wknet._native.atomics cimport (
-    wk_u32_add, wk_u32_load_relaxed, wk_u32_store_relaxed, wk_u32_sub, wk_u64_add, wk_u64_load,
-    wk_u64_store_relaxed,
+    wk_u32_add, wk_u32_load, wk_u32_load_relaxed, wk_u32_store, wk_u32_store_relaxed, wk_u32_sub,
+    wk_u64_add, wk_u64_load, wk_u64_store_relaxed,
 )
-from trio_wknet._native.conn cimport ACCEPTED, ADD, DROP, OPEN, PORT, Slot
+from trio_wknet._native.closing cimport close_now, on_closing_event
+from trio_wknet._native.conn cimport ACCEPTED, ADD, DROP, NEW, OPEN, PORT, SHORTAGE, Slot
 from trio_wknet._native.linux cimport (
-    EAGAIN, EBADF, EINVAL, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOTSOCK, EOPNOTSUPP,
+    EAGAIN, EBADF, EINVAL, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOSPC, ENOTSOCK, EOPNOTSUPP,
     EPOLLET, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD,
     POLLIN, SOCK_CLOEXEC, SOCK_NONBLOCK, SOL_SOCKET, accept4, epoll_ctl, epoll_event, errno,
     monotonic_ns, poll, pollfd, pthread_mutex_lock, pthread_mutex_unlock, setsockopt,
@@ -39,6 +50,7 @@ from trio_wknet._native.links cimport list_append, list_remove, queue_append
 from trio_wknet._native.matrix cimport matrix_take
 from trio_wknet._native.reactor cimport Hub, Reactor, notify
 from trio_wknet._native.timeouts cimport timeout_clear, timeout_set
+from trio_wknet._native.transfer cimport end_of_input, flush
 from trio_wknet._native.wake cimport reactor_post
 
 cdef extern from *:
@@ -64,28 +76,66 @@ cdef extern from *:
 cdef enum:
     ACCEPT_BATCH = 64
     MOST_BACKLOG = 65535
-    RETRY_NS = 50000000         # how often a port without descriptors is tried
+    RETRY_NS = 50000000         # how often what is starved is tried again
     GRACE_MS = 2                # what a handshake may take that began before a close
 
 
-cdef bint watch(Reactor *reactor, Slot *slot) noexcept nogil:
-    """Add a slot's descriptor to epoll, once in its life."""
-    cdef epoll_event event
-    event.events = EPOLLIN
-    if slot.kind != PORT:
-        event.events = EPOLLIN | EPOLLPRI | EPOLLOUT | EPOLLRDHUP | EPOLLET
-    event.data.u64 = wk_u64_load(&slot.handle)
-    slot.state = OPEN
-    if slot.kind != PORT and wk_u32_load_relaxed(&slot.idle):
-        timeout_set(reactor, slot)
-    return epoll_ctl(reactor.epfd, EPOLL_CTL_ADD, slot.fd, &event) == 0
+# --- watching -------------------------------------------------------------------------
 
 
-cdef void _arm(Reactor *reactor, Slot *port, uint32_t events) noexcept nogil:
+cdef inline int _control(
+    Reactor *reactor, Slot *slot, int operation, uint32_t events
+) noexcept nogil:
+    """epoll_ctl for a slot's descriptor; 0 or the errno."""
     cdef epoll_event event
     event.events = events
-    event.data.u64 = wk_u64_load(&port.handle)
-    epoll_ctl(reactor.epfd, EPOLL_CTL_MOD, port.fd, &event)
+    event.data.u64 = wk_u64_load(&slot.handle)
+    return 0 if epoll_ctl(reactor.epfd, operation, slot.fd, &event) == 0 else errno
+
+
+cdef void watch(Reactor *reactor, Slot *slot) noexcept nogil:
+    """Add a connection's descriptor to epoll, once in its life. What it cannot be added
+    for is the connection's error, unless it passes."""
+    cdef int error = _control(
+        reactor, slot, EPOLL_CTL_ADD, EPOLLIN | EPOLLPRI | EPOLLOUT | EPOLLRDHUP | EPOLLET
+    )
+    cdef bint waited = slot.disarmed
+    if _is_shortage(error):
+        _wait(reactor, slot, error)
+        return
+    end_shortage(reactor, slot)
+    if slot.state != NEW:       # closing, and has a time for that
+        timeout_set(reactor, slot)
+        on_closing_event(reactor, slot)
+        return
+    slot.state = OPEN
+    if wk_u32_load_relaxed(&slot.idle):
+        timeout_set(reactor, slot)
+    if error:
+        end_of_input(reactor, slot, error)
+    elif waited:
+        flush(reactor, slot)    # nobody heeded FLUSH meanwhile
+
+
+cdef void _arm(Reactor *reactor, Slot *port) noexcept nogil:
+    """Have epoll tell of a port's connections. What it cannot do so for is told to
+    whoever accepts, unless it passes."""
+    cdef int error = _control(
+        reactor, port, EPOLL_CTL_ADD if port.state == NEW else EPOLL_CTL_MOD, EPOLLIN
+    )
+    if _is_shortage(error):
+        _starve(reactor, port, error)
+    elif error:
+        _fail(reactor, port, error)
+    else:
+        port.state = OPEN
+        end_shortage(reactor, port)
+
+
+cdef inline void _disarm(Reactor *reactor, Slot *port) noexcept nogil:
+    """Have it tell no longer. Where this fails there is nothing that could tell."""
+    if port.state == OPEN:
+        _control(reactor, port, EPOLL_CTL_MOD, 0)
 
 
 cdef void rearm(Reactor *reactor, Slot *port) noexcept nogil:
@@ -97,24 +147,78 @@ cdef void rearm(Reactor *reactor, Slot *port) noexcept nogil:
         port.paused = True
     pthread_mutex_unlock(&port.listener.lock)
     if full:
+        end_shortage(reactor, port)
+    elif port.disarmed and port.state == OPEN:
+        on_acceptable(reactor, port)        # tells whether there are descriptors again
+    else:
+        _arm(reactor, port)
+
+
+# --- shortages ------------------------------------------------------------------------
+
+
+cdef bint _is_shortage(int error) noexcept nogil:
+    return (error == EMFILE or error == ENFILE or error == ENOBUFS or error == ENOMEM
+            or error == ENOSPC)
+
+
+cdef void _wait(Reactor *reactor, Slot *slot, int error) noexcept nogil:
+    """Wait until there is what a port or a connection lacks."""
+    if not slot.disarmed:
+        slot.disarmed = True
+        list_append(&reactor.starved, &slot.ready)
+        _note_shortage(reactor, slot, error)
+    if slot.kind == PORT or slot.state == NEW:      # else it has a deadline of its own
+        slot.deadline = reactor.now + RETRY_NS
+        timeout_set(reactor, slot)
+
+
+cdef void _note_shortage(Reactor *reactor, Slot *slot, int error) noexcept nogil:
+    """Count what has begun to wait. Told when it is the only one."""
+    cdef Hub *hub = reactor.hub
+    if slot.kind == PORT:
+        wk_u32_store(&slot.listener.shortage, error)
+        if wk_u32_add(&slot.listener.starved, 1) == 0:
+            wk_u32_add(&slot.listener.shortages, 1)
+            notify(reactor, slot.listener, SHORTAGE)
+    else:
+        wk_u32_store(&hub.shortage, error)
+        if wk_u32_add(&hub.unwatched, 1) == 0:
+            wk_u32_add(&hub.shortages, 1)
+            notify(reactor, hub.beacon, SHORTAGE)
+
+
+cdef void end_shortage(Reactor *reactor, Slot *slot) noexcept nogil:
+    """It waits no longer: there is what it lacked, or it ends. Told when it was the last."""
+    if not slot.disarmed:
         return
-    if port.disarmed:
-        port.disarmed = False
-        wk_u32_sub(&port.listener.starved, 1)
-        list_remove(&port.ready)
-        timeout_clear(reactor, port)
-    _arm(reactor, port, EPOLLIN)
+    slot.disarmed = False
+    list_remove(&slot.ready)
+    timeout_clear(reactor, slot)
+    if slot.kind == PORT:
+        if wk_u32_sub(&slot.listener.starved, 1) == 1:
+            notify(reactor, slot.listener, SHORTAGE)
+    elif wk_u32_sub(&reactor.hub.unwatched, 1) == 1:
+        notify(reactor, reactor.hub.beacon, SHORTAGE)
 
 
-cdef void _starve(Reactor *reactor, Slot *port) noexcept nogil:
+cdef void retry(Reactor *reactor, Slot *slot) noexcept nogil:
+    """Something may be there that it waits for."""
+    if slot.kind != PORT:
+        watch(reactor, slot)
+    elif slot.leaving:
+        close_port(reactor, slot)
+    else:
+        rearm(reactor, slot)
+
+
+cdef void _starve(Reactor *reactor, Slot *port, int error) noexcept nogil:
     """Out of descriptors or memory: stop until something is closed."""
-    if not port.disarmed:
-        port.disarmed = True
-        wk_u32_add(&port.listener.starved, 1)
-        list_append(&reactor.starved, &port.ready)
-    port.deadline = reactor.now + RETRY_NS
-    timeout_set(reactor, port)
-    _arm(reactor, port, 0)
+    _wait(reactor, port, error)
+    _disarm(reactor, port)
+
+
+# --- accepting ------------------------------------------------------------------------
 
 
 cdef Reactor *_choose(Reactor *accepting) noexcept nogil:
@@ -133,10 +237,6 @@ cdef Reactor *_choose(Reactor *accepting) noexcept nogil:
     return best
 
 
-cdef bint _is_shortage(int error) noexcept nogil:
-    return error == EMFILE or error == ENFILE or error == ENOBUFS or error == ENOMEM
-
-
 cdef bint _is_fatal(int error) noexcept nogil:
     """Errors of the listening socket itself. All others that accept(2) may give
     belong to a connection that died in the queue, and are passed over (the list
@@ -149,55 +249,76 @@ cdef void on_acceptable(Reactor *reactor, Slot *port) noexcept nogil:
     cdef bint full = False
     for i in range(ACCEPT_BATCH):
         error = _accept_one(reactor, port, &full)
-        if error == EAGAIN:
-            return
+        if error == EAGAIN or full:
+            break
         if _is_shortage(error):
-            _starve(reactor, port)
+            _starve(reactor, port, error)
             return
         if _is_fatal(error):
             _fail(reactor, port, error)
             return
-        if full:
-            _arm(reactor, port, 0)
-            return
+    if full:
+        end_shortage(reactor, port)
+        _disarm(reactor, port)
+    elif port.disarmed:
+        _arm(reactor, port)
 
 
-cdef void accept_rest(Reactor *reactor, Slot *port) noexcept nogil:
+cdef void close_port(Reactor *reactor, Slot *port) noexcept nogil:
+    """Close a port gracefully: what the kernel has queued is accepted first."""
+    cdef bint refusing
+    cdef int error = 0
+    pthread_mutex_lock(&port.listener.lock)
+    refusing = port.listener.refusing
+    pthread_mutex_unlock(&port.listener.lock)
+    if not refusing:
+        error = _accept_rest(reactor, port)
+    if _is_shortage(error):
+        port.leaving = True
+        _starve(reactor, port, error)
+    else:
+        close_now(reactor, port)
+
+
+cdef int _accept_rest(Reactor *reactor, Slot *port) noexcept nogil:
     """Before a port closes gracefully: take in what the kernel has queued, which
-    closing would reset (granian #567, pingora #427)."""
+    closing would reset (granian #567, pingora #427). The errno that kept it from that,
+    or EAGAIN."""
     cdef pollfd late
     cdef uint64_t until
-    _accept_queued(reactor, port)
-    if not port.keeps:
-        return
+    cdef int error = _accept_queued(reactor, port)
+    if error != EAGAIN or not port.keeps:
+        return error
     if setsockopt(port.fd, SOL_SOCKET, SO_ATTACH_FILTER, &wk_no_syn_program,
                   sizeof(wk_no_syn_program)) != 0:
-        return
+        return error
     late.fd = port.fd
     late.events = POLLIN
     until = monotonic_ns() + <uint64_t>GRACE_MS * 1000000
-    while _accept_queued(reactor, port) and monotonic_ns() < until:
+    while error == EAGAIN and monotonic_ns() < until:
         poll(&late, 1, GRACE_MS)
+        error = _accept_queued(reactor, port)
+    return error
 
 
-cdef bint _accept_queued(Reactor *reactor, Slot *port) noexcept nogil:
-    """As many as the kernel's queue can hold, whatever the listener's own bound. True
-    if none is left in it."""
+cdef int _accept_queued(Reactor *reactor, Slot *port) noexcept nogil:
+    """As many as the kernel's queue can hold, whatever the listener's own bound. EAGAIN
+    if none is left in it, or the errno that stands in the way."""
     cdef int i, error
     cdef bint full = False
     for i in range(MOST_BACKLOG):
         error = _accept_one(reactor, port, &full)
-        if error == EAGAIN:
-            return True
-        if _is_shortage(error) or _is_fatal(error):
-            return False
-    return True
+        if error == EAGAIN or _is_shortage(error) or _is_fatal(error):
+            return error
+    return EAGAIN
 
 
 cdef int _accept_one(Reactor *reactor, Slot *port, bint *full) noexcept nogil:
     """Accept a connection; 0 or the errno. A slot is taken first, so that what
     was accepted always has a place."""
     cdef int fd
+    if wk_u32_load_relaxed(&reactor.hub.unwatched):
+        return <int>wk_u32_load(&reactor.hub.shortage)
     if reactor.spare == NULL:
         reactor.spare = matrix_take(reactor.hub.matrix)
     if reactor.spare == NULL:
@@ -228,8 +349,7 @@ cdef bint _hand_over(Reactor *reactor, Slot *port, int fd) noexcept nogil:
     wk_u32_add(&target.connections, 1)
     wk_u64_add(&port.listener.accepted, 1)
     if target == reactor:
-        if not watch(reactor, slot):
-            slot.error = errno
+        watch(reactor, slot)
     else:
         reactor_post(slot, ADD)
     return _enqueue(reactor, port, slot)
@@ -262,6 +382,7 @@ cdef void _fail(Reactor *reactor, Slot *port, int error) noexcept nogil:
     cdef Slot *listener = port.listener
     cdef uint32_t bits = 0
     cdef epoll_event unused
+    end_shortage(reactor, port)
     # EPOLLHUP cannot be disarmed, and would be told in every turn.
     epoll_ctl(reactor.epfd, EPOLL_CTL_DEL, port.fd, &unused)
     pthread_mutex_lock(&listener.lock)

@@ -8,6 +8,7 @@ lingering_close).
 """
 from libc.stdint cimport uint32_t
 
+from trio_wknet._native.accept cimport end_shortage
 from trio_wknet._native.atomics cimport wk_fence, wk_u32_load, wk_u32_sub
 from trio_wknet._native.conn cimport (
     ACCEPTED, CONNECTION, DETACHED, ENDED, FLUSHING, FORGOTTEN, GONE, LINGERING, PORT, RELEASED, Slot,
@@ -100,6 +101,7 @@ cdef void close_now(Reactor *reactor, Slot *slot) noexcept nogil:
     descriptor can be taken for one of its number's next owner (a duplicate in
     another process keeps a closed descriptor registered otherwise)."""
     cdef epoll_event unused
+    end_shortage(reactor, slot)
     list_remove(&slot.ready)
     timeout_clear(reactor, slot)
     pthread_mutex_lock(&slot.lock)
@@ -168,6 +170,7 @@ cdef void release(Reactor *reactor, Slot *slot) noexcept nogil:
 cdef void forget(Reactor *reactor, Slot *slot) noexcept nogil:
     """Detach: stop watching, keep the descriptor open for the Trio side."""
     cdef epoll_event unused
+    end_shortage(reactor, slot)
     list_remove(&slot.ready)
     timeout_clear(reactor, slot)
     epoll_ctl(reactor.epfd, EPOLL_CTL_DEL, slot.fd, &unused)

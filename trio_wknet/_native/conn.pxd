@@ -67,6 +67,8 @@ cdef enum Completion:
     RELEASED = 64       # whoever takes this letter returns the slot
     IDLE = 128          # its idle rule came due
     TRIM = 256          # of the beacon: the Trio side's pool has more than it needs
+    SHORTAGE = 512      # of a LISTENER, and of the beacon for connections: something
+                        # has begun to wait for descriptors or memory, or goes on
 
 # Bits of `down`: what the Trio side, or the reactor that accepted, asks for.
 cdef enum Command:
@@ -81,7 +83,7 @@ cdef enum Command:
 
 # The reactor's view of a connection, in the only order they can follow.
 cdef enum State:
-    NEW = 0             # not yet watched
+    NEW = 0             # not yet watched; a PORT is NEW or OPEN, then GONE
     OPEN = 1
     FLUSHING = 2        # let go; the outbound ring is on its way
     LINGERING = 3       # FIN sent: reads and discards until the peer ends
@@ -161,8 +163,8 @@ cdef struct Slot:
 
     # --- lines 4 and 5: reactor
     WheelNode timer         # in its wheel: idle, closing, or a port to re-arm
-    uint64_t deadline       # ns, while FLUSHING or LINGERING, or of a disarmed PORT
-    Link ready              # in its list of unfinished reads
+    uint64_t deadline       # ns, while FLUSHING or LINGERING, or of what is disarmed
+    Link ready              # in its list of unfinished reads, or of what is disarmed
     wk_u64 received         # statistics, here and below
     wk_u64 receive_calls
     wk_u64 last_received    # ns
@@ -170,15 +172,18 @@ cdef struct Slot:
     wk_u64 flush_calls
     wk_u64 last_flushed     # ns
     wk_u64 accepted         # of a LISTENER
-    wk_u32 starved          # of a LISTENER: ports disarmed for lack of descriptors
+    wk_u32 starved          # of a LISTENER: ports that are disarmed
+    wk_u32 shortage         # of a LISTENER: the errno of the last time that began,
+    wk_u32 shortages        # and how many times there were
     uint32_t discarded      # bytes discarded while closing
     wk_u64 noticed          # ns: what arrived at last_received was told of by
                             # epoll; kept along with exact times only
     uint8_t state
     uint8_t draining        # the outbound ring has bytes, as far as it knows
     uint8_t shut            # FIN sent
-    uint8_t disarmed        # of a PORT: not watched for now
-    uint8_t spare_reactor[20]
+    uint8_t disarmed        # not watched for now, for lack of descriptors or memory
+    uint8_t leaving         # of a PORT: closes once it has accepted what is queued
+    uint8_t spare_reactor[11]
 
     # --- line 6: trio
     void *owner             # its Endpoint, a borrowed reference; NULL: none

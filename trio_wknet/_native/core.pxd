@@ -60,6 +60,7 @@ cdef class Core:
     cdef readonly bint forked
     cdef void *endpoints        # first of the list
     cdef object on_quiet
+    cdef public object on_shortage      # called when `unwatched` leaves 0 or comes back to it
     cdef object clock           # a Trio clock's current_time; None: the system's
     cdef object make_conn       # called without arguments, gives a connection's Endpoint
     cdef object alarm           # the cancel scope that shows Trio the next timeout

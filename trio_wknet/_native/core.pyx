@@ -15,7 +15,7 @@ from trio_wknet._native.atomics cimport (
 )
 from trio_wknet._native.closing cimport close_now
 from trio_wknet._native.conn cimport (
-    ADD, CONNECTION, DROP, ENDED, GONE, LISTENER, TRIM, WATCH, Limits, Slot,
+    ADD, CONNECTION, DROP, ENDED, GONE, LISTENER, SHORTAGE, TRIM, WATCH, Limits, Slot,
 )
 from trio_wknet._native.deferred cimport Deferred
 from trio_wknet._native.linux cimport errno, monotonic_ns
@@ -326,6 +326,8 @@ cdef class Core:
     cdef void heed_beacon(self, uint32_t bits) noexcept:
         if bits & TRIM:
             pool_trim_idle(self.hub.pool)
+        if bits & SHORTAGE and self.on_shortage is not None:
+            self.on_shortage()
         if bits & ENDED and self.on_quiet is not None:
             told, self.on_quiet = self.on_quiet, None
             try:
@@ -642,6 +644,16 @@ cdef class Core:
         return True
 
     # --- statistics --------------------------------------------------------
+
+    def shortage(self):
+        """(connections that epoll cannot take for now, how often that began, the errno
+        of the last time)"""
+        self.check()
+        return (
+            wk_u32_load(&self.hub.unwatched),
+            wk_u32_load(&self.hub.shortages),
+            wk_u32_load(&self.hub.shortage),
+        )
 
     def statistics(self):
         """(wakes, (slots in use, slots ready, bytes of slabs, bytes kept, bytes in use),

@@ -17,6 +17,7 @@ cdef extern from "<errno.h>" nogil:
         ENFILE
         ENOBUFS
         ENOMEM
+        ENOSPC
         ENOTCONN
         ENOTSOCK
         EOPNOTSUPP

@@ -21,9 +21,11 @@ cdef class NativeListener(Endpoint):
     cdef uint64_t accepted      # counters, as they were last seen
     cdef uint32_t waiting
     cdef uint32_t starved
+    cdef uint32_t shortages
 
     cdef list take(self, Py_ssize_t most)
-    cdef Slot *take_slots(self, Py_ssize_t most) except? NULL
+    cdef object take_one(self)
+    cdef Slot *take_slots(self, Py_ssize_t most, bint hold=*) except? NULL
     cdef int ensure_free(self) except -1
     cdef void hand_to(self, Server server)
     cdef void wake_acceptor(self) noexcept

@@ -9,10 +9,10 @@ cimport cython
 from libc.stdint cimport int32_t, uint32_t
 
 from trio_wknet._native.atomics cimport (
-    wk_u32_add, wk_u32_load_relaxed, wk_u64_load_relaxed,
+    wk_u32_add, wk_u32_load, wk_u32_load_relaxed, wk_u64_load_relaxed,
 )
 from trio_wknet._native.conn cimport (
-    ACCEPTED, CLOSE, DROP, LISTENER, PORT, RESUME, Limits, Slot,
+    ACCEPTED, CLOSE, DROP, LISTENER, PORT, RESUME, SHORTAGE, Limits, Slot,
 )
 from trio_wknet._native.core cimport Core, Server, make_limits
 from trio_wknet._native.gate cimport Gate
@@ -412,12 +412,18 @@ cdef class NativeListener(Endpoint):
         pthread_mutex_unlock(&self.slot.lock)
         self.accepted = wk_u64_load_relaxed(&self.slot.accepted)
         self.starved = wk_u32_load_relaxed(&self.slot.starved)
+        self.shortages = wk_u32_load_relaxed(&self.slot.shortages)
 
     def _counters(self):
-        """(accepted, waiting, ports that are out of descriptors, refused)"""
+        """(accepted, waiting, ports that are out of descriptors, refused, how often
+        ports ran out of them)"""
         self.count()
         refused = 0 if self.gate is None else self.gate.refused
-        return self.accepted, self.waiting, self.starved, refused
+        return self.accepted, self.waiting, self.starved, refused, self.shortages
+
+    def _shortage(self):
+        """The errno of the last shortage."""
+        return wk_u32_load(&self.slot.shortage) if self.slot != NULL else 0
 
 
 @cython.final

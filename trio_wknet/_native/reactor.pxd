@@ -32,6 +32,9 @@ cdef struct Hub:
                             # reactor has none left, that the pool is to be trimmed
     wk_u32 quiet_wanted     # somebody wants to know
     wk_u32 looks_awaited    # Trio waits for reactors to look: see stall.pyx
+    wk_u32 unwatched        # connections that epoll cannot take for now (accept.pyx)
+    wk_u32 shortage         # the errno of the last time, and how many times that began
+    wk_u32 shortages
     bint in_loop
     bint virtual            # in-loop under a Trio clock that is not the system's:
     uint64_t virtual_now    # ns; the Trio side keeps it
@@ -57,7 +60,7 @@ cdef struct Reactor:
     Mailbox commands
     Batch batch             # completions of this turn
     Link ready              # connections that used up their budget of bytes
-    Link starved            # ports that ran out of descriptors
+    Link starved            # what waits for descriptors or memory (accept.pyx)
     Slot *dead              # to be returned once the event batch ends
     Slot *spare             # for the next accept
     bint descriptor_freed   # something was closed in this turn

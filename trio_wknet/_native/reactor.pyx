@@ -8,7 +8,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
-from trio_wknet._native.accept cimport accept_rest, on_acceptable, rearm, watch
+from trio_wknet._native.accept cimport close_port, on_acceptable, rearm, retry, watch
 from trio_wknet._native.atomics cimport (
     wk_fence, wk_u32_exchange, wk_u32_load, wk_u32_load_relaxed, wk_u32_store, wk_u64_bump,
 )
@@ -22,7 +22,7 @@ from trio_wknet._native.conn cimport (
 from trio_wknet._native.linux cimport (
     CLOCK_MONOTONIC, EFD_CLOEXEC, EFD_NONBLOCK, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT,
     EPOLLRDHUP, EPOLL_CLOEXEC, EPOLL_CTL_ADD, TFD_CLOEXEC, TFD_NONBLOCK, TFD_TIMER_ABSTIME, close,
-    epoll_create1, epoll_ctl, epoll_event, epoll_wait, errno, eventfd, itimerspec, monotonic_ns,
+    epoll_create1, epoll_ctl, epoll_event, epoll_wait, eventfd, itimerspec, monotonic_ns,
     timerfd_create, timerfd_settime,
 )
 from trio_wknet._native.links cimport list_empty, list_init, list_remove
@@ -34,7 +34,7 @@ from trio_wknet._native.pool cimport Pool, pool_drop, pool_free, pool_new, pool_
 from trio_wknet._native.reactor cimport EVENTS, RECEIVE_BUFFER, Hub, Reactor, hub_now
 from trio_wknet._native.timeouts cimport run_timeouts, timeout_set, timeouts_new
 from trio_wknet._native.transfer cimport (
-    end_of_input, flush, on_readable, on_writable, resume_reading,
+    flush, on_readable, on_writable, resume_reading,
 )
 from trio_wknet._native.trim cimport run_trim
 from trio_wknet._native.wake cimport hub_wake, kick, ring_bell, still_bell
@@ -277,8 +277,11 @@ cdef void _run_commands(Reactor *reactor) noexcept nogil:
 cdef void command(Reactor *reactor, Slot *slot, uint32_t bits) noexcept nogil:
     """Carry out what a letter asks. When several bits come together their order
     is that of a connection's life."""
-    if bits & ADD and slot.state == NEW and not watch(reactor, slot):
-        end_of_input(reactor, slot, errno)
+    if bits & ADD and slot.state == NEW:
+        if slot.kind == PORT:
+            rearm(reactor, slot)
+        else:
+            watch(reactor, slot)
     if bits & RESUME:
         if slot.kind == PORT:
             rearm(reactor, slot)
@@ -295,8 +298,7 @@ cdef void command(Reactor *reactor, Slot *slot, uint32_t bits) noexcept nogil:
             leave_listener(reactor, slot)
         return
     if slot.kind == PORT and bits & CLOSE:
-        accept_rest(reactor, slot)
-        close_now(reactor, slot)
+        close_port(reactor, slot)
     elif bits & DROP or (bits & (CLOSE | ABORT) and slot.state == FORGOTTEN):
         close_now(reactor, slot)
     elif bits & ABORT:
@@ -324,16 +326,16 @@ cdef void _continue_ready(Reactor *reactor) noexcept nogil:
 
 
 cdef void _try_starved(Reactor *reactor) noexcept nogil:
-    """Accept again where descriptors ran out, now that one has become free."""
+    """Go on where descriptors ran out, now that one has become free."""
     cdef Link *link = reactor.starved.next
-    cdef Slot *port
+    cdef Slot *slot
     if not reactor.descriptor_freed:
         return
     reactor.descriptor_freed = False
     while link != &reactor.starved:
-        port = slot_of_ready(link)
-        link = link.next        # before the port leaves the list
-        rearm(reactor, port)
+        slot = slot_of_ready(link)
+        link = link.next        # before the slot leaves the list
+        retry(reactor, slot)
 
 
 cdef void set_alarm(Reactor *reactor) noexcept nogil:

@@ -1,12 +1,12 @@
 """What a reactor's timing wheel holds: one timeout for each slot, whose meaning
 follows from the slot's state. An open connection may become idle; one that closes
-has only so long; a port that ran out of descriptors is tried again."""
+has only so long; what waits for descriptors or memory is tried again."""
 from libc.stdint cimport uint32_t, uint64_t
 
-from trio_wknet._native.accept cimport rearm
+from trio_wknet._native.accept cimport retry
 from trio_wknet._native.atomics cimport wk_u32_store, wk_u64_load
 from trio_wknet._native.closing cimport close_now
-from trio_wknet._native.conn cimport IDLE, OPEN, PORT, Slot
+from trio_wknet._native.conn cimport IDLE, NEW, OPEN, PORT, Slot
 from trio_wknet._native.idle cimport idle_due
 from trio_wknet._native.matrix cimport matrix_at
 from trio_wknet._native.reactor cimport Reactor, notify
@@ -55,8 +55,8 @@ cdef void run_timeouts(Reactor *reactor) noexcept nogil:
     wheel_turn(reactor.wheel, reactor.now)
     while wheel_take(reactor.wheel, &index):
         slot = matrix_at(reactor.hub.matrix, index)
-        if slot.kind == PORT:
-            rearm(reactor, slot)
+        if slot.kind == PORT or slot.state == NEW:
+            retry(reactor, slot)
         elif slot.state == OPEN:
             _act_on_idleness(reactor, slot)
         else:
