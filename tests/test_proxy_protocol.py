@@ -6,6 +6,7 @@ import gc
 import ipaddress
 import logging
 import random
+import re
 import socket
 import ssl
 import struct
@@ -19,11 +20,21 @@ import attrs
 import pytest
 import trio
 import trustme
-from helpers import PATIENCE, content, dial, dialled, read, read_all, until
+from helpers import PATIENCE, conn_and_peer, content, dial, dialled, read, read_all, until
 from proxy_headers import LINE, SOURCE, TRUSTED, inet, tlv, version_2
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from trio_wknet import Conn, Engine, Limits, Listener, ProxyHeader, open_engine, open_wknet_listener
+from trio_wknet import (
+    Conn,
+    Engine,
+    Limits,
+    Listener,
+    ProxyHeader,
+    _trusted,
+    open_engine,
+    open_wknet_listener,
+)
+from trio_wknet._native import gate
 from trio_wknet._proxy_protocol import header_size
 
 LOCAL = "tcp://127.0.0.1:0"
@@ -31,6 +42,7 @@ HEADER = inet(SOURCE, ("192.168.0.11", 443), tlv(2, b"example.org"))
 FORMS = ["accept", "serve", "serve_listeners", "events"]
 QUICK = Limits(proxy_header_time=0.05)
 PATIENT = Limits(proxy_header_time=PATIENCE)  # whatever else the machine does
+GRACIOUS = Limits(proxy_header_time=20 * PATIENCE)  # nor has anybody to make room
 
 
 @pytest.fixture(params=FORMS)
@@ -335,7 +347,7 @@ async def test_the_idle_timeout_begins_behind_the_header(engine: Engine, form: s
 
 
 async def test_what_waits_is_bounded(engine: Engine, form: str) -> None:
-    async with serving(engine, form, limits=attrs.evolve(PATIENT, accept_queue=2)) as server:
+    async with serving(engine, form, limits=attrs.evolve(GRACIOUS, accept_queue=2)) as server:
         statistics = server.listener.statistics
         with dialled(server.listener, 5) as socks:
             await until(lambda: statistics().waiting == 2)
@@ -345,6 +357,155 @@ async def test_what_waits_is_bounded(engine: Engine, form: str) -> None:
             await until(lambda: len(server.seen) == 2)
             await until(lambda: refused(server.listener) == 3)
             assert statistics().waiting == 0
+
+
+# -- who makes room --------------------------------------------------------------------
+
+
+async def test_the_silent_make_room(engine: Engine) -> None:
+    """They fill the queue, and more of them wait in the kernel's. Who comes behind with a
+    header is served long before their time is up."""
+    limits = attrs.evolve(PATIENT, accept_queue=8)
+    async with serving(engine, limits=limits) as server:
+        with dialled(server.listener, 24) as silent, trio.fail_after(PATIENCE / 2):
+            await answers(server.listener)
+            assert refused(server.listener) >= 16, "those who stood longest"
+            await until(lambda: server.listener.statistics().waiting <= 8)
+            # The last of them have their time, and are heard.
+            silent[-1].send(HEADER + b"late")
+            silent[-1].settimeout(PATIENCE)
+            assert await trio.to_thread.run_sync(silent[-1].recv, 10) == b"late"
+
+
+async def test_the_silent_make_room_for_all_forms(mock_clock: MockClock, form: str) -> None:
+    limits = Limits(accept_queue=8)  # a grace of 0.25 s
+    async with open_engine(0) as engine, serving(engine, form, limits=limits) as server:
+        with dialled(server.listener, 24), dialled(server.listener, 1) as honest:
+            honest[0].send(HEADER + b"hello")
+            await until_now(lambda: server.listener.statistics().waiting == 8)
+            while not server.seen:
+                assert mock_clock.current_time() < 1.0
+                await wait_all_tasks_blocked()
+                mock_clock.jump(0.05)
+            honest[0].settimeout(PATIENCE)
+            await wait_all_tasks_blocked()
+            assert honest[0].recv(10) == b"hello"
+        assert refused(server.listener) >= 16
+
+
+async def test_who_has_his_grace_makes_no_room(engine: Engine, form: str) -> None:
+    """A burst of honest ones whose headers are under way must not drive itself out."""
+    async with serving(engine, form, limits=attrs.evolve(GRACIOUS, accept_queue=4)) as server:
+        with dialled(server.listener, 12) as socks:
+            await until(lambda: server.listener.statistics().waiting == 4)
+            for sock in socks:
+                sock.send(HEADER)
+            await until(lambda: len(server.seen) == 12)
+        assert refused(server.listener) == 0
+
+
+async def test_nobody_makes_room_that_nobody_wants(mock_clock: MockClock) -> None:
+    limits = Limits(accept_queue=8, proxy_header_time=20.0)  # a grace of 1 s
+    async with open_engine(0) as engine, serving(engine, limits=limits) as server:
+        statistics = server.listener.statistics
+        with dialled(server.listener, 7) as socks:
+            await until_now(lambda: statistics().waiting == 7)
+            mock_clock.jump(1.5)
+            await wait_all_tasks_blocked()
+            assert refused(server.listener) == 0
+            # One more fills the queue: of those past their grace the oldest goes, so
+            # that one may come.
+            with dialled(server.listener, 1) as last:
+                await until_now(lambda: refused(server.listener) == 1)
+                await wait_all_tasks_blocked()
+                assert statistics().waiting == 7
+                last[0].send(HEADER)
+                await until_now(lambda: len(server.seen) == 1)
+            assert refused(server.listener) == 1
+            socks[0].settimeout(PATIENCE)
+            with suppress(ConnectionResetError):
+                assert socks[0].recv(1) == b""
+
+
+async def test_who_has_said_enough_makes_no_room(mock_clock: MockClock) -> None:
+    """Whose header has come is let pass, not refused for his age."""
+    limits = Limits(accept_queue=2, proxy_header_time=20.0)
+    async with open_engine(0) as engine, serving(engine, limits=limits) as server:
+        statistics = server.listener.statistics
+        with dialled(server.listener, 2) as socks:
+            await until_now(lambda: statistics().waiting == 2)
+            for sock in socks:
+                sock.send(HEADER)
+            mock_clock.jump(1.5)
+            await until_now(lambda: len(server.seen) == 2)
+            assert refused(server.listener) == 0
+
+
+# -- the log -----------------------------------------------------------------------------
+
+
+async def test_a_flood_of_nonsense_is_few_lines(
+    engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At first each refusal gets its own, then one a second; none is uncounted."""
+    async with serving(engine) as server:
+        for _ in range(5):
+            with dialled(server.listener, 20) as socks:
+                for sock in socks:
+                    sock.send(b"nonsense")
+                await until(lambda: refused(server.listener) % 20 == 0)
+        await until(lambda: refused(server.listener) == 100)
+        lines = len(caplog.messages)
+        assert 10 <= lines < 10 + 2 * PATIENCE
+    said = "\n".join(caplog.messages)
+    unlogged = [int(n) for n in re.findall(r"(?:and|refused) (\d+) (?:others|more)", said)]
+    assert sum(unlogged) + lines == 100
+
+
+async def test_who_is_not_logged_takes_nobodys_line(
+    engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Balancers that look whether somebody listens are told of at level DEBUG."""
+    async with serving(engine) as server:
+        with dialled(server.listener, 30):
+            pass
+        await until(lambda: refused(server.listener) == 30)
+        with dialled(server.listener, 1) as socks:
+            socks[0].send(b"nonsense")
+            await until(lambda: caplog.messages)
+    assert len(caplog.messages) == 1
+    assert "unlogged" not in caplog.messages[0]
+
+
+# -- a listener that is closed by what it runs ---------------------------------------------
+
+
+async def test_a_finalizer_closes_the_listener_while_it_looks(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is garbage is collected anywhere, as in `trusts` or `getpeername`. The slot is
+    another connection's afterwards, and must not be the gate's."""
+    for where in ("trusts", "peer_of"):
+        listener = await engine.listen(LOCAL, proxy_protocol=TRUSTED, limits=PATIENT)
+
+        def closing(*_: Any, listener: Listener = listener) -> bool:
+            listener._close_all()
+            return True
+
+        with monkeypatch.context() as patched:
+            if where == "trusts":
+                patched.setattr(_trusted.Trusted, "trusts", closing)
+            else:
+                patched.setattr(gate, "peer_of", closing)
+            with dialled(listener, 1) as socks:
+                socks[0].send(b"nonsense")
+                await until(lambda: not listener._open)  # noqa: B023
+                await until(lambda: engine.statistics().connections == 0)
+        assert refused(listener) == 0
+        for kind in ("unix", "tcp"):
+            async with conn_and_peer(engine, kind) as (conn, peer):
+                await peer.send(HEADER)
+                assert await read(conn, len(HEADER)) == HEADER
 
 
 # -- what is refused -------------------------------------------------------------------

@@ -10,11 +10,16 @@ cdef class Gate(Server):
     cdef Slot *listener         # NULL before the listener opens, and after it
     cdef object trusted
     cdef uint64_t patience      # ns
-    cdef set standing           # addresses of slots whose header is awaited, and `server`
-                                # is this; None once closed
+    cdef uint64_t grace         # ns: how long one is waited for whatever else waits
+    cdef dict standing          # addresses of slots whose header is awaited, in order, and
+                                # `server` is this, with whether their grace is over; None
+                                # once closed
     cdef Slot *oldest           # slots that have passed, for accept to take
     cdef Slot *newest
     cdef readonly uint64_t refused
+    cdef double lines           # that the log may still be told at `lines_at`
+    cdef uint64_t lines_at      # ns
+    cdef uint64_t unsaid        # refusals since the last line, past that
 
     cdef void open(self, Core core, Slot *listener) noexcept
     cdef void close(self) noexcept
@@ -28,4 +33,10 @@ cdef class Gate(Server):
     cdef void let_pass(self, Slot *slot, header, uint32_t size) noexcept
     cdef void leave(self, Slot *slot) noexcept
     cdef void give_up(self, Slot *slot, data) noexcept
+    cdef void note_grace(self, Slot *slot) noexcept
+    cdef void make_room(self, uint32_t wanted) noexcept
+    cdef list past_grace(self, uint32_t most)
+    cdef bint stands(self, address) noexcept
+    cdef bint may_say(self, int level) noexcept
+    cdef void say_rest(self) noexcept
     cdef void refuse(self, Slot *slot, uint32_t command, int level, why) noexcept

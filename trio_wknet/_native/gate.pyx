@@ -16,6 +16,16 @@ wakes whoever accepts, and lets ports go on.
 The time for a header is an idle rule of the connection's: as nothing is sent before,
 what has not been written for so long has not been let pass for so long, whatever
 arrived.
+
+Whoever connects and says nothing would take others' places for all of that time. So
+there are two times: after its grace, a short part, a connection may stay only as long as
+nobody wants its place. Where ports have stopped, because as many wait as may, those that
+have stood longest are refused until ports go on. Connections that come with their header
+pass at once, however many stand. The grace keeps a burst of honest ones, whose headers
+are still on their way, from driving each other out.
+
+The log gets LINES of refusals at once, and then one a second; how many were not told is
+in the next line, or in the last one when the listener closes.
 """
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
@@ -27,7 +37,7 @@ from trio_wknet._native.conn cimport (
 )
 from trio_wknet._native.idle cimport WRITE, idle_ms, idle_rule
 from trio_wknet._native.links cimport queue_append, queue_take
-from trio_wknet._native.linux cimport pthread_mutex_lock, pthread_mutex_unlock
+from trio_wknet._native.linux cimport monotonic_ns, pthread_mutex_lock, pthread_mutex_unlock
 from trio_wknet._native.receive cimport has_room
 from trio_wknet._native.ring cimport ring_copy, ring_discard, ring_len
 
@@ -40,6 +50,8 @@ logger = logging.getLogger("trio_wknet.proxy_protocol")
 
 cdef enum:
     MOST_AT_ONCE = 64           # connections taken in by one drain
+    GRACE_PART = 20             # of the time for a header: so much is everybody's
+    LINES = 10
 
 cdef uint32_t MOST_BYTES = MOST_HEADER
 cdef int DEBUG = logging.DEBUG, INFO = logging.INFO, WARNING = logging.WARNING
@@ -65,7 +77,9 @@ cdef class Gate(Server):
     def __cinit__(self, trusted, double seconds):
         self.trusted = trusted
         self.patience = <uint64_t>(seconds * 1e9)
-        self.standing = set()
+        self.grace = self.patience // GRACE_PART
+        self.standing = {}
+        self.lines = LINES
 
     cdef void open(self, Core core, Slot *listener) noexcept:
         """Begin, before any port feeds the listener."""
@@ -116,7 +130,7 @@ cdef class Gate(Server):
         # What is asked now may close the listener: `close` is to find it.
         slot.server = <void *>self
         try:
-            self.standing.add(<size_t>slot)
+            self.standing[<size_t>slot] = False
             trusted = self.trusted.trusts(slot.fd, slot.family)
         except Exception as failure:        # it is gone, and nobody knows who it was
             self.refuse(slot, DROP, DEBUG, failure)
@@ -132,6 +146,8 @@ cdef class Gate(Server):
         cdef Gate alive = self      # whatever is collected meanwhile
         if bits & (READABLE | IDLE):
             alive.examine(slot, bits & IDLE)
+        if bits & IDLE and alive.stands(<size_t>slot):
+            alive.note_grace(slot)
 
     # --- looking -------------------------------------------------------------
 
@@ -162,6 +178,43 @@ cdef class Gate(Server):
     cdef bint late(self, Slot *slot) noexcept:
         return self.core.now() - slot.opened >= self.patience
 
+    cdef void note_grace(self, Slot *slot) noexcept:
+        """Its grace is over, and the reactor has looked at its socket since."""
+        try:
+            self.standing[<size_t>slot] = True
+        except MemoryError:
+            pass        # it keeps its place
+        if self.listener != NULL:
+            self.core.requeue(self.listener, ACCEPTED)      # ports may wait for the place
+
+    cdef void make_room(self, uint32_t wanted) noexcept:
+        """Ports have stopped: refuse so many of those whose grace is over, oldest first,
+        unless they say something now."""
+        cdef Slot *slot
+        try:
+            old = self.past_grace(wanted)
+        except MemoryError:
+            return
+        for address in old:
+            slot = <Slot *><size_t>address
+            if self.stands(address):    # and was not let go of by what ran for another
+                self.examine(slot, False)
+            if self.stands(address):
+                self.refuse(slot, ABORT, WARNING, "no PROXY header yet, and others wait")
+
+    cdef list past_grace(self, uint32_t most):
+        old = []
+        if self.standing is not None:
+            for address, over in self.standing.items():
+                if over:
+                    old.append(address)
+                if len(old) == most:
+                    break
+        return old
+
+    cdef bint stands(self, address) noexcept:
+        return self.standing is not None and address in self.standing
+
     cdef bytes look(self, Slot *slot, bint *over):
         """What a header can consist of, of the bytes that are there."""
         cdef uint32_t n
@@ -189,13 +242,16 @@ cdef class Gate(Server):
         if news:
             return False
         self.watch(slot)
-        if resume:
+        if resume and self.listener != NULL:
             self.core.post(slot, RESUME)
         return True
 
     cdef void watch(self, Slot *slot) noexcept:
-        """Have the reactor tell when time is up."""
-        cdef uint32_t rule = idle_rule(idle_ms(self.patience), WRITE)
+        """Have the reactor tell when its grace is over, and then when time is up."""
+        cdef uint64_t time = self.patience
+        if self.core.now() - slot.opened < self.grace:
+            time = self.grace
+        cdef uint32_t rule = idle_rule(idle_ms(time), WRITE)
         if wk_u32_load_relaxed(&slot.idle) != rule:
             self.core.watch_idle(slot, rule, slot.opened)
 
@@ -227,7 +283,7 @@ cdef class Gate(Server):
     cdef void leave(self, Slot *slot) noexcept:
         slot.server = NULL
         try:
-            self.standing.discard(<size_t>slot)
+            self.standing.pop(<size_t>slot, None)
         except MemoryError:
             pass        # `close` sees that it is gone
 
@@ -244,13 +300,16 @@ cdef class Gate(Server):
         self.refuse(slot, command, level, _words(why, data))
 
     cdef void refuse(self, Slot *slot, uint32_t command, int level, why) noexcept:
-        cdef Slot *listener = self.listener
-        if listener == NULL:
-            return
+        cdef Slot *listener
+        cdef uint64_t unsaid = self.unsaid
+        cdef bint said = self.may_say(level)
         try:
-            peer = peer_of(slot.fd, slot.family)
+            peer = peer_of(slot.fd, slot.family) if said else None
         except MemoryError:
             peer = None
+        listener = self.listener
+        if listener == NULL:        # closed by a finalizer meanwhile, the slot too
+            return
         self.refused += 1
         self.leave(slot)
         self.core.post(slot, command)
@@ -258,5 +317,27 @@ cdef class Gate(Server):
         listener.waiting -= 1
         pthread_mutex_unlock(&listener.lock)
         self.core.requeue(listener, ACCEPTED)
-        # Last: handlers of logging may do anything.
-        logger.log(level, "refused a connection from %r: %s", peer, why)
+        if said:
+            # Last: handlers of logging may do anything.
+            more = f" (and {unsaid} others, unlogged)" if unsaid else ""
+            logger.log(level, "refused a connection from %r: %s%s", peer, why, more)
+
+    cdef bint may_say(self, int level) noexcept:
+        """Whether a refusal gets a line of its own. If not, it is counted."""
+        cdef uint64_t now = monotonic_ns()
+        if not logger.isEnabledFor(level):
+            return False
+        self.lines = min(<double>LINES, self.lines + (now - self.lines_at) / 1e9)
+        self.lines_at = now
+        if self.lines < 1:
+            self.unsaid += 1
+            return False
+        self.lines -= 1
+        self.unsaid = 0
+        return True
+
+    cdef void say_rest(self) noexcept:
+        """The listener is closed: tell how many refusals got no line."""
+        unsaid, self.unsaid = self.unsaid, 0
+        if unsaid:
+            logger.log(WARNING, "refused %d more connections, unlogged", unsaid)

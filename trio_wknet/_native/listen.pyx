@@ -185,7 +185,7 @@ cdef class NativeListener(Endpoint):
         else:
             first = queue_take(&self.gate.oldest, &self.gate.newest, <uint32_t>most, &n)
         listener.waiting -= n
-        room = listener.waiting <= listener.limits.accept_queue // 2
+        room = listener.waiting <= self.resume_mark()
         if n == 0:
             error = listener.error
             listener.accept_wanted = error == 0 and not listener.ended
@@ -199,17 +199,27 @@ cdef class NativeListener(Endpoint):
             self.resume_ports()
         return first
 
+    cdef uint32_t resume_mark(self) noexcept:
+        """How many connections may wait for ports that have stopped to go on. Those
+        that wait for a header make room one by one, so there it is sooner."""
+        cdef uint32_t most = self.slot.limits.accept_queue
+        return most // 2 if self.gate is None else most - max(1, most // 8)
+
     cdef void resume_ports(self) noexcept:
+        cdef Slot *listener = self.slot
         cdef Slot *port
         cdef bint paused
         for address in self.ports:
             port = <Slot *><size_t>address
-            pthread_mutex_lock(&self.slot.lock)
+            pthread_mutex_lock(&listener.lock)
             paused = port.paused
             port.paused = False
-            pthread_mutex_unlock(&self.slot.lock)
+            pthread_mutex_unlock(&listener.lock)
             if paused:
                 self.core.post(port, RESUME)
+                # A finalizer, or a clock, may have been run there, and have closed this.
+                if self.slot == NULL or self.closing:
+                    return
 
     def _abort_accept(self, raise_cancel):
         self.acceptor = None
@@ -229,23 +239,46 @@ cdef class NativeListener(Endpoint):
         if bits & ACCEPTED:
             if self.gate is not None and not self.closing:
                 self.gate.take_in()
-                self.heed_refusals()
+                self.heed_gate()
             if self.server is not None:
                 self.server.accepted()
             self.wake_acceptor()
             self.tell_if_ended()
+        if bits & SHORTAGE and self.slot != NULL:
+            self._heed_shortage()       # last: handlers of logging may do anything
 
-    cdef void heed_refusals(self) noexcept:
+    cdef void heed_gate(self) noexcept:
         """Refused connections make room for others."""
+        cdef uint32_t many = self.too_many()
         cdef bint room
+        if many:
+            self.gate.make_room(many)
         if self.slot == NULL or self.closing or self.gate.refused == self.refused:
             return
         self.refused = self.gate.refused
         pthread_mutex_lock(&self.slot.lock)
-        room = self.slot.waiting <= self.slot.limits.accept_queue // 2
+        room = self.slot.waiting <= self.resume_mark()
         pthread_mutex_unlock(&self.slot.lock)
         if room:
             self.resume_ports()
+
+    cdef uint32_t too_many(self) noexcept:
+        """How many must go for ports that have stopped to go on; 0 where none has."""
+        cdef uint32_t many = 0
+        cdef bint stopped = False
+        if self.slot == NULL or self.closing:
+            return 0
+        pthread_mutex_lock(&self.slot.lock)
+        if self.slot.waiting > self.resume_mark():
+            many = self.slot.waiting - self.resume_mark()
+        pthread_mutex_unlock(&self.slot.lock)
+        if many == 0:
+            return 0
+        for address in self.ports:
+            pthread_mutex_lock(&self.slot.lock)
+            stopped = stopped or (<Slot *><size_t>address).paused
+            pthread_mutex_unlock(&self.slot.lock)
+        return many if stopped else 0
 
     cdef void tell_if_ended(self) noexcept:
         cdef bint ended
