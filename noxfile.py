@@ -372,3 +372,28 @@ def asan(session: nox.Session) -> None:
 def tsan(session: nox.Session) -> None:
     """Tests under ThreadSanitizer: a few, or with ``-- --long`` all."""
     _sanitize(session, "thread", "libtsan.so", "second_deadlock_stack=1:history_size=4")
+
+
+# -- Interleavings -----------------------------------------------------------------
+
+
+@nox.session
+def interleavings(session: nox.Session) -> None:
+    """What the threads share, in every order of their steps up to a bound; ``-- --long``
+    takes minutes. tests/interleavings has the checker, and what it checks."""
+    _runtime(session, "libgcc_s.so.1")
+    build = nox.project.load_toml("pyproject.toml")["build-system"]["requires"]
+    session.install(*build, *_requirements())
+    with _copied_source() as source, session.chdir(source):
+        folder = source / "tests" / "interleavings"
+        shutil.copy(folder / "scenarios.pyx", "trio_wknet/_native")
+        plan = Path("setup.py")
+        plan.write_text(plan.read_text().replace('"-O2"', '"-O0"'))
+        checker = source.parent / "interleave.so"
+        flags = ["-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
+        session.run("gcc", *flags, str(folder / "interleave.c"), "-o", str(checker), external=True)
+        # What Python.h would define first must stand before the header put in front.
+        env = {"CFLAGS": f"-g0 -D_GNU_SOURCE -include {folder / 'interleave.h'}"}
+        session.run("python", "setup.py", "-q", "build_ext", "--inplace", env=env)
+        env = {"LD_PRELOAD": str(checker), "PYTHONPATH": str(source)}
+        session.run("python", str(folder / "check.py"), *session.posargs, env=env)

@@ -212,7 +212,8 @@ async def test_cancelled_flush_and_send_leave_the_ring_alone(engine: Engine, kin
 
 async def test_no_byte_is_stranded(engine: Engine, kind: str, long: bool) -> None:
     """Bytes are added again and again while the reactor is about to find the ring empty:
-    a process reads as fast as it can."""
+    a process reads as fast as it can. By chance, that is; `nox -s interleavings` tries
+    each order of the steps."""
     small = ConnOptions(send_buffer=32768, receive_buffer=32768)
     dice = random.Random(kind)
     ours, theirs = plain_pair(kind, small)
