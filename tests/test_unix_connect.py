@@ -85,6 +85,15 @@ async def test_it_waits_while_the_servers_queue_is_full(
     await stream.aclose()
 
 
+async def test_trios_function_when_installed(
+    nothing_left: None, full: tuple[socket.socket, str], reactors: int
+) -> None:
+    """It gave a stream that was not connected."""
+    with installed(reactors):
+        with pytest.raises(BlockingIOError, match="queue"):
+            await trio.open_unix_socket(full[1])
+
+
 async def test_its_wait_can_be_cancelled(full: tuple[socket.socket, str], connect: Connect) -> None:
     _, path = full
     with trio.move_on_after(0.01) as scope:

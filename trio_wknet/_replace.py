@@ -20,6 +20,7 @@ What the reactors cannot take stays Trio's own: everything in a run with a custo
 
 from __future__ import annotations
 
+import errno
 import socket
 import threading
 from typing import TYPE_CHECKING, Any
@@ -77,6 +78,13 @@ def _wanted_for(sock: trio.socket.SocketType) -> bool:
     return here and not trios_own_wanted.get() and is_trios(sock)
 
 
+def _refuse_full_queue(sock: trio.socket.SocketType) -> None:
+    """A unix socket whose connect Trio took for done (`_unix_connect.py`)."""
+    if sock.family == socket.AF_UNIX:
+        sock.close()
+        raise BlockingIOError(errno.EAGAIN, "the queue of the unix socket's server is full")
+
+
 def _with_handle(taken: Any, sock: Any) -> Any:
     inside = getattr(sock, "_sock", None)
     if type(inside) is socket.socket:
@@ -90,7 +98,10 @@ _Metaclass: Any = type(trio.SocketStream)
 class _StreamClass(_Metaclass):  # type: ignore[misc]
     def __call__(cls, socket: trio.socket.SocketType) -> Any:
         stream = super().__call__(socket)
-        if not _wanted_for(socket) or not is_connected(socket):
+        if not _wanted_for(socket):
+            return stream
+        if not is_connected(socket):
+            _refuse_full_queue(socket)
             return stream
         return _with_handle(adopt_stream(stream), socket)
 
