@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -24,7 +25,7 @@ HERE = Path(__file__).parent
 PROJECT = nox.project.load_toml("pyproject.toml")["project"]
 THIS = f"{sys.version_info[0]}.{sys.version_info[1]}"
 SCRIPTS = ("tests/test_benchmarks.py", "tests/test_scale_scripts.py")
-PYTHONS = [THIS, *(version for version in ("3.10", "3.12", "3.13") if version != THIS)]
+PYTHONS = [THIS, *(v for v in ("3.10", "3.12", "3.13", "3.14", "3.15") if v != THIS)]
 
 nox.needs_version = ">= 2026.8.10"
 nox.options.sessions = ["lint", "types", "docs", "tests"]
@@ -140,10 +141,14 @@ def _install_debians(session: nox.Session, **packages: str) -> None:
     """Have programs, each by its name, from Debian's packages."""
     missing = [package for name, package in packages.items() if shutil.which(name) is None]
     if missing:
-        if shutil.which("apt-get") is None or os.geteuid() != 0:
+        if not _may_install_debians():
             session.error(f"needed: apt-get install {' '.join(missing)}")
         session.run("apt-get", "-qq", "update", external=True)
         session.run("apt-get", "-qqy", "install", *missing, external=True)
+
+
+def _may_install_debians() -> bool:
+    return shutil.which("apt-get") is not None and os.geteuid() == 0
 
 
 def _source_of(session: nox.Session, project: str) -> Path:
@@ -397,3 +402,172 @@ def interleavings(session: nox.Session) -> None:
         session.run("python", "setup.py", "-q", "build_ext", "--inplace", env=env)
         env = {"LD_PRELOAD": str(checker), "PYTHONPATH": str(source)}
         session.run("python", str(folder / "check.py"), *session.posargs, env=env)
+
+
+# -- Other platforms ---------------------------------------------------------------
+
+DEBIAN = "http://deb.debian.org/debian"
+CROSS = {"aarch64-linux-gnu-gcc": "gcc-aarch64-linux-gnu", "debootstrap": "debootstrap"}
+
+TRANSLATE = """
+import runpy, setuptools
+setuptools.setup = lambda **options: None
+plan = runpy.run_path("setup.py")
+plan["cythonize"](
+    plan["native_modules"](),
+    compiler_directives=plan["DIRECTIVES"], nthreads=plan["JOBS"], quiet=True,
+)
+"""
+
+
+def _compile_for_aarch64(session: nox.Session, source: Path, *options: str) -> None:
+    """Translate and link every module there, with warnings as errors."""
+    session.install(*nox.project.load_toml("pyproject.toml")["build-system"]["requires"])
+    with session.chdir(source):
+        session.run("python", "-c", TRANSLATE)
+    for translated in sorted(source.glob("trio_wknet/_native/**/*.c")):
+        session.run(
+            *("aarch64-linux-gnu-gcc", "-shared", "-fPIC", "-Wall", "-Werror", *options),
+            *("-o", str(translated.with_suffix(".so")), str(translated)),
+            external=True,
+            silent=True,
+        )
+
+
+def _headers_for_aarch64(session: nox.Session, folder: Path) -> list[str]:
+    """This interpreter's headers, for a compiler for aarch64. What they say of the machine
+    holds there, too: both are 64-bit and little-endian."""
+    ask = "import sysconfig as s; print(s.get_path('include'), s.get_config_h_filename())"
+    answer = str(session.run("python", "-c", ask, silent=True)).split()
+    include, config = Path(answer[0]), Path(answer[1])
+    # Where Debian's headers look it up; others have it beside Python.h.
+    there = folder / "aarch64-linux-gnu" / include.name
+    there.mkdir(parents=True)
+    shutil.copy(config, there)
+    return ["-I", str(include), "-I", str(folder)]
+
+
+@nox.session
+def aarch64(session: nox.Session) -> None:
+    """Compile for aarch64, which has other sizes than x86-64 for what the layout of a slot
+    is made of. Skipped where Debian's cross compiler is not, and cannot be installed."""
+    missing = shutil.which("aarch64-linux-gnu-gcc") is None
+    if missing and not (_may_install_debians() and _reaches_debian()):
+        session.skip("nothing was compiled: it needs apt-get install gcc-aarch64-linux-gnu")
+    _install_debians(session, **{"aarch64-linux-gnu-gcc": "gcc-aarch64-linux-gnu"})
+    with _copied_source() as source:
+        headers = _headers_for_aarch64(session, source.parent / "headers")
+        _compile_for_aarch64(session, source, "-O0", *headers)
+
+
+def _reaches_debian() -> bool:
+    """Whether the compiler can be had from Debian."""
+    update = subprocess.run(["apt-get", "-qq", "update"], check=False, capture_output=True)
+    policy = subprocess.run(
+        ["apt-get", "-qq", "--simulate", "install", "gcc-aarch64-linux-gnu"],
+        check=False,
+        capture_output=True,
+    )
+    return update.returncode == 0 and policy.returncode == 0
+
+
+# Where memory is handed around and where threads meet; none of them starts a process,
+# which would take binfmt_misc.
+EMULATED = ["matrix", "ring", "pool", "mailbox", "stream_contract", "close_races", "deferred"]
+
+
+def _debian_for_aarch64(session: nox.Session) -> Path:
+    """A root folder for qemu: what Debian's packages hold, without being configured."""
+    root = session.cache_dir.resolve() / "bookworm-arm64"
+    if not (root / "usr").is_dir():
+        with tempfile.TemporaryDirectory(prefix="trio_wknet-") as folder:
+            session.run(
+                *("debootstrap", "--arch=arm64", "--variant=minbase", "--download-only"),
+                *("--include=python3,libpython3-dev", "bookworm", folder, DEBIAN),
+                external=True,
+                silent=True,
+            )
+            for package in sorted(Path(folder).glob("var/cache/apt/archives/*.deb")):
+                session.run("dpkg-deb", "-x", str(package), str(root), external=True)
+    return root
+
+
+@nox.session(allow_parallel=False)
+def qemu(session: nox.Session) -> None:
+    """Tests of the core on an emulated aarch64, and with its largest pages, of 64 KiB. Takes
+    ten minutes. The emulator runs on this machine's memory: what x86-64 orders and aarch64
+    does not, it does not reorder either, so this finds no missing fence."""
+    _install_debians(session, **CROSS, **{"qemu-aarch64-static": "qemu-user-static"})
+    root = _debian_for_aarch64(session)
+    (python,) = root.glob("usr/bin/python3.[0-9][0-9]")
+    version = python.name.removeprefix("python")
+    with _copied_source() as source:
+        include = root / "usr" / "include"
+        headers = ["-I", str(include / python.name), "-idirafter", str(include)]
+        _compile_for_aarch64(session, source, "-O2", *headers)
+        packages = source.parent / "packages"
+        platforms = ("manylinux2014_aarch64", "manylinux_2_28_aarch64")
+        session.install(
+            *("--target", str(packages), "--python-version", version, "--only-binary", ":all:"),
+            *(f"--platform={platform}" for platform in platforms),
+            *_requirements("cli", "anyio"),
+            *("pytest", "pytest-trio", "hypothesis", "trustme"),
+        )
+        env = {"PYTHONPATH": f"{source}:{packages}"}
+        run = ["-L", str(root), str(python), "-m", "pytest", "-p", "no:cacheprovider"]
+        files = session.posargs or [f"tests/test_{name}.py" for name in EMULATED]
+        with session.chdir(source):
+            session.run("qemu-aarch64-static", *run, *files, env=env, external=True)
+            pages = ["-p", "65536", *run, "tests/test_matrix.py", "tests/test_ring.py"]
+            session.run("qemu-aarch64-static", *pages, env=env, external=True)
+
+
+def _debian_unstable(session: nox.Session, pythons: list[str]) -> Path:
+    """A root folder of Debian's unstable, with interpreters and a compiler."""
+    root = session.cache_dir.resolve() / f"sid-{'-'.join(pythons)}"
+    if not (root / "ready").is_file():
+        shutil.rmtree(root, ignore_errors=True)
+        packages = [f"python{version}-{part}" for version in pythons for part in ("dev", "venv")]
+        session.run(
+            *("debootstrap", "--variant=minbase"),
+            f"--include={','.join([*packages, 'gcc', 'libc6-dev', 'ca-certificates'])}",
+            *("sid", str(root), DEBIAN),
+            external=True,
+            silent=True,
+        )
+        (root / "ready").touch()
+    # Whom this machine trusts and asks for names.
+    for path in ("etc/resolv.conf", "etc/ssl/certs/ca-certificates.crt"):
+        shutil.copy(Path("/") / path, root / path)
+    return root
+
+
+@nox.session(allow_parallel=False)
+def sid(session: nox.Session) -> None:
+    """The test suite on the newest Pythons, Debian's unstable's, in a root folder of its own.
+    ``-- 3.15`` takes that one alone, ``-- 3.15 -k ring`` some of its tests. Needs to be
+    root, and a gigabyte."""
+    pythons = [word for word in session.posargs if re.fullmatch(r"3\.\d+", word)]
+    options = [word for word in session.posargs if word not in pythons]
+    _install_debians(session, debootstrap="debootstrap")
+    root = _debian_unstable(session, ["3.14", "3.15"])
+    with _copied_source() as source:
+        for version in pythons or ["3.14", "3.15"]:
+            venv = f"/venv-{version}"
+            _run_in(session, root, source, f"python{version} -m venv --clear {venv}")
+            _run_in(session, root, source, f"{venv}/bin/pip install -q -e '.[tests]'")
+            scripts = " ".join(f"--ignore={path}" for path in SCRIPTS)
+            _run_in(session, root, source, f"{venv}/bin/pytest {scripts} {shlex.join(options)}")
+
+
+def _run_in(session: nox.Session, root: Path, source: Path, command: str) -> None:
+    """Run a command in a root folder, with that source as its working folder. What is mounted
+    for it there is gone with it."""
+    binds = [(f"/{name}", root / name) for name in ("dev", "proc", "sys")]
+    work = root / "source"
+    work.mkdir(exist_ok=True)
+    mounts = [shlex.join(["mount", "--rbind", str(a), str(b)]) for a, b in [*binds, (source, work)]]
+    inner = shlex.join(["chroot", str(root), "sh", "-c", f"cd /source && {command}"])
+    env = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "CFLAGS": "-g0"}
+    script = " && ".join([*mounts, f"exec {inner}"])
+    session.run("unshare", "--mount", "sh", "-c", script, env=env, external=True)
