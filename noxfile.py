@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from xml.etree import ElementTree
 
 import nox
 
@@ -127,6 +128,79 @@ def ecosystem(session: nox.Session) -> None:
         options = ["-q", "-p", "replace_transport", "-p", "no:cacheprovider"]
         settings = ["-c", os.devnull, "--rootdir", str(tests.parent), "-o", "trio_mode=true"]
         session.run("pytest", *options, *settings, str(tests), *session.posargs, env=env)
+
+
+# Of other projects' tests, those that open streams: what each needs, which it selects, and
+# what replaces the transport under them. (The source distributions of tractor and redio
+# have no tests.)
+CONSUMERS = {
+    "httpcore": (
+        ["pytest-httpbin", "h2", "socksio"],
+        ["-k", "trio", "tests"],
+        ["replace_transport"],
+    ),
+    "hypercorn": (["httpx", "mock"], ["tests/trio", "tests/e2e"], ["replace_transport"]),
+    "anyio": (
+        ["psutil", "pytest-mock", "pytest-timeout", "blockbuster", "truststore"],
+        [
+            "-p",
+            "no:trio",
+            "-m",
+            "not network",
+            "-k",
+            "trio",
+            "tests/test_sockets.py",
+            "tests/streams",
+        ],
+        ["replace_transport", "replace_anyio"],
+    ),
+}
+
+
+@nox.session(allow_parallel=False)
+@nox.parametrize("project", list(CONSUMERS))
+def consumers(session: nox.Session, project: str) -> None:
+    """Other projects' tests over `trio_wknet.install`, in every form: whatever passes on
+    Trio's own transport must pass. What fails there, too, is their versions' affair; and
+    what fails once gets a second run, since some have timeouts of their own."""
+    requirements, selected, plugins = CONSUMERS[project]
+    session.install("-e", ".[tests]")
+    source = _source_of(session, project)
+    session.install(*requirements)
+    on_trio = _passed(session, source, selected, [], {})
+    if not on_trio:
+        session.error(f"no test of {project} passes on Trio's transport")
+    for reactors in ("0", "1", "2"):
+        env = {"WKNET_REACTORS": reactors}
+        lost = on_trio - _passed(session, source, selected, plugins, env)
+        if lost:
+            lost -= _passed(session, source, selected, plugins, env)
+        if lost:
+            failed = "\n".join(sorted(lost))
+            session.error(
+                f"{project}, {reactors} reactors: on Trio's transport these pass:\n{failed}"
+            )
+        session.log(f"{project}, {reactors} reactors: {len(on_trio)} tests pass as on Trio's")
+
+
+def _passed(
+    session: nox.Session, source: Path, selected: list[str], plugins: list[str], env: dict[str, str]
+) -> set[str]:
+    """The tests of a project that pass."""
+    report = Path(session.create_tmp()) / "report.xml"
+    options = ["-q", "-o", "addopts=", "-p", "no:cacheprovider", f"--junitxml={report}"]
+    with session.chdir(source):
+        session.run(
+            *("python", "-m", "pytest", *options, *(f"-p{plugin}" for plugin in plugins)),
+            *(*selected, *session.posargs),
+            env={"PYTHONPATH": str(HERE / "tests" / "trio_suites"), **env},
+            success_codes=[0, 1],
+        )
+    return {
+        f"{case.get('classname')}.{case.get('name')}"
+        for case in ElementTree.parse(report).iter("testcase")
+        if len(case.findall("failure") + case.findall("error") + case.findall("skipped")) == 0
+    }
 
 
 @nox.session(allow_parallel=False)
