@@ -4,7 +4,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 
 from trio_wknet._native.atomics cimport (
-    wk_fence,
+    wk_fence, wk_u32,
     wk_ptr_cas, wk_ptr_exchange, wk_ptr_load_relaxed,
     wk_u32_exchange, wk_u32_load, wk_u32_load_relaxed, wk_u32_store, wk_u32_store_relaxed,
     wk_u32_sub,
@@ -133,8 +133,18 @@ cdef void _collect_returned(Pool *pool) noexcept nogil:
         block = following
 
 
+cdef wk_u32 _starved         # for tests: no pool of this process gets memory
+
+
+def starve_pools(bint starved):
+    """Have the allocator refuse blocks to all pools, until it is told not to; for tests."""
+    wk_u32_store(&_starved, starved)
+
+
 cdef Block *_allocate(Pool *pool, uint8_t size_class, uint32_t size) noexcept nogil:
     cdef uint32_t capacity
+    if wk_u32_load_relaxed(&_starved):
+        return NULL
     if size_class == NO_CLASS:
         capacity = _round_up(size)
     else:
