@@ -47,9 +47,6 @@ cdef class Latch(Undone):
         self.is_set = True
         self.retry()
 
-    def __call__(self):
-        self.set()
-
     cdef void retry(self) noexcept:
         cdef list waiters = self.waiters
         cdef Operation operation
