@@ -60,11 +60,11 @@ class Limits:
           message names it.
     """
 
-    inbound: int = attrs.field(default=262_144, validator=_integer(1, _MOST_BYTES))
-    """Bytes received and not yet taken by the application. At this mark the
-    reactor stops reading, so that TCP holds the peer back, and goes on once half
-    of them are taken. A single read may overshoot the mark by 64 KiB.
-    Default 256 KiB."""
+    inbound: int = attrs.field(default=65_536, validator=_integer(1, _MOST_BYTES))
+    """Bytes received and not yet taken by the application. At this mark, and not
+    above it, the reactor stops reading, so that TCP holds the peer back, and goes on
+    once half of them are taken. They lie in one block of memory, the next power of two.
+    Default 64 KiB."""
 
     outbound: int = attrs.field(default=1_048_576, validator=_integer(1, _MOST_BYTES))
     """Bytes that ``send_nowait`` may leave unsent. Past this mark it raises

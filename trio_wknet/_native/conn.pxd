@@ -33,6 +33,11 @@
 # the Trio side may send on `fd` at any time before it lets go, without asking:
 # the number cannot be recycled under its hands.
 #
+# Who receives. The reactor while `paused` is not set, which it alone sets; the Trio
+# side while it is, which it alone takes back. Both under the lock, so what one has
+# received and counted (`received` and its neighbours) is there for the other. When
+# bytes came either may note at any time: the one time is as good as the other.
+#
 # The slot. Letting go is the Trio side's last touch. The reactor closes the
 # descriptor (after lingering) and marks `up` with RELEASED: if `up` was not
 # queued, the reactor returns the slot to the matrix once its event batch ends;
@@ -129,13 +134,13 @@ cdef struct Slot:
     uint8_t ended           # the peer's FIN was read: every byte before it is in;
                             # of a LISTENER: no port is left to add to its queue
     uint8_t hung_up         # FIN or reset was seen, perhaps ahead of unread bytes
-    uint8_t paused          # inbound is at its mark: the reactor does not read
+    uint8_t paused          # inbound was at its mark: the reactor does not read
     uint8_t flush_wanted    # somebody waits for FLUSHED
     uint8_t end_wanted      # somebody waits for ENDED
     # of a LISTENER
     uint8_t accept_wanted   # somebody waits for ACCEPTED
     uint8_t refusing        # closed: whatever is still accepted is dropped
-    uint8_t spare_flag
+    uint8_t open_ended      # `wanted` may rise byte by byte: who waits looks for something
     uint32_t waiting        # accepted and not yet taken: how many
     Slot *oldest            # linked by `chain`
 
@@ -165,7 +170,8 @@ cdef struct Slot:
     WheelNode timer         # in its wheel: idle, closing, or a port to re-arm
     uint64_t deadline       # ns, while FLUSHING or LINGERING, or of what is disarmed
     Link ready              # in its list of unfinished reads, or of what is disarmed
-    wk_u64 received         # statistics, here and below
+    wk_u64 received         # statistics, here and below; while paused these three,
+                            # and `noticed`, are the Trio side's
     wk_u64 receive_calls
     wk_u64 last_received    # ns
     wk_u64 flushed          # sent by the reactor, from the outbound ring

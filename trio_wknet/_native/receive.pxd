@@ -7,6 +7,7 @@ from trio_wknet._native.stream cimport Stream
 
 cdef enum:
     MOST_BYTES = 1 << 30        # what a ring may grow to
+    SOME_BYTES = 131072         # what receive_some gives where it is not told
 
 # What `look` found.
 cdef enum:
@@ -23,14 +24,20 @@ cdef inline bint has_room(Slot *slot) noexcept nogil:
 
 
 cdef class ReceiveHalf(Stream):
-    cdef int look(self, uint32_t enough, uint32_t *available) except -1
-    cdef bint discard(self, uint32_t n) noexcept
+    cdef int look(self, uint32_t enough, uint32_t *available, bint open_ended=*) except -1
+    cdef void discard(self, uint32_t n) noexcept
+    cdef bint resumes(self) noexcept
     cdef void took(self, uint32_t n) noexcept
     cdef object take(self, uint32_t n, uint32_t skip)
     cdef void end_at_hole(self) noexcept
-    cdef bint nothing_yet(self) noexcept
     cdef int ensure_no_receiver(self) except -1
     cdef object take_some(self, Py_ssize_t most, bint wait)
+    cdef object take_much(self, Py_ssize_t most, bint wait)
+    cdef uint32_t at_hand(self, Py_ssize_t most, uint32_t *more) noexcept
+    cdef void copy_out(self, char *out, uint32_t n) noexcept
+    cdef uint32_t fill(self, char *out, uint32_t n, uint32_t more, bint stay) noexcept
+    cdef ssize_t receive_now(self, char *out, uint32_t n) noexcept
+    cdef bint nothing_yet(self) noexcept
 
 
 cdef class Receive(Operation):

@@ -1,6 +1,8 @@
 """The receiving half: from the inbound ring to the application, as bytes come.
 receive_sized.pyx adds the forms that know how much they want.
 
+While reading is paused this side receives from the socket itself (`fill`).
+
 Every receive is the same operation with another idea of when there is enough:
 `attempt` takes bytes or says None, having told the reactor (`wanted`) how many
 bytes to wake it for. That is said under the lock under which the reactor adds
@@ -8,23 +10,63 @@ bytes, so the wake cannot be lost.
 """
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.object cimport PyObject
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 
+from trio_wknet._native.atomics cimport (
+    wk_u64_bump, wk_u64_load_relaxed, wk_u64_store_relaxed,
+)
 from trio_wknet._native.conn cimport RESUME, Slot
-from trio_wknet._native.linux cimport ENOMEM, pthread_mutex_lock, pthread_mutex_unlock
+from trio_wknet._native.linux cimport (
+    EAGAIN, EINTR, ENOMEM, MSG_DONTWAIT, POLLIN, errno, poll, pollfd, pthread_mutex_lock,
+    pthread_mutex_unlock, recv,
+)
 from trio_wknet._native.operation cimport Operation
+from trio_wknet._native.reactor cimport RECEIVE_BUFFER
 from trio_wknet._native.ring cimport ring_clear, ring_copy, ring_discard, ring_len
 from trio_wknet._native.stream cimport broken
 
 import trio
 
+cdef extern from *:
+    """
+    /* The first `n` bytes of an object that nobody else has seen, in place of it. Its
+       bytes are taken already, so this must not fail: the memory behind them stays
+       where it is not much, or there is none to copy them to. */
+    static inline PyObject *wk_cut(PyObject *data, Py_ssize_t n)
+    {
+        Py_ssize_t size = PyBytes_GET_SIZE(data);
+        PyObject *copy;
+        if (n <= size / 2) {
+            copy = PyBytes_FromStringAndSize(PyBytes_AS_STRING(data), n);
+            if (copy != NULL) {
+                Py_DECREF(data);
+                return copy;
+            }
+            PyErr_Clear();
+        }
+        if (n < size) {
+            Py_SET_SIZE(data, n);
+            PyBytes_AS_STRING(data)[n] = 0;
+        }
+        return data;
+    }
+    """
+    PyObject *new_bytes "PyBytes_FromStringAndSize"(const char *data, Py_ssize_t n) except NULL
+    object cut "wk_cut"(PyObject *data, Py_ssize_t n)
+
+cdef enum:
+    # What is copied with the bytes object made under the lock, in one visit.
+    AT_ONCE = 16384
+
 
 cdef class ReceiveHalf(Stream):
 
-    cdef int look(self, uint32_t enough, uint32_t *available) except -1:
+    cdef int look(self, uint32_t enough, uint32_t *available,
+                  bint open_ended=False) except -1:
         """See what the ring holds. If that is less than `enough` and more may
         come, arrange for a wake at `enough` bytes, and for the reactor to read
-        on if it paused below that."""
+        on if it paused below that; `open_ended` if `enough` may turn out not to be."""
         cdef Slot *slot = self.slot
         cdef bint over, resume = False
         cdef int32_t error
@@ -36,6 +78,7 @@ cdef class ReceiveHalf(Stream):
         over = slot.ended or error != 0
         if available[0] < enough and not over:
             slot.wanted = enough
+            slot.open_ended = open_ended
             if slot.paused:
                 slot.paused = False
                 resume = True
@@ -49,9 +92,8 @@ cdef class ReceiveHalf(Stream):
             raise broken(error)
         return OVER if over else WAIT
 
-    cdef bint discard(self, uint32_t n) noexcept:
-        """Forget `n` bytes that were copied out, under the lock. True if a paused
-        reactor is to be told to read again."""
+    cdef void discard(self, uint32_t n) noexcept:
+        """Forget `n` bytes that were copied out, under the lock."""
         cdef Slot *slot = self.slot
         slot.taken += n
         ring_discard(&slot.inbound, self.core.hub.pool, n)
@@ -59,6 +101,10 @@ cdef class ReceiveHalf(Stream):
         # counts from, the bytes that are there, is fewer then.
         if slot.wanted:
             slot.wanted -= n
+
+    cdef bint resumes(self) noexcept:
+        """Whether a paused reactor is to be told to read again, under the lock."""
+        cdef Slot *slot = self.slot
         if not slot.paused or not has_room(slot):
             return False
         slot.paused = False
@@ -68,7 +114,8 @@ cdef class ReceiveHalf(Stream):
         """Forget `n` bytes that were copied out, and let a paused reactor go on."""
         cdef bint resume
         pthread_mutex_lock(&self.slot.lock)
-        resume = self.discard(n)
+        self.discard(n)
+        resume = self.resumes()
         pthread_mutex_unlock(&self.slot.lock)
         if resume:
             self.core.post(self.slot, RESUME)
@@ -89,59 +136,148 @@ cdef class ReceiveHalf(Stream):
     cdef object take(self, uint32_t n, uint32_t skip):
         """The first `n` bytes, forgetting `skip` more."""
         data = PyBytes_FromStringAndSize(NULL, n)
-        # Only this side takes bytes out, so they are still there.
-        pthread_mutex_lock(&self.slot.lock)
-        ring_copy(&self.slot.inbound, PyBytes_AS_STRING(data), n, 0)
-        pthread_mutex_unlock(&self.slot.lock)
+        self.copy_out(PyBytes_AS_STRING(data), n)
         self.took(n + skip)
         return data
+
+    cdef void copy_out(self, char *out, uint32_t n) noexcept:
+        """Copy the first `n` bytes, which are there. A piece at a time: the reactor
+        is not kept from its other connections while a large ring is copied. Only
+        this side takes bytes out, so they stay where they are, counted from the
+        first one, though the ring may move to a larger block meanwhile."""
+        cdef Slot *slot = self.slot
+        cdef uint32_t done = 0
+        cdef uint32_t piece
+        while done < n:
+            piece = min(n - done, <uint32_t>RECEIVE_BUFFER)
+            pthread_mutex_lock(&slot.lock)
+            ring_copy(&slot.inbound, out + done, piece, done)
+            pthread_mutex_unlock(&slot.lock)
+            done += piece
 
     cdef object take_some(self, Py_ssize_t most, bint wait):
         """Up to `most` bytes, b"" at the end, or None if there is nothing: then
         a wake is arranged if `wait`. The fast path of all receiving, hence one
-        visit to the lock. Creating a bytes object runs no Python code and no
+        visit to the lock. Creating a small bytes object runs no Python code and no
         garbage collector, so it is allowed under the lock."""
         cdef Slot *slot = self.slot
         cdef uint32_t n
         cdef int32_t error
-        cdef bint resume = False
+        cdef bint much = False
         if slot == NULL:
             raise trio.ClosedResourceError("this connection was already closed")
         pthread_mutex_lock(&slot.lock)
         try:
             n = ring_len(&slot.inbound)
-            if n == 0:
-                error = slot.error
-                if error == 0 and slot.ended:
-                    return b""
-                if error == 0:
+            error = slot.error if n == 0 else 0
+            if n == 0 and error == 0 and slot.ended:
+                return b""
+            if n > most:
+                n = <uint32_t>most
+            much = (slot.paused or n > AT_ONCE) and error == 0
+            if not much and error == 0:
+                if n == 0:
                     if wait:
                         slot.wanted = 1
                     return None
-            else:
-                error = 0
-                if n > most:
-                    n = <uint32_t>most
                 data = PyBytes_FromStringAndSize(NULL, n)
                 ring_copy(&slot.inbound, PyBytes_AS_STRING(data), n, 0)
-                resume = self.discard(n)
+                self.discard(n)
         finally:
             pthread_mutex_unlock(&slot.lock)
         if error != 0:
             raise broken(error)
-        if resume:
-            self.core.post(slot, RESUME)
+        if much:
+            return self.take_much(most, wait)
         return data
 
+    cdef object take_much(self, Py_ssize_t most, bint wait):
+        """The same where reading is paused, or much is there."""
+        cdef uint32_t more
+        cdef uint32_t n = self.at_hand(most, &more)
+        cdef uint32_t filled
+        cdef PyObject *data
+        more = min(more, max(n, <uint32_t>SOME_BYTES) - n)
+        data = new_bytes(NULL, n + more)
+        filled = self.fill(PyBytes_AS_STRING(<object>data), n, more,
+                           wait or self.slot.phase != 0)
+        taken = cut(data, filled)
+        # If there was nothing, the reactor was told to read on, and may have found the
+        # end by now.
+        return taken if filled > 0 else self.take_some(most, wait)
+
+    cdef uint32_t at_hand(self, Py_ssize_t most, uint32_t *more) noexcept:
+        """How many of `most` bytes are there, and how many more to take from the socket
+        itself, see `fill`."""
+        cdef Slot *slot = self.slot
+        cdef uint32_t wanted = <uint32_t>min(most, <Py_ssize_t>MOST_BYTES)
+        cdef uint32_t n
+        pthread_mutex_lock(&slot.lock)
+        n = min(ring_len(&slot.inbound), wanted)
+        more[0] = wanted - n if slot.paused else 0
+        pthread_mutex_unlock(&slot.lock)
+        return n
+
+    cdef uint32_t fill(self, char *out, uint32_t n, uint32_t more, bint stay) noexcept:
+        """Take the first `n` bytes, which are there. If reading is paused, and they are
+        all, take up to `more` from the socket itself. How many that is together.
+
+        While reading is paused its reactor does not receive, and this side may: what it
+        gets need not go through the ring, nor the reactor be told of each piece. That
+        ends with a receive that finds less than it asks for, since it is for the reactor
+        to wait for bytes. With `stay` it goes on until then: whoever receives next comes
+        through here. Else nobody would take what is left to read, so the reactor does."""
+        cdef Slot *slot = self.slot
+        cdef ssize_t received = 0
+        cdef bint resume = False
+        self.copy_out(out, n)
+        if more > 0:
+            received = self.receive_now(out + n, more)
+        pthread_mutex_lock(&slot.lock)
+        if n > 0:
+            self.discard(n)
+        if n + received <= RECEIVE_BUFFER and received < <ssize_t>more:
+            stay = False
+        if not stay or slot.wanted or ring_len(&slot.inbound):
+            resume = self.resumes()
+        pthread_mutex_unlock(&slot.lock)
+        if resume:
+            self.core.post(slot, RESUME)
+        return n + <uint32_t>received
+
+    cdef ssize_t receive_now(self, char *out, uint32_t n) noexcept:
+        """Receive up to `n` bytes from the socket; reading is paused. 0 if there are none.
+        The end, or an error, is the reactor's to find. But a socket tells of an error
+        once, to whoever calls it first."""
+        cdef Slot *slot = self.slot
+        cdef ssize_t received
+        cdef int32_t error
+        with nogil:
+            received = recv(slot.fd, out, n, MSG_DONTWAIT)
+            error = errno if received < 0 else 0
+        if received > 0:
+            wk_u64_bump(&slot.received, received)
+            wk_u64_bump(&slot.receive_calls, 1)
+            wk_u64_store_relaxed(&slot.noticed, self.core.now())
+            wk_u64_store_relaxed(&slot.last_received, wk_u64_load_relaxed(&slot.noticed))
+            return received
+        if error != 0 and error != EAGAIN and error != EINTR:
+            pthread_mutex_lock(&slot.lock)
+            if slot.foretold == 0:
+                slot.foretold = error
+            pthread_mutex_unlock(&slot.lock)
+        return 0
+
     cdef bint nothing_yet(self) noexcept:
-        """Whether the connection is alive and has no bytes; then a wake is
-        arranged."""
+        """Whether the connection is alive, and has no bytes that anybody knows of;
+        then a wake is arranged."""
         cdef Slot *slot = self.slot
         cdef bint nothing
         if slot == NULL:
             return False
         pthread_mutex_lock(&slot.lock)
-        nothing = ring_len(&slot.inbound) == 0 and not slot.ended and slot.error == 0
+        nothing = (ring_len(&slot.inbound) == 0 and not slot.ended and slot.error == 0
+                   and not slot.paused)
         if nothing:
             slot.wanted = 1
         pthread_mutex_unlock(&slot.lock)
@@ -151,7 +287,7 @@ cdef class ReceiveHalf(Stream):
         """Wait for bytes, and return what is there. A checkpoint.
 
         Args:
-          max_bytes: how many at most, 1 or more; by default all that are there.
+          max_bytes: how many at most, 1 or more; by default 131072.
 
         Returns ``b""`` when the peer has finished sending. Cancelled, it has taken
         nothing.
@@ -170,7 +306,8 @@ cdef class ReceiveHalf(Stream):
 
     def receive_nowait(self, max_bytes=None):
         """Return what is there, like `receive_some`, without waiting. Not a
-        checkpoint.
+        checkpoint. By default that is all that ``limits.inbound`` allows, or 131072
+        bytes if more came.
 
         Raises as `receive_some` does, and:
           trio.WouldBlock: nothing is there, and more may come.
@@ -202,14 +339,21 @@ cdef class ReceiveHalf(Stream):
 
     def _is_readable(self):
         """Whether a receive would not wait."""
-        cdef bint readable
+        cdef bint readable, paused
+        cdef pollfd one
         if self.slot == NULL:
             return True
         pthread_mutex_lock(&self.slot.lock)
         readable = (ring_len(&self.slot.inbound) > 0 or self.slot.ended
                     or self.slot.error != 0)
+        paused = self.slot.paused
         pthread_mutex_unlock(&self.slot.lock)
-        return readable
+        if readable or not paused:
+            return readable
+        # See `fill`: what there is to receive is in the socket.
+        one.fd = self.slot.fd
+        one.events = POLLIN
+        return poll(&one, 1, 0) != 0
 
 
 cdef Py_ssize_t positive(str name, value, Py_ssize_t default) except -1:
@@ -278,7 +422,7 @@ cdef class ReceiveSome(Receive):
     cdef Py_ssize_t most
 
     cdef object validate(self):
-        self.most = positive("max_bytes", self.argument, MOST_BYTES)
+        self.most = positive("max_bytes", self.argument, SOME_BYTES)
 
     cdef bint must_wait(self):
         return self.conn.nothing_yet()

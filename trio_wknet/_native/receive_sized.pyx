@@ -68,7 +68,8 @@ cdef class ReceiveSized(ReceiveHalf):
         Args:
           delimiter: from 1 to 65536 bytes.
           max_bytes: how many bytes may stand before it, 1 or more; by default
-              ``limits.inbound``.
+              ``limits.inbound``. More are allowed: the bound is lifted while this
+              waits, by 64 KiB at a time.
 
         Cancelled, it has taken nothing.
 
@@ -103,20 +104,24 @@ cdef class ReceiveInto(Receive):
             raise ValueError("buffer must hold at least 1 byte")
 
     cdef object attempt(self):
-        cdef uint32_t available
-        cdef int found = self.conn.look(1, &available)
-        cdef Slot *slot = self.conn.slot
-        if found == WAIT:
-            return None
-        if found == OVER:
-            return 0
-        available = <uint32_t>min(<Py_ssize_t>available, self.view.len)
-        pthread_mutex_lock(&slot.lock)
-        ring_copy(&slot.inbound, self.view.buf, available, 0)
-        pthread_mutex_unlock(&slot.lock)
-        count = available           # while there is memory for it they are not taken
-        self.conn.took(available)
-        return count
+        cdef uint32_t n, more
+        cdef int found = ENOUGH
+        while found == ENOUGH:
+            if self.conn.slot != NULL:
+                n = self.conn.at_hand(self.view.len, &more)
+                n = self.conn.fill(<char *>self.view.buf, n, more, True)
+                if n > 0:
+                    return self.number(n)
+            found = self.conn.look(1, &n)
+        return 0 if found == OVER else None
+
+    cdef object number(self, uint32_t n):
+        """As an object, for which there may be no memory. The bytes are taken already."""
+        try:
+            return n
+        except MemoryError:
+            self.lost()
+            raise
 
     cdef void finish(self) noexcept:
         if self.held:
@@ -175,7 +180,7 @@ cdef class ReceiveUntil(Receive):
         if self.conn.slot != NULL and self.taken != self.conn.slot.taken:
             self.taken = self.conn.slot.taken
             self.scanned = 0
-        found = self.conn.look(self.scanned + length, &available)
+        found = self.conn.look(self.scanned + length, &available, True)
         while found == ENOUGH:
             at = self._search(delimiter, length)
             if at >= 0 and at <= self.most:
@@ -183,7 +188,7 @@ cdef class ReceiveUntil(Receive):
             if available - length + 1 > self.most:
                 raise DelimiterNotFound(delimiter, self.most)
             self.scanned = available - length + 1
-            found = self.conn.look(self.scanned + length, &available)
+            found = self.conn.look(self.scanned + length, &available, True)
         if found == OVER:
             raise IncompleteRead(None, available)
         return None

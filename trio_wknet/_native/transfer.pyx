@@ -4,14 +4,16 @@ Sockets are watched edge triggered for both directions from the start, so a
 connection costs one epoll_ctl in its life. What that asks for in return:
 
 * After an edge, read until the kernel has no more. A receive that comes back
-  short has emptied a TCP socket, and saves the call that would say EAGAIN. Not
+  short of what it asked for has emptied a TCP socket, and saves the call that would
+  say EAGAIN. Not
   so after RDHUP, HUP or ERR, where the end is still to be read, nor where a
   receive may be cut short: at TCP's urgent byte (PRI tells of it), and by
   ancillary data on a unix socket.
 * A connection that keeps its reactor busy past a budget goes to the ready list
   and is continued after the others had their turn.
-* A paused connection (inbound at its mark) is not read, so its edges are lost:
-  resuming reads until EAGAIN.
+* A paused connection (inbound at its mark) is not read here, so its edges are lost:
+  resuming reads until EAGAIN. Meanwhile the Trio side may receive (`fill` in
+  receive.pyx).
 
 Bytes that were received, and find no memory in the ring, are a hole. The stream ends
 there, as a broken connection does (ENOMEM): what came before it is delivered, and
@@ -30,7 +32,7 @@ from trio_wknet._native.conn cimport (
     ENDED, FLUSHED, OPEN, READABLE, WRITABLE, Slot,
 )
 from trio_wknet._native.linux cimport (
-    AF_UNIX, EAGAIN, EINTR, ENOMEM, EPOLLERR, EPOLLHUP, EPOLLPRI, EPOLLRDHUP,
+    AF_UNIX, EAGAIN, EINTR, ENOMEM, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLPRI, EPOLLRDHUP,
     MSG_DONTWAIT, MSG_NOSIGNAL, POLLOUT, SOL_SOCKET, SO_ERROR, errno, getsockopt, iovec, msghdr,
     poll, pollfd, pthread_mutex_lock, pthread_mutex_unlock, recv, sendmsg, socklen_t,
 )
@@ -38,7 +40,7 @@ from trio_wknet._native.links cimport list_append
 from trio_wknet._native.pool cimport Block, block_data, pool_drop, pool_take
 from trio_wknet._native.reactor cimport RECEIVE_BUFFER, Reactor, hub_now, notify
 from trio_wknet._native.ring cimport (
-    Ring, ring_adopt, ring_clear, ring_discard, ring_len, ring_spans, ring_write,
+    ring_adopt, ring_clear, ring_discard, ring_len, ring_spans, ring_write,
 )
 
 cdef enum:
@@ -46,15 +48,36 @@ cdef enum:
     HAND_ON_FROM = 16384                # bytes; below that copying is cheaper
 
 
+cdef inline uint32_t _mark(Slot *slot) noexcept nogil:
+    """How many bytes the ring may hold, under the lock. A receiver that waits for more
+    than the limit raises it while it waits; one that cannot know how much more it will
+    need, by a receive at a time."""
+    if slot.wanted <= slot.limits.inbound:
+        return slot.limits.inbound
+    return slot.wanted + RECEIVE_BUFFER if slot.open_ended else slot.wanted
+
+
+cdef inline uint32_t _room(Slot *slot) noexcept nogil:
+    """How many bytes to receive next, under the lock: never more than are left to the
+    mark. 0 pauses reading. (The ring may hold more if who raised the mark is gone.)"""
+    cdef uint32_t mark = _mark(slot)
+    cdef uint32_t held = ring_len(&slot.inbound)
+    slot.paused = held >= mark
+    return 0 if slot.paused else min(mark - held, <uint32_t>RECEIVE_BUFFER)
+
+
 cdef void on_readable(Reactor *reactor, Slot *slot, uint32_t events) noexcept nogil:
     """An edge for input. A dead or finished peer is noticed here, and told,
     even while the connection is paused."""
     cdef bint over = (events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0
-    cdef bint paused, broken
+    cdef bint paused, left
+    cdef uint32_t room = 0
     cdef uint32_t bits = 0
     pthread_mutex_lock(&slot.lock)
+    if not slot.paused and slot.error == 0:     # nothing is read behind that
+        room = _room(slot)
     paused = slot.paused
-    broken = slot.error != 0    # nothing is read behind that
+    left = paused and ring_len(&slot.inbound) < slot.limits.inbound
     if over:
         slot.hung_up = True
         if paused and slot.end_wanted:
@@ -64,8 +87,13 @@ cdef void on_readable(Reactor *reactor, Slot *slot, uint32_t events) noexcept no
     if paused and events & EPOLLERR:
         _foretell(slot)
     notify(reactor, slot, bits)
-    if not paused and not broken:
-        _receive(reactor, slot, over or slot.family == AF_UNIX or (events & EPOLLPRI) != 0)
+    # What is left to the Trio side to receive has come, for idle rules, though it may
+    # take its time.
+    if left and events & EPOLLIN and not over:
+        _note_received(reactor, slot)
+    if room != 0:
+        _receive(reactor, slot, room,
+                 over or slot.family == AF_UNIX or (events & EPOLLPRI) != 0)
 
 
 cdef void _foretell(Slot *slot) noexcept nogil:
@@ -82,12 +110,13 @@ cdef void _foretell(Slot *slot) noexcept nogil:
 
 cdef void resume_reading(Reactor *reactor, Slot *slot) noexcept nogil:
     """Go on reading where a pause or the budget stopped it."""
-    cdef bint paused
+    cdef uint32_t room = 0
     pthread_mutex_lock(&slot.lock)
-    paused = slot.paused or slot.ended or slot.error != 0
+    if not (slot.paused or slot.ended or slot.error != 0):
+        room = _room(slot)
     pthread_mutex_unlock(&slot.lock)
-    if not paused:
-        _receive(reactor, slot, True)
+    if room != 0:
+        _receive(reactor, slot, room, True)
 
 
 cdef void look_at_socket(Reactor *reactor, Slot *slot) noexcept nogil:
@@ -103,15 +132,18 @@ cdef void look_at_socket(Reactor *reactor, Slot *slot) noexcept nogil:
             on_writable(reactor, slot)
 
 
-cdef void _receive(Reactor *reactor, Slot *slot, bint to_the_end) noexcept nogil:
+cdef void _receive(Reactor *reactor, Slot *slot, uint32_t room, bint to_the_end) noexcept nogil:
+    """Receive until the kernel has no more, or the budget or the room is used up.
+    Short is what brought less than was asked for, however little that was."""
     cdef ssize_t n
+    cdef uint32_t asked
     cdef ssize_t budget = READ_BUDGET
     while budget > 0:
-        n = recv(slot.fd, block_data(reactor.buffer), RECEIVE_BUFFER, MSG_DONTWAIT)
+        asked = room
+        n = recv(slot.fd, block_data(reactor.buffer), asked, MSG_DONTWAIT)
         if n > 0:
-            if not _store(reactor, slot, <uint32_t>n):
-                return
-            if n < RECEIVE_BUFFER and not to_the_end:
+            room = _store(reactor, slot, <uint32_t>n)
+            if room == 0 or (n < asked and not to_the_end):
                 return
             budget -= n
         elif n == 0:
@@ -125,39 +157,37 @@ cdef void _receive(Reactor *reactor, Slot *slot, bint to_the_end) noexcept nogil
     list_append(&reactor.ready, &slot.ready)
 
 
-cdef bint _store(Reactor *reactor, Slot *slot, uint32_t n) noexcept nogil:
-    """Put received bytes into the ring; False if reading must stop."""
+cdef uint32_t _store(Reactor *reactor, Slot *slot, uint32_t n) noexcept nogil:
+    """Put received bytes into the ring. How many to receive next; 0 if reading must
+    stop."""
     cdef uint32_t bits = 0
-    cdef uint32_t mark
-    cdef uint32_t held
-    cdef bint stored, paused
+    cdef uint32_t room
+    cdef bint stored
     pthread_mutex_lock(&slot.lock)
     if slot.error != 0:     # since this receive began Trio's side has lost some
         pthread_mutex_unlock(&slot.lock)
-        return False
-    stored = (_hand_on(reactor, &slot.inbound, n)
+        return 0
+    stored = (_hand_on(reactor, slot, n)
               or ring_write(&slot.inbound, reactor.pool, block_data(reactor.buffer), n))
-    held = ring_len(&slot.inbound)
-    # A receiver that waits for more than the mark raises it while it waits.
-    mark = max(slot.limits.inbound, slot.wanted)
-    if slot.wanted and held >= slot.wanted:
+    if slot.wanted and ring_len(&slot.inbound) >= slot.wanted:
         slot.wanted = 0
         bits = READABLE
-    paused = held >= mark
-    slot.paused = paused
+    room = _room(slot)
     # The end was announced together with these bytes, and will not be read to.
-    if paused and slot.hung_up and slot.end_wanted:
+    if room == 0 and slot.hung_up and slot.end_wanted:
         slot.end_wanted = False
         bits |= ENDED
+    # What is counted here is the Trio side's to count while reading is paused.
+    if stored:
+        wk_u64_bump(&slot.received, n)
+        wk_u64_bump(&slot.receive_calls, 1)
+        _note_received(reactor, slot)
     pthread_mutex_unlock(&slot.lock)
     if not stored:
         end_of_input(reactor, slot, ENOMEM)
-        return False
-    wk_u64_bump(&slot.received, n)
-    wk_u64_bump(&slot.receive_calls, 1)
-    _note_received(reactor, slot)
+        return 0
     notify(reactor, slot, bits)
-    return not paused
+    return room
 
 
 cdef inline void _note_received(Reactor *reactor, Slot *slot) noexcept nogil:
@@ -176,17 +206,17 @@ cdef inline uint64_t _stamp(Reactor *reactor, Slot *slot) noexcept nogil:
     return hub_now(reactor.hub) if wk_u64_load_relaxed(&slot.idle_since) else reactor.now
 
 
-cdef bint _hand_on(Reactor *reactor, Ring *ring, uint32_t n) noexcept nogil:
+cdef bint _hand_on(Reactor *reactor, Slot *slot, uint32_t n) noexcept nogil:
     """Make the receive buffer itself the ring's block, and take another: a large
-    receive into an empty ring is not copied. False if that is not the case, or
-    there is no memory."""
+    receive into an empty ring is not copied. False if that is not the case, if the ring
+    will never need so large a block, or there is no memory."""
     cdef Block *another
-    if n < HAND_ON_FROM or ring.block != NULL:
+    if n < HAND_ON_FROM or slot.inbound.block != NULL or _mark(slot) <= RECEIVE_BUFFER // 2:
         return False
     another = pool_take(reactor.pool, RECEIVE_BUFFER)
     if another == NULL:
         return False
-    ring_adopt(ring, reactor.buffer, n)
+    ring_adopt(&slot.inbound, reactor.buffer, n)
     reactor.buffer = another
     return True
 
