@@ -14,9 +14,9 @@ import pytest
 import trio
 from helpers import SMALL, conn_and_peer, content, dial, read, read_all, send, until
 from test_send import reset
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
-from trio_wknet import Conn, ConnOptions, Engine, Limits
+from trio_wknet import Conn, ConnOptions, Engine, Limits, open_engine
 
 WIDE = Limits(linger_bytes=1 << 30, outbound=4_000_000)
 Peer = tuple[Conn, Any]
@@ -97,6 +97,49 @@ async def test_lingering_is_bounded_in_time(engine: Engine, kind: str, clogged: 
             await wait_all_tasks_blocked(0.01)
         await conn.aclose()
         await until(lambda: connections(engine) == 0)
+
+
+async def push(sock: Any) -> None:
+    """Send a little at a time, for as long as that goes."""
+    with suppress(OSError):
+        while True:
+            await send(sock, b"push")
+            await trio.sleep(0.01)
+
+
+async def test_a_peer_that_only_sends_learns_of_the_close(engine: Engine, kind: str) -> None:
+    """Long before the time for lingering is over: that is for what is not yet sent."""
+    limits = Limits(linger_time=4)
+    async with (
+        conn_and_peer(engine, kind, limits=limits) as (conn, sock),
+        conn_and_peer(engine, kind, limits=limits, options=SMALL) as (clogged, _),
+    ):
+        await conn.send_all(b"bye")
+        clogged.send_nowait(bytes(500_000))
+        await clogged.aclose()
+        await conn.aclose()
+        await push(sock)
+        assert connections(engine) == 1
+
+
+async def test_how_long_a_peer_that_only_sends_is_borne(autojump_clock: MockClock) -> None:
+    async with open_engine() as engine, conn_and_peer(engine, "tcp") as (conn, sock):
+        await conn.send_all(b"bye")
+        await conn.aclose()
+        await push(sock)
+        assert 0.99 < trio.current_time() < 1.1
+
+
+async def test_what_is_not_acknowledged_is_not_cut_off(autojump_clock: MockClock) -> None:
+    """The peer sends, and reads late: a reset would destroy what the kernel holds for it."""
+    small = ConnOptions(receive_buffer=4096)
+    async with open_engine() as engine, conn_and_peer(engine, "tcp", options=small) as (conn, sock):
+        data = content("late", 60_000)
+        await conn.send_all(data)
+        await conn.aclose()
+        with trio.move_on_after(8):
+            await push(sock)
+        assert await read_all(sock) == data
 
 
 async def test_lingering_for_no_time_closes_at_once(engine: Engine, kind: str) -> None:

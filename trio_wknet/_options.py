@@ -72,7 +72,9 @@ class Limits:
 
     linger_time: float = attrs.field(default=10.0, validator=_seconds)
     """Seconds that a gracefully closed connection may take, in the background, to
-    send what is left and to see the peer end. 0 closes at once. Default 10."""
+    send what is left and to see the peer end. Once the peer's system has acknowledged all
+    of it, its application has about a tenth of that to read and to end; after that, what
+    it sends is answered with a reset. 0 closes at once. Default 10."""
 
     linger_bytes: int = attrs.field(default=16_777_216, validator=_integer(0, _MOST_BYTES))
     """Bytes that may arrive, and are discarded, meanwhile. Default 16 MiB."""

@@ -9,4 +9,5 @@ cdef void reset(Reactor *reactor, Slot *slot) noexcept nogil
 cdef void leave_listener(Reactor *reactor, Slot *listener) noexcept nogil
 cdef void forget(Reactor *reactor, Slot *slot) noexcept nogil
 cdef void on_closing_event(Reactor *reactor, Slot *slot) noexcept nogil
+cdef void on_closing_timeout(Reactor *reactor, Slot *slot) noexcept nogil
 cdef void release(Reactor *reactor, Slot *slot) noexcept nogil

@@ -4,9 +4,9 @@ Closing a socket that holds unread input makes Linux send a reset, which
 destroys what the peer has not yet read. So a graceful close flushes the
 outbound ring, sends FIN, and then lingers: it reads and discards until the peer
 ends too, bounded in bytes and in time (RFC 1122, 4.2.2.13; nginx calls it
-lingering_close).
+lingering_close). The time is a tenth once the peer's system has acknowledged everything.
 """
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from trio_wknet._native.accept cimport end_shortage
 from trio_wknet._native.atomics cimport wk_fence, wk_u32_load, wk_u32_sub
@@ -14,9 +14,9 @@ from trio_wknet._native.conn cimport (
     ACCEPTED, CONNECTION, DETACHED, ENDED, FLUSHING, FORGOTTEN, GONE, LINGERING, PORT, RELEASED, Slot,
 )
 from trio_wknet._native.linux cimport (
-    EAGAIN, EINTR, EPOLL_CTL_DEL, MSG_DONTWAIT, SHUT_WR, SO_LINGER, SOL_SOCKET, close,
-    epoll_ctl, epoll_event, errno, linger_t, pthread_mutex_lock, pthread_mutex_unlock,
-    recv, setsockopt, shutdown,
+    AF_UNIX, EAGAIN, EINTR, EPOLL_CTL_DEL, MSG_DONTWAIT, SHUT_WR, SIOCOUTQ, SO_LINGER,
+    SOL_SOCKET, close, epoll_ctl, epoll_event, errno, ioctl, linger_t, pthread_mutex_lock,
+    pthread_mutex_unlock, recv, setsockopt, shutdown,
 )
 from trio_wknet._native.links cimport list_append, list_remove
 from trio_wknet._native.mailbox cimport letter_mark
@@ -28,6 +28,7 @@ from trio_wknet._native.transfer cimport flush
 
 cdef enum:
     DISCARD_BUDGET = 4 * RECEIVE_BUFFER     # bytes for each connection and turn
+    LINGER_LOOKS = 20       # within the time that lingering may take
     HANDLER_BYTES = 2560        # of an idle connection's task, as in docs/scale.md
 
 
@@ -36,9 +37,12 @@ cdef void close_gracefully(Reactor *reactor, Slot *slot) noexcept nogil:
     ring_clear(&slot.inbound, reactor.pool)
     pthread_mutex_unlock(&slot.lock)
     slot.state = FLUSHING
-    slot.deadline = reactor.now + <unsigned long long>slot.limits.linger_ms * 1000000
-    timeout_set(reactor, slot)
+    slot.acknowledged = False
+    slot.linger_until = reactor.now + <uint64_t>slot.limits.linger_ms * 1000000
+    slot.deadline = slot.linger_until
     on_closing_event(reactor, slot)
+    if slot.state == FLUSHING:
+        timeout_set(reactor, slot)
 
 
 cdef void on_closing_event(Reactor *reactor, Slot *slot) noexcept nogil:
@@ -46,21 +50,54 @@ cdef void on_closing_event(Reactor *reactor, Slot *slot) noexcept nogil:
     if slot.state == FLUSHING:
         flush(reactor, slot)
         if not slot.draining:
-            _finish(slot)
+            _finish(reactor, slot)
     # While flushing, too: a peer that does not read before it has sent
     # everything would otherwise block for good.
     _discard_input(reactor, slot)
     if slot.error != 0 or (slot.state == LINGERING and slot.ended):
         close_now(reactor, slot)
-    elif slot.discarded > slot.limits.linger_bytes or reactor.now >= slot.deadline:
+    elif slot.discarded > slot.limits.linger_bytes or reactor.now >= slot.linger_until:
         close_now(reactor, slot)
 
 
-cdef void _finish(Slot *slot) noexcept nogil:
+cdef void _finish(Reactor *reactor, Slot *slot) noexcept nogil:
     if not slot.shut:
         shutdown(slot.fd, SHUT_WR)
         slot.shut = True
     slot.state = LINGERING
+    _look_later(reactor, slot)
+
+
+cdef void _look_later(Reactor *reactor, Slot *slot) noexcept nogil:
+    slot.deadline = min(
+        slot.linger_until,
+        reactor.now + <uint64_t>slot.limits.linger_ms * (1000000 // LINGER_LOOKS),
+    )
+    timeout_set(reactor, slot)
+
+
+cdef void on_closing_timeout(Reactor *reactor, Slot *slot) noexcept nogil:
+    """Look at a closing connection: now and then while it lingers, and when its time is
+    up. A peer that goes on sending, and never ends, must not hold it for all of that
+    time. Once the peer's system has all we sent, and FIN, no reset can destroy it on its
+    way; but one would tell the application of an error before it has read. So it is given
+    the time from one look to another, after the one that found everything there."""
+    on_closing_event(reactor, slot)
+    if slot.state != LINGERING:
+        return
+    if slot.acknowledged:
+        close_now(reactor, slot)
+        return
+    slot.acknowledged = _is_acknowledged(slot)
+    _look_later(reactor, slot)
+
+
+cdef bint _is_acknowledged(Slot *slot) noexcept nogil:
+    cdef int unacknowledged = 0
+    if slot.family == AF_UNIX:
+        return True             # what was sent is with the peer at once
+    # FIN counts, too.
+    return ioctl(slot.fd, SIOCOUTQ, &unacknowledged) != 0 or unacknowledged == 0
 
 
 cdef void _discard_input(Reactor *reactor, Slot *slot) noexcept nogil:

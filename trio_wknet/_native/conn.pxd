@@ -168,7 +168,8 @@ cdef struct Slot:
 
     # --- lines 4 and 5: reactor
     WheelNode timer         # in its wheel: idle, closing, or a port to re-arm
-    uint64_t deadline       # ns, while FLUSHING or LINGERING, or of what is disarmed
+    uint64_t deadline       # ns: the next look while FLUSHING or LINGERING, or at what is
+                            # disarmed
     Link ready              # in its list of unfinished reads, or of what is disarmed
     wk_u64 received         # statistics, here and below; while paused these three,
                             # and `noticed`, are the Trio side's
@@ -189,7 +190,9 @@ cdef struct Slot:
     uint8_t shut            # FIN sent
     uint8_t disarmed        # not watched for now, for lack of descriptors or memory
     uint8_t leaving         # of a PORT: closes once it has accepted what is queued
-    uint8_t spare_reactor[11]
+    uint8_t acknowledged    # while LINGERING: the peer's system had all, at the last look
+    uint8_t spare_reactor[2]
+    uint64_t linger_until   # ns: the end of FLUSHING and LINGERING
 
     # --- line 6: trio
     void *owner             # its Endpoint, a borrowed reference; NULL: none

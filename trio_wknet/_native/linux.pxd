@@ -92,6 +92,15 @@ cdef extern from *:
     int malloc_trim(size_t pad) nogil
 
 
+cdef extern from "<sys/ioctl.h>" nogil:
+    int ioctl(int fd, unsigned long request, ...)
+
+
+cdef extern from "<linux/sockios.h>" nogil:
+    enum:
+        SIOCOUTQ
+
+
 cdef extern from "<sys/uio.h>" nogil:
     struct iovec:
         void *iov_base

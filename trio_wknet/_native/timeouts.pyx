@@ -5,7 +5,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from trio_wknet._native.accept cimport retry
 from trio_wknet._native.atomics cimport wk_u32_store, wk_u64_load
-from trio_wknet._native.closing cimport close_now
+from trio_wknet._native.closing cimport on_closing_timeout
 from trio_wknet._native.conn cimport IDLE, NEW, OPEN, PORT, Slot
 from trio_wknet._native.idle cimport idle_due
 from trio_wknet._native.matrix cimport matrix_at
@@ -60,7 +60,7 @@ cdef void run_timeouts(Reactor *reactor) noexcept nogil:
         elif slot.state == OPEN:
             _act_on_idleness(reactor, slot)
         else:
-            close_now(reactor, slot)
+            on_closing_timeout(reactor, slot)
 
 
 cdef void _act_on_idleness(Reactor *reactor, Slot *slot) noexcept nogil:
