@@ -168,7 +168,7 @@ def test_options_of_tcp_are_for_tcp(family: int, proto: int, tcp: bool) -> None:
 
 
 def test_a_family_that_python_does_not_know() -> None:
-    facade = SocketFacade(43, lambda: -1, lambda: False, lambda: None)
+    facade = SocketFacade(43, lambda: -1, lambda: False, lambda: None, lambda: None)
     assert facade.family == 43
     assert repr(facade) == "<trio_wknet socket fd=-1 family=43>"
     assert facade.proto == 0

@@ -94,8 +94,10 @@ class Conn(IdleWatch, StreamBase):  # type: ignore[misc]  # final, see _passes_f
         Cancelled, as by `trio.aclose_forcefully`, it closes at once: what the
         kernel has taken is still sent, what ``send_nowait`` left is not.
 
-        Closing again does nothing. Raises nothing but `trio.Cancelled`.
+        Closing again does nothing. Raises nothing but `trio.Cancelled`, and
+        `RuntimeError` in another thread.
         """
+        self._ensure_thread()
         try:
             await trio.lowlevel.checkpoint_if_cancelled()
         except BaseException:
@@ -106,12 +108,14 @@ class Conn(IdleWatch, StreamBase):  # type: ignore[misc]  # final, see _passes_f
 
     def close_nowait(self) -> None:
         """Close gracefully, like `aclose`, where nothing can be awaited. Not a
-        checkpoint. Does nothing on a closed connection."""
+        checkpoint. Does nothing on a closed connection. Raises `RuntimeError` in
+        another thread."""
         self._close()
 
     def abort(self) -> None:
         """Close at once with a reset: the peer gets an error, and loses what it has
-        not yet read. Not a checkpoint. Does nothing on a closed connection."""
+        not yet read. Not a checkpoint. Does nothing on a closed connection.
+        Raises `RuntimeError` in another thread."""
         self._abort()
 
     async def detach(self) -> tuple[socket.socket, bytes]:
@@ -166,11 +170,13 @@ class Conn(IdleWatch, StreamBase):  # type: ignore[misc]  # final, see _passes_f
             if scope.cancelled_caught:
                 return
         """
+        self._ensure_usable()
         with trio.CancelScope() as scope, self._watching_for_end(partial(expire, scope)):
             yield scope
 
     @contextmanager
     def _watching_for_end(self, told: Callable[[], object]) -> Iterator[None]:
+        self._ensure_usable()
         if self._end_watchers is None:
             self._end_watchers = []
         self._end_watchers.append(told)
@@ -228,7 +234,9 @@ class Conn(IdleWatch, StreamBase):  # type: ignore[misc]  # final, see _passes_f
         ``fileno()`` is -1 once closed here."""
         if self._facade is None:
             family = socket.AF_UNSPEC if self._family is None else self._family
-            self._facade = SocketFacade(family, lambda: self._fd, self._is_readable, self._close)
+            self._facade = SocketFacade(
+                family, lambda: self._fd, self._is_readable, self._close, self._ensure_usable
+            )
         return self._facade
 
     @overload
@@ -259,12 +267,14 @@ class Conn(IdleWatch, StreamBase):  # type: ignore[misc]  # final, see _passes_f
         return value
 
     def _open_socket(self) -> SocketFacade:
+        self._ensure_usable()
         if not self._open:
             raise trio.ClosedResourceError("this connection was already closed")
         return self.socket
 
     def statistics(self) -> ConnStatistics:
         """A snapshot of the counters."""
+        self._ensure_thread()
         received, receives, sent, sends, unread, unsent, idle, age = self._counters()
         return ConnStatistics(
             bytes_received=received,

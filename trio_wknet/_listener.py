@@ -105,6 +105,7 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
             if self._open:
                 warnings.warn(f"unclosed listener {self!r}", ResourceWarning, stacklevel=1)
         finally:  # warnings may be errors
+            self._wake_nobody()
             self._close_all()
 
     # --- serving -------------------------------------------------------------
@@ -143,6 +144,7 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
               is no async function.
         """
         require_callable(handler=handler)
+        self._ensure_usable()
         self._require_not_served()
         self._serving += 1
         try:
@@ -240,6 +242,7 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
         require_callable(on_data=on_data)
         optional = {"on_connect": on_connect, "on_close": on_close, "on_error": on_error}
         require_callable(**{name: fn for name, fn in optional.items() if fn is not None})
+        self._ensure_usable()
         self._require_not_served()
         self._require_free()
         self._serving += 1
@@ -294,6 +297,7 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
             in a loop of the application's own around `accept` cannot be told from other
             tasks: there it waits for ever.)
         """
+        self._ensure_usable()
         if any(map(self._is_handlers, frames_below())):
             raise RuntimeError(
                 "drain() waits for this handler to end, which so would wait for itself; "
@@ -336,6 +340,7 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
         """Stop listening, and close connections that nobody accepted. A checkpoint.
         Connections that were accepted live on. Again does nothing. Afterwards the
         address can be bound again."""
+        self._ensure_thread()
         await self._close_and_wait()
         await trio.lowlevel.checkpoint()
 
@@ -381,9 +386,19 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
         return SocketFacade(
             self._family,
             self._first_descriptor,
-            lambda: self._counters()[1] > 0,
-            self._close_all,
+            self._is_readable,
+            self._close_here,
+            self._ensure_usable,
         )
+
+    def _is_readable(self) -> bool:
+        self._ensure_thread()
+        waiting: int = self._counters()[1]
+        return waiting > 0
+
+    def _close_here(self) -> None:
+        self._ensure_thread()
+        self._close_all()
 
     def _first_descriptor(self) -> int:
         descriptors = self._fds
@@ -392,6 +407,7 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
     def setsockopt(self, level: int, option: int, value: int | bytes) -> None:
         """Set an option on every listening socket; connections accepted later
         inherit it."""
+        self._ensure_usable()
         if not self._open:
             raise trio.ClosedResourceError("this listener was already closed")
         for descriptor in self._fds:
@@ -404,6 +420,7 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
 
     def statistics(self) -> ListenerStatistics:
         """A snapshot of the counters."""
+        self._ensure_thread()
         accepted, waiting, starved, refused, shortages = self._counters()
         served = self._events.open if self._events is not None else 0
         return ListenerStatistics(

@@ -47,12 +47,14 @@ class SocketFacade(trio.socket.SocketType):
         fileno: Callable[[], int],
         is_readable: Callable[[], bool],
         close: Callable[[], None],
+        ensure_usable: Callable[[], None],
     ) -> None:
         super().__init__()
         self._family = _family(family)
         self._fileno = fileno
         self._is_readable = is_readable
         self._close = close
+        self._ensure_usable = ensure_usable
 
     def __repr__(self) -> str:
         return f"<trio_wknet socket fd={self.fileno()} family={self._family!r}>"
@@ -115,6 +117,8 @@ class SocketFacade(trio.socket.SocketType):
         self._close()
 
     def _borrowed(self) -> Any:
+        # In another thread the descriptor might be a stranger's by the time of the call.
+        self._ensure_usable()
         descriptor = self._fileno()
         if descriptor < 0:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
@@ -168,6 +172,7 @@ def make_handle(sock: socket.socket, facade: SocketFacade) -> None:
 
 def stand_in(facade: SocketFacade) -> socket.socket:
     """Another such handle. Raises `trio.ClosedResourceError`."""
+    facade._ensure_usable()
     descriptor = facade.fileno()
     if descriptor < 0:
         raise trio.ClosedResourceError("this socket was already closed")
@@ -198,8 +203,8 @@ class _Handle(socket.socket):
         return _facades[self].fileno()
 
     def close(self) -> None:
+        _facades[self].close()  # first: it may refuse
         super().close()
-        _facades[self].close()
 
     def getsockname(self) -> Any:
         return _facades[self].getsockname()

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -68,8 +69,9 @@ class Trace(Tracer, trio.abc.Instrument):
       callback returned, the stage is called *handler*, and ends with that. So it is where
       the connection was closed in the step that sent: its counts are gone.
 
-    Raises `TypeError` or `ValueError` for ``limit``, and, entered where the run is traced
-    already, `RuntimeError`.
+    Raises `TypeError` or `ValueError` for ``limit``, and `RuntimeError` if it is entered
+    where the run is traced already, or entered or left in another thread than the one where
+    it is on. `to_json` and `save` may be called from any thread.
     """
 
     def __init__(self, limit: int = 10_000) -> None:
@@ -78,11 +80,14 @@ class Trace(Tracer, trio.abc.Instrument):
         if limit < 1:
             raise ValueError(f"limit must be at least 1, not {limit!r}")
         self._messages: deque[_Times] = deque(maxlen=limit)
+        self._thread: int | None = None  # where it is on
         super().__init__(self._messages.append)
 
     def __enter__(self) -> Trace:
+        self._check_thread()
         trace_run(self)
         trio.lowlevel.add_instrument(self)
+        self._thread = threading.get_ident()
         return self
 
     def __exit__(
@@ -91,14 +96,25 @@ class Trace(Tracer, trio.abc.Instrument):
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._check_thread()
         trio.lowlevel.remove_instrument(self)
         trace_run(None)
+        self._thread = None
         self._forget()
+
+    def _check_thread(self) -> None:
+        if self._thread not in (None, threading.get_ident()):
+            raise RuntimeError(
+                "this trace is on in the Trio run of another thread: "
+                "use trio.from_thread.run_sync to call it from here"
+            )
 
     def before_run(self) -> None:
         trace_run(self)
+        self._thread = threading.get_ident()
 
     def after_run(self) -> None:
+        self._thread = None
         self._forget()
 
     def to_json(self) -> dict[str, Any]:

@@ -104,7 +104,12 @@ class TimingWheel(Timers):
         return self._counters()[1] - before
 
     def statistics(self) -> WheelStatistics:
-        """A snapshot of the counters."""
+        """A snapshot of the counters.
+
+        Raises:
+          RuntimeError: the wheel belongs to another thread.
+        """
+        self._check_thread()
         pending, fired, cancelled, turns, visits = self._counters()
         return WheelStatistics(
             pending=pending, fired=fired, cancelled=cancelled, turns=turns, visits=visits

@@ -81,12 +81,15 @@ cdef class Connections:
     __reversed__ = None     # as Mapping has it
 
     def keys(self):
+        self.core.check()
         return KeysView(self)
 
     def values(self):
+        self.core.check()
         return _Values(self)
 
     def items(self):
+        self.core.check()
         return _Items(self)
 
     def __eq__(self, other):

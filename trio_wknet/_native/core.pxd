@@ -38,6 +38,7 @@ cdef class Endpoint(Undone):
     cdef void forget(self) noexcept
     cdef void leave(self) noexcept
     cdef int ensure_usable(self) except -1
+    cdef int ensure_thread(self) except -1
 
 
 cdef class Server(Undone):
@@ -88,6 +89,7 @@ cdef class Core:
     cdef void heed_beacon(self, uint32_t bits) noexcept
     cdef tuple _memory(self, list rows)
     cdef int check(self) except -1
+    cdef int check_thread(self) except -1
     cdef void post(self, Slot *slot, uint32_t bits) noexcept
     cdef void start(self, Slot *slot) noexcept
     cdef void claim(self, Slot *slot) noexcept

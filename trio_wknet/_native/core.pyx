@@ -193,8 +193,14 @@ cdef class Core:
             raise RuntimeError(
                 "this engine was opened before a fork; its reactors run in the parent process"
             )
+        return self.check_thread()
+
+    cdef int check_thread(self) except -1:
         if self.thread != PyThread_get_thread_ident():
-            raise RuntimeError("this engine belongs to the Trio run of another thread")
+            raise RuntimeError(
+                "this engine belongs to the Trio run of another thread: "
+                "use trio.from_thread.run_sync to call it from here"
+            )
         return 0
 
     def ensure_usable(self):

@@ -309,6 +309,14 @@ cdef class NativeListener(Endpoint):
 
     # --- the end -------------------------------------------------------------
 
+    def _wake_nobody(self):
+        """For a finalizer, which the collector may run in another thread, where no task
+        may be woken. None is to be: whoever waits refers to this object, and is
+        garbage, too."""
+        self.acceptor = None
+        self.server = None
+        self.on_ended = None
+
     cdef void engine_closed(self) noexcept:
         self._close_all()
 

@@ -174,6 +174,9 @@ cdef class Operation:
     # collections.abc.Coroutine in full, so that nursery.start_soon takes it.
 
     def __await__(self):
+        # Or a second task, of another thread's run perhaps, would go on with it.
+        if self.state != CREATED and self.state != DONE:
+            raise RuntimeError("operation is being awaited already")
         return self
 
     def __iter__(self):

@@ -341,6 +341,7 @@ cdef class ReceiveHalf(Stream):
         """Whether a receive would not wait."""
         cdef bint readable, paused
         cdef pollfd one
+        self.ensure_thread()
         if self.slot == NULL:
             return True
         pthread_mutex_lock(&self.slot.lock)

@@ -205,12 +205,15 @@ cdef class Stream(Endpoint):
         return self.slot != NULL
 
     def _close(self, str reason="closed"):
+        self.ensure_thread()
         self.let_go(CLOSE, reason)
 
     def _drop(self):
+        self.ensure_thread()
         self.let_go(DROP, "closed")
 
     def _abort(self):
+        self.ensure_thread()
         self.let_go(ABORT, "aborted")
 
     cdef bint unmarked(self) noexcept:
@@ -231,10 +234,15 @@ cdef class Stream(Endpoint):
         if self.slot == NULL or self.slot.server != NULL:
             self.hand_back()    # if it lost its slot without being let go of (owner_of)
             return
+        # Perhaps the collector runs this, in another thread, where no task may be woken.
+        # None is to be: whoever waits refers to this object, and is garbage, too.
+        self.reader = None
+        self.sender_parked = False
+        self.on_end = None
         try:
             warnings.warn(f"unclosed connection {self!r}", ResourceWarning, stacklevel=1)
         finally:    # warnings may be errors
-            self._drop()
+            self.let_go(DROP, "closed")
 
     def _reason(self):
         return self._why()
@@ -243,6 +251,7 @@ cdef class Stream(Endpoint):
         """Call `told` once the peer has ended or the connection is let go of;
         at once if that is so already. None takes the wish back."""
         cdef bint over = self.slot == NULL
+        self.ensure_usable()
         self.on_end = told
         if not over:
             pthread_mutex_lock(&self.slot.lock)
@@ -288,6 +297,7 @@ cdef class Stream(Endpoint):
 
     @context.setter
     def context(self, value):
+        self.ensure_thread()
         if self.slot == NULL or self.slot.server == NULL:
             self.kept = value
             return

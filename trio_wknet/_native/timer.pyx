@@ -215,8 +215,14 @@ cdef class Timers:
 
     cdef int check_thread(self) except -1:
         if self.clock is not None and self.thread != PyThread_get_thread_ident():
-            raise RuntimeError("this timing wheel belongs to another thread")
+            raise RuntimeError(
+                "this timing wheel belongs to another thread: use trio.from_thread.run_sync "
+                "to call it from here, if that is a Trio run's"
+            )
         return 0
+
+    def _check_thread(self):
+        self.check_thread()
 
     cdef int ensure_usable(self) except -1:
         if self.ended:
