@@ -117,7 +117,7 @@ class Bridge:
             return SimpleNamespace(custom_sleep_data=None)
 
     async def _run_pump(self) -> None:
-        if not self._open:
+        if not self._goes_on():
             return  # closed before this task's first step
         try:
             await self._pump()
@@ -127,9 +127,13 @@ class Bridge:
             # The run ends: its main task is done; or this has failed, which Trio makes
             # an internal error of. Whoever is cancelled then may still wait for the
             # engine, even shielded.
-            if self._open:
+            if self._goes_on():
                 self._watch_to_the_end()
             raise
+
+    def _goes_on(self) -> bool:
+        """In a forked child nobody waits for the descriptor: it is the parent's."""
+        return self._open and not self._core.forked
 
     def _watch_to_the_end(self) -> None:
         try:
@@ -141,7 +145,7 @@ class Bridge:
         task = trio.lowlevel.current_task()
         core = self._core
         descriptor = core.fileno()
-        while self._open:
+        while self._goes_on():
             if core.unfinished():
                 # In-loop, with work left over: let other tasks run, not wait.
                 await trio.lowlevel.checkpoint()

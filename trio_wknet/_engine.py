@@ -7,7 +7,6 @@ import signal
 import socket
 import sys
 import threading
-import weakref
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Literal, NoReturn
@@ -18,6 +17,7 @@ from trio_wknet._address import open_listening_sockets, parse_address
 from trio_wknet._async_context import for_async_with
 from trio_wknet._bridge import Bridge
 from trio_wknet._conn import Conn
+from trio_wknet._fork import watch_forks
 from trio_wknet._listener import Listener
 from trio_wknet._misuse import one_address
 from trio_wknet._native.connections import Connections
@@ -38,24 +38,6 @@ if TYPE_CHECKING:
 
 MOST_REACTORS = 1024
 _SOCKET_STREAM_OPTIONS = ((socket.TCP_NODELAY, 1), (socket.TCP_NOTSENT_LOWAT, 2**14))
-
-# Cores in this process, so that a forked child can refuse to use them: its copy
-# of an engine has no threads, and shares its epolls with the parent.
-_cores: weakref.WeakSet[Core] = weakref.WeakSet()
-_fork_hook_registered = False
-
-
-def _mark_forked() -> None:
-    for core in _cores:
-        core.mark_forked()
-
-
-def _watch_forks(core: Core) -> None:
-    global _fork_hook_registered
-    if not _fork_hook_registered:
-        _fork_hook_registered = True
-        os.register_at_fork(after_in_child=_mark_forked)
-    _cores.add(core)
 
 
 def check_reactors(reactors: object) -> None:
@@ -114,7 +96,7 @@ class Engine:
         self._threads: list[threading.Thread] = []
         try:
             self._start_threads(reactors)
-            _watch_forks(self._core)
+            watch_forks(self._core)
             self._bridge = Bridge(self._core, self._shut_down)
         except BaseException:
             self._join_and_close()

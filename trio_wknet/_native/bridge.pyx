@@ -22,10 +22,10 @@ cdef class Hooks:
         # without a system call whether the descriptor was ready.
         cdef Core core = self.core
         cdef bint rung, late
-        if core.hub == NULL:
+        if core.hub == NULL or core.forked:
             return
         rung = self.pump.custom_sleep_data is None
-        late = not core.forked and stall_called(&core.stall, core.hub)
+        late = stall_called(&core.stall, core.hub)
         woke(core, rung or late)
         self.drain()
         while core.catches_up():

@@ -33,6 +33,8 @@ cdef class Endpoint(Undone):
     # Both run in Trio's thread and never raise: the first out of the drain.
     cdef void completed(self, uint32_t bits) noexcept
     cdef void engine_closed(self) noexcept
+    # In a forked child: what only a reactor could tell will not be told.
+    cdef void after_fork(self) noexcept
 
     cdef void attach(self, Core core, Slot *slot) noexcept
     cdef void forget(self) noexcept
@@ -147,6 +149,8 @@ cdef inline void deliver(Core core, Letter *letter) noexcept:
     cdef Slot *slot = slot_of_up(letter)
     cdef uint32_t bits = letter_take(letter)
     cdef Endpoint endpoint
+    if core.forked:
+        return      # a callback before this one has forked: here all ends
     ping_pong_hear(&core.game, slot)
     if slot == core.hub.beacon:
         core.heed_beacon(bits)

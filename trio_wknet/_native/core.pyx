@@ -95,6 +95,9 @@ cdef class Endpoint:
     cdef void engine_closed(self) noexcept:
         pass
 
+    cdef void after_fork(self) noexcept:
+        pass
+
     cdef void attach(self, Core core, Slot *slot) noexcept:
         """Become the owner of a slot. The list holds borrowed references, like
         the slot does: an endpoint that is freed leaves first."""
@@ -135,6 +138,17 @@ cdef class Endpoint:
         """Refuse an open endpoint's use where its engine may not be used. One
         that is closed says so itself."""
         return self.core.check() if self.slot != NULL else 0
+
+    cdef int ensure_thread(self) except -1:
+        """Refuse an open endpoint's use in another thread than the run's. What lets go
+        asks no more: it is allowed in a forked child, too."""
+        return self.core.check_thread() if self.slot != NULL else 0
+
+    def _ensure_usable(self):
+        self.ensure_usable()
+
+    def _ensure_thread(self):
+        self.ensure_thread()
 
 
 cdef class Server:
@@ -212,10 +226,26 @@ cdef class Core:
         return 0
 
     def mark_forked(self):
-        """In a child process: refuse everything, touch nothing that is shared."""
+        """In a child process: refuse everything, touch nothing that is shared. That is
+        each descriptor: an epoll of the child's is the parent's, and so is the state of
+        an eventfd. The memory is the child's own.
+
+        Returns whether the Trio run goes on in the child: the thread that forked is
+        its thread, the only one that the child has."""
+        cdef Endpoint endpoint
+        cdef void *at
+        if self.closed or self.forked:
+            return False
         self.forked = True
-        if not self.closed:
-            matrix_after_fork(self.hub.matrix)
+        matrix_after_fork(self.hub.matrix)
+        if self.thread != PyThread_get_thread_ident():
+            return False
+        at = self.endpoints
+        while at != NULL:
+            endpoint = <Endpoint>at
+            endpoint.after_fork()
+            at = endpoint.following
+        return True
 
     @property
     def in_loop(self):
@@ -269,6 +299,8 @@ cdef class Core:
         runs while Trio waits; and a finalizer may run between here and the wait."""
         cdef uint64_t until
         cdef bint found
+        if self.forked:
+            return
         stall_sleep(&self.stall, timeout)
         if ping_pong_goes_on(&self.game) and not self.hub.virtual:
             until = monotonic_ns() + <uint64_t>(min(timeout * 1e9, <double>SPIN_NS))
@@ -300,7 +332,7 @@ cdef class Core:
         """Read the eventfd that woke Trio, so that it may ring again. Raises what is to
         end the run."""
         self.require_hub()
-        if not self.hub.in_loop:
+        if not self.hub.in_loop and not self.forked:
             still_bell(self.hub.wakefd)
         if self.failure is not None:
             raise self.failure
@@ -346,7 +378,7 @@ cdef class Core:
     cdef void wake(self) noexcept:
         """Wake Trio, if it sleeps: for what a finalizer has to tell, or the host of
         guest mode."""
-        if self.hub != NULL:
+        if self.hub != NULL and not self.forked:
             hub_wake(self.hub)
 
     cdef bint wake_task(self, Undone waiter, Operation operation) noexcept:
@@ -391,7 +423,7 @@ cdef class Core:
         memory. Better than a task that waits for ever."""
         if self.failure is None:
             self.failure = failure
-        if self.hub != NULL:
+        if self.hub != NULL and not self.forked:
             ring_bell(self.hub.wakefd)
 
     cdef void let_go_blind(self, Slot *slot) noexcept:
@@ -406,8 +438,11 @@ cdef class Core:
 
     cdef void post(self, Slot *slot, uint32_t bits) noexcept:
         """Send a command down. In-loop it is carried out here and now: this is
-        the reactor's thread, and no turn is under way."""
+        the reactor's thread, and no turn is under way. In a forked child nothing is
+        asked for: the reactor and the descriptor are the parent's."""
         cdef Reactor *reactor = <Reactor *>slot.reactor
+        if self.forked:
+            return
         # A finalizer may let go in any thread that collects garbage.
         if not self.hub.in_loop or self.thread != PyThread_get_thread_ident():
             reactor_post(slot, bits)
@@ -422,6 +457,8 @@ cdef class Core:
 
     cdef void requeue(self, Slot *slot, uint32_t bits) noexcept:
         """Have the next drain, not the one under way, find a completion."""
+        if self.forked:
+            return
         if letter_mark(&slot.up, bits):
             mailbox_push(&self.hub.completions, &slot.up, &slot.up)
             self.wake()
@@ -441,8 +478,7 @@ cdef class Core:
     cdef void let_go_unseen(self, Slot *slot) noexcept:
         """Close a connection that nobody accepted."""
         self.take_header(slot)
-        if not self.forked:
-            self.post(slot, DROP)
+        self.post(slot, DROP)
 
     cdef object take_header(self, Slot *slot):
         """The PROXY header of a connection that is let go of; None. Without memory it

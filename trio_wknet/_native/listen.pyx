@@ -285,7 +285,7 @@ cdef class NativeListener(Endpoint):
         if self.on_ended is None or self.slot == NULL:
             return
         pthread_mutex_lock(&self.slot.lock)
-        ended = self.slot.ended
+        ended = self.slot.ended or self.core.forked
         self.slot.accept_wanted = not ended
         pthread_mutex_unlock(&self.slot.lock)
         if ended:
@@ -319,6 +319,9 @@ cdef class NativeListener(Endpoint):
 
     cdef void engine_closed(self) noexcept:
         self._close_all()
+
+    cdef void after_fork(self) noexcept:
+        self.tell_if_ended()
 
     def _stop(self):
         """Close the ports, once they have accepted what the kernel had queued.
@@ -375,9 +378,8 @@ cdef class NativeListener(Endpoint):
             following = slot.chain
             self.core.let_go_unseen(slot)
             slot = following
-        if not self.core.forked:
-            for address in self.ports:
-                self.core.post(<Slot *><size_t>address, DROP)
+        for address in self.ports:
+            self.core.post(<Slot *><size_t>address, DROP)
         self.ports.clear()
         self.on_ended = told
         if self.server is not None:
@@ -393,8 +395,7 @@ cdef class NativeListener(Endpoint):
         if not self.closing:
             self._close_ports(None)
         self.leave()
-        if not self.core.forked:
-            self.core.post(listener, DROP)
+        self.core.post(listener, DROP)
         self.tell_ended()
         self.trap = None
         if self.gate is not None:

@@ -529,6 +529,7 @@ cdef class Detach(Ending):
             self.asked = True
         if self.conn.slot == NULL:
             raise trio.ClosedResourceError("another task closed this connection")
+        self.conn.ensure_usable()       # after a fork nobody will tell
         return self.conn.detaching == DETACH_DONE
 
     cdef void finish(self) noexcept:

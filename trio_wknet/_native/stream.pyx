@@ -138,6 +138,11 @@ cdef class Stream(Endpoint):
     cdef void engine_closed(self) noexcept:
         self.let_go(DROP, "engine closed")
 
+    cdef void after_fork(self) noexcept:
+        # Other waits end when they are cancelled; this one cannot be.
+        if self.detaching:
+            self.wake_sender()
+
     cdef void let_go(self, uint32_t command, str reason) noexcept:
         """Hand the connection back to its reactor for good, and wake everyone
         who waits on it, once. Nothing in here takes memory but waking them, which
@@ -276,6 +281,7 @@ cdef class Stream(Endpoint):
         reactor has said DETACHED and will not look at the number again before
         it is told to drop the slot."""
         cdef int fd
+        self.ensure_usable()    # since it began there may have been a fork
         if self.slot == NULL:
             raise trio.ClosedResourceError("this connection was already closed")
         fd = self.slot.fd
