@@ -220,6 +220,10 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
         it has returned. ``conn`` may be kept, also beyond the callback; whatever the
         application wants to remember of a connection belongs in ``conn.context``.
 
+        Context variables are a connection's own, as in a handler's task: what a callback
+        sets, its later callbacks see, and those of no other connection. They begin as
+        they are where this is called.
+
         An exception in a callback closes its connection and comes out of here (in
         an exception group). With ``on_error``, a plain function,
         ``on_error(conn, exc)`` is called instead, before the connection is closed

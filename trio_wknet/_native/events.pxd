@@ -10,7 +10,9 @@ cdef class EventServer(Server):
     cdef Core core
     cdef NativeListener listener
     cdef object nursery
-    cdef object context         # serve_events' own, for callbacks and their tasks
+    cdef object base            # serve_events' context, as callbacks find it
+    cdef object shared          # a copy for the next callback; None: it was kept
+    cdef dict contexts          # of connections with one of their own, by handle
     cdef object on_data
     cdef object on_connect
     cdef object on_close
@@ -30,14 +32,20 @@ cdef class EventServer(Server):
     cdef void pump(self, Slot *slot) noexcept
     cdef int look(self, Slot *slot, uint32_t *arrived) noexcept
     cdef void call(self, Slot *slot, object callback) noexcept
+    cdef object shared_context(self)
+    cdef object context_of(self, Slot *slot)
+    cdef object take_context(self, Slot *slot)
+    cdef void keep_context(self, Stream conn, object context) noexcept
+    cdef void keep_of_task(self, Stream conn) noexcept
     cdef Stream lend(self, Slot *slot)
     cdef int spawn(self, object runner, Stream conn, object awaitable) except -1
     cdef void callback_done(self, Stream conn) noexcept
     cdef void tell_waiter(self) noexcept
     cdef bint reported(self, Stream conn, object exception) noexcept
-    cdef bint settled(self, Stream conn, object exception) noexcept
+    cdef void end(self, Stream conn, bint dealt_with) noexcept
     cdef void close(self, Slot *slot) noexcept
     cdef void bury(self) noexcept
     cdef void ended(self, Stream conn) noexcept
+    cdef bint call_last(self, Stream conn) except -1
     cdef void count_down(self) noexcept
     cdef void fail(self, object exception) noexcept

@@ -19,6 +19,12 @@ Whoever closes the connection, the Stream tells the server (`left`). on_close is
 called from the drain then, or by the end of the callback under way, never from
 inside whatever called close.
 
+Contexts. Callbacks run in a copy of serve_events' context. If one has set a variable in
+it, the copy becomes its connection's own, and the next callback of any other one gets
+another copy. A context is a persistent map, and to see that nothing was set takes a look
+at one pointer: so connections whose callbacks set nothing share one copy, and have no
+context. What a callback's task has set at its end is kept likewise.
+
 Nothing is raised where a callback was called, which is somewhere inside Trio: a task
 of the nursery's raises it (`fail`), and so ends serving. From then on only on_close
 is called.
@@ -26,6 +32,7 @@ is called.
 from cpython.ref cimport Py_DECREF
 from libc.stdint cimport uint32_t
 
+from trio_wknet._native.atomics cimport wk_u64_load
 from trio_wknet._native.conn cimport (
     ACCEPTED, CLOSE, DROP, ENDED, IDLE, READABLE, RESUME, Slot,
 )
@@ -37,7 +44,7 @@ from trio_wknet._native.ring cimport ring_len
 from trio_wknet._native.stream cimport Stream
 
 from collections.abc import Coroutine
-from contextvars import copy_context
+from contextvars import ContextVar, copy_context
 
 import trio
 
@@ -56,6 +63,61 @@ cdef extern from *:
     }
     """
     bint has_weakrefs "wk_has_weakrefs"(object o)
+
+cdef extern from *:
+    """
+    /* How CPython's contexts begin (pycore_context.h), which `_shows_variables` checks. */
+    typedef struct {
+        PyObject_HEAD
+        PyObject *previous;
+        PyObject *variables;
+    } wk_context;
+
+    static inline void *wk_variables(PyObject *context)
+    {
+        return ((wk_context *)context)->variables;
+    }
+    """
+    void *variables_of "wk_variables"(object context)
+
+
+# --- contexts ----------------------------------------------------------------------
+
+
+cdef bint _shows_variables() except -1:
+    """Whether the pointer to a context's variables is where it is looked for: shared by
+    a copy, and changed by nothing but setting."""
+    cdef object var = ContextVar("trio_wknet probe", default=None)
+    cdef object one = copy_context()
+    cdef object copy
+    one.run(var.set, one)
+    copy = one.copy()
+    if variables_of(one) == NULL or variables_of(copy) != variables_of(one):
+        return False
+    copy.run(var.set, one)      # what it is already
+    if variables_of(copy) != variables_of(one):
+        return False
+    copy.run(var.set, var)
+    return variables_of(copy) != variables_of(one)
+
+
+cdef bint SHOWS_VARIABLES = _shows_variables()
+
+
+cdef bint _are_same(object context, object other):
+    """Whether two contexts have the very same values, not only equal ones."""
+    cdef object absent = object()
+    if SHOWS_VARIABLES and variables_of(context) == variables_of(other):
+        return True
+    if len(context) != len(other):
+        return False
+    return all([other.get(var, absent) is value for var, value in context.items()])
+
+
+cdef inline bint was_set(object context, object before) noexcept:
+    """Whether anything may have been set in a copy of a context since."""
+    return not SHOWS_VARIABLES or variables_of(context) != variables_of(before)
+
 
 cdef enum:
     MOST_AT_ONCE = 64           # connections taken in by one drain
@@ -80,7 +142,8 @@ cdef class EventServer(Server):
         self.core = listener.core
         self.listener = listener
         self.nursery = nursery
-        self.context = copy_context()
+        self.base = copy_context()
+        self.contexts = {}
         self.on_data = on_data
         self.on_connect = on_connect
         self.on_close = on_close
@@ -93,12 +156,8 @@ cdef class EventServer(Server):
     cdef void accepted(self) noexcept:
         """Connections wait to be accepted, or some have been let go of."""
         try:
-            PyContext_Enter(self.context)
-            try:
-                self.bury()
-                self.welcome()
-            finally:
-                PyContext_Exit(self.context)
+            self.bury()
+            self.welcome()
         except BaseException as exception:
             self.fail(exception)
 
@@ -125,11 +184,7 @@ cdef class EventServer(Server):
                 if conn.slot == NULL or (<Stream>conn).detaching:
                     return
             if slot.phase == QUIET and bits & (READABLE | ENDED) and not self.ending:
-                PyContext_Enter(self.context)
-                try:
-                    self.pump(slot)
-                finally:
-                    PyContext_Exit(self.context)
+                self.pump(slot)
         except BaseException as exception:
             self.fail(exception)
 
@@ -208,6 +263,8 @@ cdef class EventServer(Server):
     cdef void call(self, Slot *slot, callback) noexcept:
         """Call back about a connection, and see to what comes of it."""
         cdef Stream conn
+        cdef object context, failure = None
+        cdef bint as_task = False, dealt_with = False
         try:
             conn = self.lend(slot)
         except BaseException:
@@ -215,19 +272,83 @@ cdef class EventServer(Server):
             return
         slot.phase = RUNNING
         try:
-            awaitable = callback(conn)
-            if awaitable is not None:
-                self.spawn(self._run, conn, awaitable)
-                return
-        except BaseException as exception:
-            if not self.settled(conn, exception):
-                self.fail(exception)
+            context = self.context_of(slot)
+            PyContext_Enter(context)
+            try:
+                awaitable = callback(conn)
+                if awaitable is not None:
+                    self.spawn(self._run, conn, awaitable)
+                    as_task = True
+            except BaseException as exception:
+                failure = exception
+                dealt_with = self.reported(conn, exception)
+            finally:
+                PyContext_Exit(context)
+            if context is self.shared and was_set(context, self.base):
+                self.keep_context(conn, context)
+        except BaseException as exception:      # no memory for a context
+            failure = exception
+        if failure is not None:
+            self.end(conn, dealt_with)
+            if not dealt_with:
+                self.fail(failure)
+            return
+        if as_task:
             return
         self.callback_done(conn)
         if self.spare is None and Py_REFCNT(conn) == 1 and not has_weakrefs(conn):
             if conn.unmarked():
                 conn.forget()
                 self.spare = conn
+
+    cdef object shared_context(self):
+        """For a callback of a connection that has no context of its own."""
+        if self.shared is None:
+            self.shared = self.base.copy()
+        return self.shared
+
+    cdef object context_of(self, Slot *slot):
+        context = None
+        if self.contexts:
+            context = self.contexts.get(wk_u64_load(&slot.handle))
+        return self.shared_context() if context is None else context
+
+    cdef object take_context(self, Slot *slot):
+        """A connection's own context, if it has one, when it is let go of. Without memory
+        it stays, and is of no use: the handle will not mean another connection."""
+        try:
+            return self.contexts.pop(wk_u64_load(&slot.handle), None)
+        except MemoryError:
+            return None
+
+    cdef void keep_context(self, Stream conn, context) noexcept:
+        """A callback has set something: the context is its connection's from now on. Not
+        if that was set back since."""
+        if context is self.shared:
+            self.shared = None
+        try:
+            if _are_same(context, self.base):
+                context = None
+            if conn.slot == NULL:
+                conn.variables = context
+            elif context is None:
+                self.contexts.pop(wk_u64_load(&conn.slot.handle), None)
+            else:
+                self.contexts[wk_u64_load(&conn.slot.handle)] = context
+        except BaseException as exception:
+            self.fail(exception)
+
+    cdef void keep_of_task(self, Stream conn) noexcept:
+        """What the task of a callback, which is running, has set until its end."""
+        cdef object before = conn.variables
+        try:
+            if conn.slot != NULL:
+                before = self.contexts.get(wk_u64_load(&conn.slot.handle))
+            context = copy_context()
+            if was_set(context, self.base if before is None else before):
+                self.keep_context(conn, context)
+        except BaseException as exception:
+            self.fail(exception)
 
     cdef Stream lend(self, Slot *slot):
         """The object of a connection, for a callback. Where there is none, that of the
@@ -269,6 +390,7 @@ cdef class EventServer(Server):
             self.core.requeue(slot, READABLE)
 
     def _callback_done(self, Stream conn):
+        self.keep_of_task(conn)
         self.callback_done(conn)
 
     cdef bint reported(self, Stream conn, exception) noexcept:
@@ -287,16 +409,18 @@ cdef class EventServer(Server):
     def _reported(self, Stream conn, exception):
         return self.reported(conn, exception)
 
-    cdef bint settled(self, Stream conn, exception) noexcept:
-        """A callback raised: end the connection. False if the exception is to end
-        `serve_events`, too."""
-        cdef bint dealt_with = self.reported(conn, exception)
+    cdef void end(self, Stream conn, bint dealt_with) noexcept:
+        """Of a connection whose callback raised."""
         conn.let_go(CLOSE if dealt_with else DROP, "closed")
         self.ended(conn)
-        return dealt_with
 
     def _settled(self, Stream conn, exception):
-        return self.settled(conn, exception)
+        """A callback's task raised: end the connection. False if the exception is to end
+        `serve_events`, too."""
+        cdef bint dealt_with = self.reported(conn, exception)
+        self.keep_of_task(conn)
+        self.end(conn, dealt_with)
+        return dealt_with
 
     # --- the end of a connection ---------------------------------------------
 
@@ -317,6 +441,7 @@ cdef class EventServer(Server):
         memory. So its on_close cannot be called; `serve_events` says so."""
         cdef void *context = slot.context
         slot.context = NULL
+        self.take_context(slot)
         self.open -= 1
         try:
             raise MemoryError       # made beforehand, by Python
@@ -328,6 +453,8 @@ cdef class EventServer(Server):
     cdef void left(self, Endpoint conn, str reason) noexcept:
         """A connection is being let go of, by whomever."""
         cdef Stream stream = <Stream>conn
+        if self.contexts:
+            stream.variables = self.take_context(stream.slot)
         if conn.slot.phase == QUIET:
             # Without taking memory: it has to be let go of.
             if self.last_gone is None:
@@ -367,15 +494,32 @@ cdef class EventServer(Server):
             return          # it was this callback that raised
         conn.buried = True
         try:
-            if self.on_close is not None:
-                awaitable = self.on_close(conn, conn._reason())
-                if awaitable is not None:
-                    self.spawn(self._run_last, conn, awaitable)
-                    return
+            if self.on_close is not None and self.call_last(conn):
+                return
+        except BaseException as exception:
+            self.fail(exception)
+        self.count_down()
+
+    cdef bint call_last(self, Stream conn) except -1:
+        """Call on_close. Whether it goes on as a task."""
+        cdef object context = conn.variables
+        conn.variables = None
+        if context is None:
+            context = self.shared_context()
+        PyContext_Enter(context)
+        try:
+            awaitable = self.on_close(conn, conn._reason())
+            if awaitable is not None:
+                self.spawn(self._run_last, conn, awaitable)
+                return True
         except BaseException as exception:
             if not self.reported(conn, exception):
-                self.fail(exception)
-        self.count_down()
+                raise
+        finally:
+            PyContext_Exit(context)
+            if context is self.shared and was_set(context, self.base):
+                self.shared = None      # it ends with the connection
+        return False
 
     def _set_running(self, Stream conn, scope):
         """Which cancel scope an async callback runs in, for idleness to end it."""
@@ -431,7 +575,7 @@ cdef class EventServer(Server):
                 else:
                     self.core.let_go_blind(slot)
             slot = self.core.next_claimed(&cursor)
-        self.context.run(self._bury)
+        self.bury()
         self._raise_failure()
 
     def _raise_failure(self):

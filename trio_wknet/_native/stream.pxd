@@ -39,6 +39,7 @@ cdef class Stream(Endpoint):
     cdef object kept            # the application's context, while the slot has none
     cdef object header          # its PROXY header, once let go
     cdef bint buried            # event mode: on_close was called
+    cdef object variables       # event mode: its context, once let go, if it has its own
     cdef Handed handed          # of the listener whose `accept` gave it out; None: closed
     cdef Stream next_gone       # event mode: on_close is due, to this one before
     cdef Counters final         # once let go
