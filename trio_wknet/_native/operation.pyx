@@ -14,6 +14,7 @@ The objects yielded are caught from Trio's public functions, not built here: eac
 function is run up to its first yield. One caught from wait_task_rescheduled
 carries the abort function and may be yielded any number of times.
 """
+from cpython.exc cimport PyErr_Fetch, PyErr_GivenExceptionMatches, PyErr_Occurred, PyErr_Restore
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_XDECREF
 
@@ -45,6 +46,15 @@ cdef extern from *:
     #define wk_raise_what_is_set() NULL
     """
     object raise_what_is_set "wk_raise_what_is_set"()
+
+cdef extern from *:
+    """
+    static void wk_set_finalizer(PyObject *type, destructor finalize)
+    {
+        ((PyTypeObject *)type)->tp_finalize = finalize;
+    }
+    """
+    void set_finalizer "wk_set_finalizer"(object kind, void (*finalize)(PyObject *) noexcept)
 
 
 # Shared by all wakes, and so never unwrapped: an Outcome may be unwrapped once.
@@ -218,11 +228,34 @@ cdef class Operation:
     def close(self):
         self._end()
 
-    def __dealloc__(self):
-        if self.state == CREATED:
-            _warn_never_awaited(type(self).__name__)
+
+# What signal handlers raise: Ctrl-C's, and those that end a program.
+cdef tuple RAISED_BY_SIGNALS = (KeyboardInterrupt, SystemExit)
+
+
+cdef void _finalize(PyObject *operation) noexcept:
+    """Warn of an operation that nobody awaited. Not where a signal's handler raised
+    between the call and its await, and what was called is thrown away: a coroutine
+    would have begun by then.
+
+    Such an exception is set while the frame lets go of what it holds. Cython puts it
+    aside for `__del__` and `__dealloc__`, hence a bare finalizer, which subclasses
+    inherit."""
+    cdef PyObject *kind = <PyObject *>PyErr_Occurred()
+    cdef PyObject *value
+    cdef PyObject *traceback
+    if (<Operation>operation).state != CREATED:
+        return
+    if kind != NULL and PyErr_GivenExceptionMatches(<object>kind, RAISED_BY_SIGNALS):
+        return
+    PyErr_Fetch(&kind, &value, &traceback)
+    _warn_never_awaited(type(<object>operation).__name__)
+    PyErr_Restore(kind, value, traceback)
 
 
 cdef void _warn_never_awaited(str name) noexcept:
     import warnings
     warnings.warn(f"operation {name!r} was never awaited", RuntimeWarning)
+
+
+set_finalizer(Operation, _finalize)
