@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import socket
 import sys
 import termios
-from collections.abc import Callable
-from contextlib import suppress
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -187,6 +189,54 @@ async def test_what_was_sent_survives_a_forceful_close(engine: Engine) -> None:
 
 
 # -- abort, reset -----------------------------------------------------------------------
+
+
+@contextmanager
+def forked_child() -> Iterator[None]:
+    """A child of this process that holds what it has open, and does nothing."""
+    reading, writing = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of threads, from 3.12 on
+        pid = os.fork()
+    if pid == 0:
+        os.close(writing)
+        os.read(reading, 1)
+        os._exit(0)
+    os.close(reading)
+    try:
+        yield
+    finally:
+        os.close(writing)
+        os.waitpid(pid, 0)
+
+
+async def test_a_forced_close_while_a_child_holds_the_socket(engine: Engine, kind: str) -> None:
+    async with conn_and_peer(engine, kind) as (conn, sock):
+        await conn.send_all(b"bye")
+        await sock.send(b"not read")
+        with forked_child():
+            await trio.aclose_forcefully(conn)
+            assert await read_all(sock) == b"bye"
+
+
+async def test_abort_while_a_child_holds_the_socket(engine: Engine, kind: str) -> None:
+    async with conn_and_peer(engine, kind) as (conn, sock):
+        with forked_child():
+            conn.abort()
+            if kind == "tcp":
+                with pytest.raises(ConnectionResetError):
+                    await sock.recv(1)
+            else:
+                assert await sock.recv(1) == b""
+
+
+async def test_a_detached_socket_that_a_child_holds_goes_on(engine: Engine, kind: str) -> None:
+    async with conn_and_peer(engine, kind) as (conn, sock):
+        with forked_child():
+            plain, _ = await conn.detach()
+            with plain:
+                plain.send(b"on")
+                assert await read(sock, 2) == b"on"
 
 
 async def test_abort_resets(engine: Engine) -> None:

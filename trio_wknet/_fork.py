@@ -39,8 +39,14 @@ def watch_forks(core: Core) -> None:
     global _hook_registered
     if not _hook_registered:
         _hook_registered = True
-        os.register_at_fork(after_in_child=_after_fork)
+        os.register_at_fork(before=_before_fork, after_in_child=_after_fork)
     _cores.add(core)
+
+
+def _before_fork() -> None:
+    """The child will hold the descriptors, too: closing alone is not enough any more."""
+    for core in _cores:
+        core.mark_shared()
 
 
 def _after_fork() -> None:

@@ -7,6 +7,7 @@ ends too, bounded in bytes and in time (RFC 1122, 4.2.2.13; nginx calls it
 lingering_close). The time is a tenth once the peer's system has acknowledged everything.
 """
 from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memset
 
 from trio_wknet._native.accept cimport end_shortage
 from trio_wknet._native.atomics cimport wk_fence, wk_u32_load, wk_u32_sub
@@ -14,9 +15,9 @@ from trio_wknet._native.conn cimport (
     ACCEPTED, CONNECTION, DETACHED, ENDED, FLUSHING, FORGOTTEN, GONE, LINGERING, PORT, RELEASED, Slot,
 )
 from trio_wknet._native.linux cimport (
-    AF_UNIX, EAGAIN, EINTR, EPOLL_CTL_DEL, MSG_DONTWAIT, SHUT_WR, SIOCOUTQ, SO_LINGER,
-    SOL_SOCKET, close, epoll_ctl, epoll_event, errno, ioctl, linger_t, pthread_mutex_lock,
-    pthread_mutex_unlock, recv, setsockopt, shutdown,
+    AF_UNIX, AF_UNSPEC, EAGAIN, EINTR, EPOLL_CTL_DEL, MSG_DONTWAIT, SHUT_RDWR, SHUT_WR, SIOCOUTQ,
+    SO_LINGER, SOL_SOCKET, close, connect, epoll_ctl, epoll_event, errno, ioctl, linger_t, pthread_mutex_lock,
+    pthread_mutex_unlock, recv, setsockopt, shutdown, sockaddr,
 )
 from trio_wknet._native.links cimport list_append, list_remove
 from trio_wknet._native.mailbox cimport letter_mark
@@ -129,7 +130,13 @@ cdef void reset(Reactor *reactor, Slot *slot) noexcept nogil:
     cdef linger_t option
     option.l_onoff = 1
     option.l_linger = 0
+    cdef sockaddr nowhere
     setsockopt(slot.fd, SOL_SOCKET, SO_LINGER, &option, sizeof(option))
+    if wk_u32_load(&reactor.hub.shared):
+        # Disconnects TCP, with RST, whoever else holds the socket.
+        memset(&nowhere, 0, sizeof(nowhere))
+        nowhere.sa_family = AF_UNSPEC
+        connect(slot.fd, &nowhere, sizeof(nowhere))
     close_now(reactor, slot)
 
 
@@ -148,6 +155,10 @@ cdef void close_now(Reactor *reactor, Slot *slot) noexcept nogil:
     if slot.fd >= 0:        # else detached, and taken
         if slot.state != FORGOTTEN:
             epoll_ctl(reactor.epfd, EPOLL_CTL_DEL, slot.fd, &unused)
+            # Where a forked child holds the descriptor, too, closing ends nothing. A
+            # listening socket may be meant for others: they go on with it.
+            if slot.kind == CONNECTION and wk_u32_load(&reactor.hub.shared):
+                shutdown(slot.fd, SHUT_RDWR)
         close(slot.fd)
         reactor.descriptor_freed = True
     slot.fd = -1

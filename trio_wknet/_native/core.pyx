@@ -225,6 +225,11 @@ cdef class Core:
             raise RuntimeError("this engine is closed")
         return 0
 
+    def mark_shared(self):
+        """A child is about to be forked: from now on it may hold our descriptors, too."""
+        if self.hub != NULL:
+            wk_u32_store(&self.hub.shared, 1)
+
     def mark_forked(self):
         """In a child process: refuse everything, touch nothing that is shared. That is
         each descriptor: an epoll of the child's is the parent's, and so is the state of

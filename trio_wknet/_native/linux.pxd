@@ -136,6 +136,7 @@ cdef extern from *:
         AF_INET
         AF_INET6
         AF_UNIX
+        AF_UNSPEC
         SOCK_STREAM
         SOCK_NONBLOCK
         SOCK_CLOEXEC
@@ -148,6 +149,7 @@ cdef extern from *:
         TCP_NOTSENT_LOWAT
         MSG_DONTWAIT
         MSG_NOSIGNAL
+        SHUT_RDWR
         SHUT_WR
     int socket(int domain, int type, int protocol) nogil
     int connect(int fd, const sockaddr *addr, socklen_t len) nogil

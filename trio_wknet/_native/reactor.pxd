@@ -31,6 +31,7 @@ cdef struct Hub:
     Slot *beacon            # its letter tells what concerns no connection: that a
                             # reactor has none left, that the pool is to be trimmed
     wk_u32 quiet_wanted     # somebody wants to know
+    wk_u32 shared           # a child was forked, and may hold the same descriptors
     wk_u32 looks_awaited    # Trio waits for reactors to look: see stall.pyx
     wk_u32 unwatched        # connections that epoll cannot take for now (accept.pyx)
     wk_u32 shortage         # the errno of the last time, and how many times that began
