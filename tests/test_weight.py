@@ -132,6 +132,21 @@ async def test_no_more_than_the_mark_is_received(engine: Engine, kind: str, inbo
             nursery.cancel_scope.cancel()
 
 
+async def test_a_large_wish_gets_its_block_at_once(engine: Engine, kind: str) -> None:
+    """To double it again and again would copy it all, while others wait."""
+    size, sent = 48 << 20, 3 << 20
+    own = engine.statistics().pool_in_use
+    async with conn_and_peer(engine, kind) as (conn, sock):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(conn.receive_exactly, size)
+            await send(sock, content("wish", sent))
+            await until(lambda: conn.statistics().buffered_inbound == sent)
+            assert engine.statistics().pool_in_use - own == 64 << 20
+            nursery.cancel_scope.cancel()
+        assert await conn.receive_exactly(sent) == content("wish", sent)
+        assert engine.statistics().pool_in_use == own
+
+
 async def test_what_was_waited_for_and_is_not_is_not_read_on_for(engine: Engine) -> None:
     """A receiver that raised the mark has gone, and left more than the limit behind."""
     async with conn_and_peer(engine, limits=Limits(inbound=1000)) as (conn, sock):

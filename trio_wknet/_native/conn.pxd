@@ -3,9 +3,14 @@
 #
 # Kinds of access:
 #   const    written before the slot is published to the other side, then read
-#   lock     under `lock`, by either side. Nobody sleeps, calls the kernel or
-#            runs Python code while holding it; the longest thing done under it
-#            is one copy of at most a receive buffer.
+#   lock     under `lock`, by either side. Nobody sleeps or runs Python code
+#            while holding it, nor calls the kernel, but for what the allocator
+#            does and a bell that does not block (wake.pyx). Under it is done at
+#            most: a copy of a receive buffer; a move to a larger block, of 1 MiB
+#            as a rule, of all there is where a search for a delimiter goes on
+#            beyond that (ring_expect); a search of what was not searched before;
+#            a copy of what send_nowait could not send. What is larger is copied in
+#            pieces, and given back to the system after (ring_pin_large).
 #   mail     atomics that one side writes for the other to take
 #   reactor / trio   written by that side alone. Atomics among them may be read
 #            by the other.

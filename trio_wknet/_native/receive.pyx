@@ -22,8 +22,11 @@ from trio_wknet._native.linux cimport (
     pthread_mutex_unlock, recv,
 )
 from trio_wknet._native.operation cimport Operation
+from trio_wknet._native.pool cimport Block, pool_drop
 from trio_wknet._native.reactor cimport RECEIVE_BUFFER
-from trio_wknet._native.ring cimport ring_clear, ring_copy, ring_discard, ring_len
+from trio_wknet._native.ring cimport (
+    ring_clear, ring_copy, ring_discard, ring_len, ring_pin_large,
+)
 from trio_wknet._native.stream cimport broken
 
 import trio
@@ -113,10 +116,14 @@ cdef class ReceiveHalf(Stream):
     cdef void took(self, uint32_t n) noexcept:
         """Forget `n` bytes that were copied out, and let a paused reactor go on."""
         cdef bint resume
+        cdef Block *block
         pthread_mutex_lock(&self.slot.lock)
+        block = ring_pin_large(&self.slot.inbound)
         self.discard(n)
         resume = self.resumes()
         pthread_mutex_unlock(&self.slot.lock)
+        if block != NULL:
+            pool_drop(block, self.core.hub.pool)
         if resume:
             self.core.post(self.slot, RESUME)
 
@@ -230,10 +237,12 @@ cdef class ReceiveHalf(Stream):
         cdef Slot *slot = self.slot
         cdef ssize_t received = 0
         cdef bint resume = False
+        cdef Block *block
         self.copy_out(out, n)
         if more > 0:
             received = self.receive_now(out + n, more)
         pthread_mutex_lock(&slot.lock)
+        block = ring_pin_large(&slot.inbound)
         if n > 0:
             self.discard(n)
         if n + received <= RECEIVE_BUFFER and received < <ssize_t>more:
@@ -241,6 +250,8 @@ cdef class ReceiveHalf(Stream):
         if not stay or slot.wanted or ring_len(&slot.inbound):
             resume = self.resumes()
         pthread_mutex_unlock(&slot.lock)
+        if block != NULL:
+            pool_drop(block, self.core.hub.pool)
         if resume:
             self.core.post(slot, RESUME)
         return n + <uint32_t>received

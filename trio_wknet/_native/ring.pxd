@@ -23,6 +23,8 @@ cdef inline uint32_t ring_len(Ring *ring) noexcept nogil:
     return ring.tail - ring.head
 
 cdef bint ring_write(Ring *ring, Pool *pool, const void *data, uint32_t n) noexcept nogil
+cdef void ring_expect(Ring *ring, Pool *pool, uint32_t n, uint32_t size) noexcept nogil
+cdef Block *ring_pin_large(Ring *ring) noexcept nogil
 cdef void ring_adopt(Ring *ring, Block *block, uint32_t n) noexcept nogil
 cdef void ring_copy(Ring *ring, void *out, uint32_t n, uint32_t offset) noexcept nogil
 cdef int ring_spans(Ring *ring, iovec *spans) noexcept nogil

@@ -2,8 +2,14 @@
 from libc.stdint cimport uint32_t
 from libc.string cimport memchr, memcpy
 
+from trio_wknet._native.atomics cimport wk_u32_add
 from trio_wknet._native.linux cimport iovec
-from trio_wknet._native.pool cimport Block, Pool, block_data, pool_drop, pool_take
+from trio_wknet._native.pool cimport (
+    LARGEST_CLASS_BITS, NO_CLASS, Block, Pool, block_data, pool_drop, pool_take,
+)
+
+cdef enum:
+    LARGEST = 1 << LARGEST_CLASS_BITS
 
 
 cdef inline uint32_t _mask(Ring *ring) noexcept nogil:
@@ -46,6 +52,26 @@ cdef bint ring_write(Ring *ring, Pool *pool, const void *data, uint32_t n) noexc
     memcpy(base, <const unsigned char *>data + first, n - first)
     ring.tail += n
     return True
+
+
+cdef void ring_expect(Ring *ring, Pool *pool, uint32_t n, uint32_t size) noexcept nogil:
+    """Before `n` bytes are written to a ring that is to hold `size` in the end: where its
+    block will not do, and a pool keeps none so large, take the last one at once. Its
+    memory comes as it is written to; to double it again and again would copy it all,
+    under the lock. What cannot be had so is tried for by `ring_write`."""
+    cdef uint32_t needed = ring_len(ring) + n
+    if needed > LARGEST and size > needed and ring.block != NULL and ring.block.capacity < needed:
+        _move(ring, pool, size)
+
+
+cdef Block *ring_pin_large(Ring *ring) noexcept nogil:
+    """A reference to a block so large that it takes the system long to have it back; or
+    NULL. For who gives the ring's up, to drop when the lock is not held any more."""
+    cdef Block *block = ring.block
+    if block == NULL or block.size_class != NO_CLASS:
+        return NULL
+    wk_u32_add(&block.refs, 1)
+    return block
 
 
 cdef void ring_adopt(Ring *ring, Block *block, uint32_t n) noexcept nogil:

@@ -40,7 +40,7 @@ from trio_wknet._native.links cimport list_append
 from trio_wknet._native.pool cimport Block, block_data, pool_drop, pool_take
 from trio_wknet._native.reactor cimport RECEIVE_BUFFER, Reactor, hub_now, notify
 from trio_wknet._native.ring cimport (
-    ring_adopt, ring_clear, ring_discard, ring_len, ring_spans, ring_write,
+    ring_adopt, ring_clear, ring_discard, ring_expect, ring_len, ring_spans, ring_write,
 )
 
 cdef enum:
@@ -167,6 +167,7 @@ cdef uint32_t _store(Reactor *reactor, Slot *slot, uint32_t n) noexcept nogil:
     if slot.error != 0:     # since this receive began Trio's side has lost some
         pthread_mutex_unlock(&slot.lock)
         return 0
+    ring_expect(&slot.inbound, reactor.pool, n, slot.wanted)
     stored = (_hand_on(reactor, slot, n)
               or ring_write(&slot.inbound, reactor.pool, block_data(reactor.buffer), n))
     if slot.wanted and ring_len(&slot.inbound) >= slot.wanted:
