@@ -112,12 +112,15 @@ async def test_callbacks_see_what_serving_began_with(engine: Engine, style: str)
     seen: list[object] = []
 
     def note(conn: Conn, *args: object) -> None:
-        take(conn)
         seen.append(var.get())
+
+    def on_data(conn: Conn) -> None:
+        take(conn)
+        note(conn)
 
     token = var.set("the server's")
     callbacks = {name: styled(note, style) for name in ("on_connect", "on_close")}
-    async with talkers(engine, 1, styled(note, style), **callbacks) as [sock]:
+    async with talkers(engine, 1, styled(on_data, style), **callbacks) as [sock]:
         var.reset(token)
         sock.send(b"x")
         await until(lambda: len(seen) == 2)
