@@ -187,7 +187,7 @@ def _passed(
     session: nox.Session, source: Path, selected: list[str], plugins: list[str], env: dict[str, str]
 ) -> set[str]:
     """The tests of a project that pass."""
-    report = Path(session.create_tmp()) / "report.xml"
+    report = Path(session.create_tmp()).resolve() / "report.xml"
     options = ["-q", "-o", "addopts=", "-p", "no:cacheprovider", f"--junitxml={report}"]
     with session.chdir(source):
         session.run(
