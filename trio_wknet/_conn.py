@@ -70,7 +70,7 @@ class Conn(IdleWatch, StreamBase):  # type: ignore[misc]  # final, see _passes_f
     def _from_socket(cls, core: Core, sock: socket.socket, limits: Limits) -> Conn:
         conn = cls.__new__(cls)
         sock.setblocking(False)
-        conn._adopt(core, sock.fileno(), int(sock.family), limits)
+        conn._adopt(core, sock, sock.fileno(), int(sock.family), limits)
         sock.detach()
         return conn
 

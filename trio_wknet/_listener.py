@@ -88,7 +88,7 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
         self._shortages = ShortageLog("has stopped accepting for a while", "accepts again")
         for sock in sockets:
             sock.setblocking(False)
-        descriptors = [(sock.fileno(), int(sock.family)) for sock in sockets]
+        descriptors = [(sock, sock.fileno(), int(sock.family)) for sock in sockets]
         gate = None if trusted is None else Gate(trusted, limits.proxy_header_time)
         self._listen(core, descriptors, limits, spread, timeout, gate)
         for sock in sockets:

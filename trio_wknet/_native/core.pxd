@@ -111,6 +111,7 @@ cdef class Core:
 
 
 cdef Limits make_limits(object limits) except *
+cdef void disown(object sock) noexcept
 
 
 # --- a drain, in parts ---------------------------------------------------------

@@ -38,6 +38,7 @@ from trio_wknet._native.stall cimport (
 from trio_wknet._native.wake cimport hub_wake, reactor_post, reactor_stop, ring_bell, still_bell
 from trio_wknet._native.wheel cimport NEVER, wheel_next
 
+import _socket
 import math
 import os
 
@@ -62,6 +63,18 @@ cdef bint deadline_passed() noexcept:
         return current_statistics().seconds_to_next_deadline <= 0
     except Exception:       # no run, or not one that tells: then Trio expires what it will
         return False
+
+
+cdef object _detach = _socket.socket.detach
+
+
+cdef void disown(object sock) noexcept:
+    """Take its descriptor from a socket of Python's, or both owners would close it. By the
+    method in C, which first lets go of it, and then needs memory for the number."""
+    try:
+        _detach(sock)
+    except MemoryError:
+        pass
 
 
 cdef Limits make_limits(object limits) except *:

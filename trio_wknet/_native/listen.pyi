@@ -1,3 +1,4 @@
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ class NativeListener(Endpoint):
     def _listen(
         self,
         core: Core,
-        descriptors: list[tuple[int, int]],
+        descriptors: list[tuple[socket.socket, int, int]],
         limits: Limits,
         spread: bool,
         timeout: int,

@@ -14,7 +14,7 @@ from trio_wknet._native.atomics cimport (
 from trio_wknet._native.conn cimport (
     ACCEPTED, CLOSE, DROP, LISTENER, PORT, RESUME, SHORTAGE, Limits, Slot,
 )
-from trio_wknet._native.core cimport Core, Server, make_limits
+from trio_wknet._native.core cimport Core, Server, disown, make_limits
 from trio_wknet._native.gate cimport Gate
 from trio_wknet._native.handed cimport Handed
 from trio_wknet._native.links cimport queue_take
@@ -33,7 +33,7 @@ cdef class NativeListener(Endpoint):
     def _listen(
         self, Core core, list descriptors, limits, bint spread, uint32_t timeout, Gate gate
     ):
-        """Take over listening descriptors, as (descriptor, family) pairs. With
+        """Take over the descriptors of listening sockets: (socket, descriptor, family). With
         `spread` each goes to a reactor of its own, which keeps what it accepts.
         `timeout` is what `timeout_rule` says of the connections' idle timeout.
         Through the `gate`, if there is one, all connections must go."""
@@ -48,7 +48,7 @@ cdef class NativeListener(Endpoint):
         self.ports = []
         # Whatever takes memory first. If that fails, the descriptors are the caller's.
         try:
-            for fd, family in descriptors:
+            for _, fd, family in descriptors:
                 port = core.new_slot(fd, family, native)
                 self.ports.append(<size_t>port)
                 port = NULL
@@ -77,6 +77,8 @@ cdef class NativeListener(Endpoint):
                 port.reactor = core.hub.reactors[0]
             wk_u32_add(&listener.users, 1)
             wk_u32_add(&listener.ports, 1)
+        for sock, _, _ in descriptors:
+            disown(sock)
         for address in self.ports:
             core.start(<Slot *><size_t>address)
 

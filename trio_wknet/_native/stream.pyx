@@ -8,7 +8,7 @@ from trio_wknet._native.atomics cimport wk_u64_load, wk_u64_load_relaxed
 from trio_wknet._native.conn cimport (
     ABORT, CLOSE, DETACH, DETACHED, DROP, ENDED, FLUSHED, IDLE, READABLE, WRITABLE, Slot,
 )
-from trio_wknet._native.core cimport Core, Server, make_limits
+from trio_wknet._native.core cimport Core, Server, disown, make_limits
 from trio_wknet._native.handed cimport Handed
 from trio_wknet._native.linux cimport (
     ECONNRESET, pthread_mutex_lock, pthread_mutex_unlock,
@@ -36,11 +36,12 @@ cdef object broken(int32_t error):
 cdef class Stream(Endpoint):
     """One connection, as the Trio side holds it."""
 
-    def _adopt(self, Core core, int fd, int family, limits):
-        """Take over a connected descriptor. The reactor owns it from here on."""
+    def _adopt(self, Core core, sock, int fd, int family, limits):
+        """Take over a connected socket's descriptor. The reactor owns it from here on."""
         core.check()
         cdef Slot *slot = core.new_slot(fd, family, make_limits(limits))
         self.attach(core, slot)
+        disown(sock)
         core.start(slot)
 
     cdef int ensure_not_served(self) except -1:
