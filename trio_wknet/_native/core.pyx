@@ -680,7 +680,7 @@ cdef class Core:
         for i in range(self.hub.count):
             publish(self.hub.reactors[i])
         self.drain()
-        for i in range(MOST_TRIES):     # nobody will try again
+        for i in range(<uint32_t>MOST_TRIES):   # nobody will try again
             if self.undone is None:
                 break
             self.try_undone()
