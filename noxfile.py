@@ -131,8 +131,7 @@ def ecosystem(session: nox.Session) -> None:
 
 
 # Of other projects' tests, those that open streams: what each needs, which it selects, and
-# what replaces the transport under them. (The source distributions of tractor and redio
-# have no tests.)
+# what replaces the transport under them. (tractor's source distribution has no tests.)
 CONSUMERS = {
     "httpcore": (
         ["pytest-httpbin", "h2", "socksio"],

@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """Latch: a `trio.Event` whose `set` does not fail.
 
 Trio's own, if it runs out of memory in `set`, is set, and has woken some who wait, or
