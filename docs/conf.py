@@ -37,11 +37,11 @@ nitpick_ignore_regex = [
     ("py:.*", r"(trio|anyio|socket|ssl|collections|contextlib|typing|types|os|signal|sys)\..*"),
     ("py:.*", r"threading\..*"),
     # Builtins, and what annotations name
-    ("py:.*", r"[A-Z]\w*(Error|Warning|Iterator|Buffer)|Any|Awaitable|Callable|Literal"),
+    ("py:.*", r"[A-Z]\w*(Error|Warning|Iterator|Buffer)|Any|Awaitable|Buffer|Callable|Literal"),
     ("py:.*", r"bool|bytearray|bytes|float|int|memoryview|None|object|optional|str|tuple|list|T"),
     ("py:.*", r"trio_wknet\._socket\..*"),
-    # What `proxy_protocol` holds; the text says it
-    ("py:.*", r"Network"),
+    # What `proxy_protocol` holds, and what an address is; the text says it
+    ("py:.*", r"Network|SocketAddress"),
 ]
 
 if tags.has("network"):  # noqa: F821

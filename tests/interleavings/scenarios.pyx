@@ -241,7 +241,7 @@ cdef class Scenario:
         ours.setblocking(False)
         self.peer.setblocking(False)
         self.conn = Witness()
-        self.conn._adopt(self.core, ours.detach(), socket.AF_UNIX, limits)
+        self.conn._adopt(self.core, ours, ours.fileno(), socket.AF_UNIX, limits)
         self.settle()
         il_name(self.conn.slot, sizeof(Slot), b"slot")
 
@@ -473,7 +473,7 @@ cdef class CloseListener(Scenario):
         self.slots = wk_u32_load(&self.hub.matrix.count)
         self.listener = NativeListener()
         self.listener._listen(
-            self.core, [(sock.detach(), socket.AF_INET) for sock in socks], limits, True, 0, None
+            self.core, [(sock, sock.fileno(), socket.AF_INET) for sock in socks], limits, True, 0, None
         )
         self.settle()
         return names
