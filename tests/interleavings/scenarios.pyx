@@ -472,9 +472,8 @@ cdef class CloseListener(Scenario):
             sock.setblocking(False)
         self.slots = wk_u32_load(&self.hub.matrix.count)
         self.listener = NativeListener()
-        self.listener._listen(
-            self.core, [(sock, sock.fileno(), socket.AF_INET) for sock in socks], limits, True, 0, None
-        )
+        taken = [(sock, sock.fileno(), socket.AF_INET) for sock in socks]
+        self.listener._listen(self.core, taken, limits, True, 0, None)
         self.settle()
         return names
 
