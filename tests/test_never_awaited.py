@@ -63,6 +63,10 @@ def raise_before_await(exception: BaseException) -> Iterator[None]:
 GET_AWAITABLE = dis.opmap["GET_AWAITABLE"]
 
 
+@pytest.mark.skipif(
+    sys.version_info[:2] == (3, 12),
+    reason="in 3.12 what a tracer of opcodes raises upsets other frames: a task ends twice",
+)
 @pytest.mark.parametrize("method", CALLS.values(), ids=CALLS)
 @pytest.mark.parametrize("exception", [KeyboardInterrupt, SystemExit])
 async def test_a_signal_before_the_await(

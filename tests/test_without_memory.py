@@ -1,12 +1,15 @@
 """Without memory: whatever closes closes, whoever waits is told, nothing is lost or hangs.
 
 Python's allocator is made to fail once, in each test at the first request, the second, and
-so on: where `_testcapi` can do that, which comes with CPython's own tests.
+so on: where `_testcapi` can do that, which comes with CPython's own tests; and up to 3.11,
+as later interpreters (3.12.1 and 3.13.0 were tried) crash by themselves where a request fails
+in Python code: so does `trio.open_tcp_listeners` on Trio's own transport there.
 """
 
 from __future__ import annotations
 
 import socket
+import sys
 import types
 from collections.abc import Awaitable, Callable, Generator, Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -20,7 +23,12 @@ from trio.testing import wait_all_tasks_blocked
 from trio_wknet import Conn, Engine, Limits, Listener
 
 _testcapi = pytest.importorskip("_testcapi", reason="this interpreter comes without its tests")
-pytestmark = pytest.mark.usefixtures("unraisable")
+pytestmark = [
+    pytest.mark.usefixtures("unraisable"),
+    pytest.mark.skipif(
+        sys.version_info >= (3, 12), reason="the interpreter itself crashes without memory"
+    ),
+]
 
 REQUESTS = 40  # more than any of this makes
 LOCAL = "tcp://127.0.0.1:0"
