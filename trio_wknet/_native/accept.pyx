@@ -39,7 +39,9 @@ from trio_wknet._native.atomics cimport (
     wk_u64_add, wk_u64_load, wk_u64_store_relaxed,
 )
 from trio_wknet._native.closing cimport close_now, on_closing_event
-from trio_wknet._native.conn cimport ACCEPTED, ADD, DROP, NEW, OPEN, PORT, SHORTAGE, Slot
+from trio_wknet._native.conn cimport (
+    ADD, DROP, NEW, OPEN, PORT, SHORTAGE, Slot, take_acceptor,
+)
 from trio_wknet._native.linux cimport (
     EAGAIN, EBADF, EINVAL, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOSPC, ENOTSOCK, EOPNOTSUPP,
     EPOLLET, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD,
@@ -367,9 +369,7 @@ cdef bint _enqueue(Reactor *reactor, Slot *port, Slot *slot) noexcept nogil:
         listener.waiting += 1
         full = listener.waiting >= port.limits.accept_queue
         port.paused = full
-        if listener.accept_wanted:
-            listener.accept_wanted = False
-            bits = ACCEPTED
+        bits = take_acceptor(listener)
     pthread_mutex_unlock(&listener.lock)
     if refused:
         reactor_post(slot, DROP)
@@ -380,15 +380,13 @@ cdef bint _enqueue(Reactor *reactor, Slot *port, Slot *slot) noexcept nogil:
 cdef void _fail(Reactor *reactor, Slot *port, int error) noexcept nogil:
     """The listening socket itself is broken: whoever accepts is told."""
     cdef Slot *listener = port.listener
-    cdef uint32_t bits = 0
+    cdef uint32_t bits
     cdef epoll_event unused
     end_shortage(reactor, port)
     # EPOLLHUP cannot be disarmed, and would be told in every turn.
     epoll_ctl(reactor.epfd, EPOLL_CTL_DEL, port.fd, &unused)
     pthread_mutex_lock(&listener.lock)
     listener.error = error
-    if listener.accept_wanted:
-        listener.accept_wanted = False
-        bits = ACCEPTED
+    bits = take_acceptor(listener)
     pthread_mutex_unlock(&listener.lock)
     notify(reactor, listener, bits)

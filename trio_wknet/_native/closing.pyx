@@ -12,12 +12,13 @@ from libc.string cimport memset
 from trio_wknet._native.accept cimport end_shortage
 from trio_wknet._native.atomics cimport wk_fence, wk_u32_load, wk_u32_sub
 from trio_wknet._native.conn cimport (
-    ACCEPTED, CONNECTION, DETACHED, ENDED, FLUSHING, FORGOTTEN, GONE, LINGERING, PORT, RELEASED, Slot,
+    CONNECTION, DETACHED, ENDED, FLUSHING, FORGOTTEN, GONE, LINGERING, PORT, RELEASED, Slot,
+    take_acceptor,
 )
 from trio_wknet._native.linux cimport (
     AF_UNIX, AF_UNSPEC, EAGAIN, EINTR, EPOLL_CTL_DEL, MSG_DONTWAIT, SHUT_RDWR, SHUT_WR, SIOCOUTQ,
-    SO_LINGER, SOL_SOCKET, close, connect, epoll_ctl, epoll_event, errno, ioctl, linger_t, pthread_mutex_lock,
-    pthread_mutex_unlock, recv, setsockopt, shutdown, sockaddr,
+    SO_LINGER, SOL_SOCKET, close, connect, epoll_ctl, epoll_event, errno, ioctl, linger_t,
+    pthread_mutex_lock, pthread_mutex_unlock, recv, setsockopt, shutdown, sockaddr,
 )
 from trio_wknet._native.links cimport list_append, list_remove
 from trio_wknet._native.mailbox cimport letter_mark
@@ -177,14 +178,12 @@ cdef void _leave_queue(Reactor *reactor, Slot *listener) noexcept nogil:
     """A port adds nothing more. Behind the last one the queue is complete, which
     whoever accepts is told. The port still holds its reference: other reactors may
     let go of theirs at any time, and this one must not be the slot's last."""
-    cdef uint32_t bits = 0
+    cdef uint32_t bits
     if wk_u32_sub(&listener.ports, 1) > 1:
         return
     pthread_mutex_lock(&listener.lock)
     listener.ended = True
-    if listener.accept_wanted:
-        listener.accept_wanted = False
-        bits = ACCEPTED
+    bits = take_acceptor(listener)
     pthread_mutex_unlock(&listener.lock)
     notify(reactor, listener, bits)
 

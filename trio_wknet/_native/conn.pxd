@@ -215,6 +215,14 @@ cdef struct Slot:
     uint8_t phase           # event mode: where it stands (events.pyx)
 
 
+cdef inline uint32_t take_acceptor(Slot *listener) noexcept nogil:
+    """The bits that tell whoever waits to accept, if somebody does; under the lock."""
+    if not listener.accept_wanted:
+        return 0
+    listener.accept_wanted = False
+    return ACCEPTED
+
+
 cdef inline Slot *slot_of_up(Letter *letter) noexcept nogil:
     return <Slot *>(<char *>letter - <size_t>&(<Slot *>NULL).up)
 

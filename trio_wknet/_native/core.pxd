@@ -103,8 +103,6 @@ cdef class Core:
     cdef void show_alarm(self) noexcept
     cdef uint64_t now(self) noexcept
     cdef void let_go_unseen(self, Slot *slot) noexcept
-    cdef object take_header(self, Slot *slot)
-    cdef void forget_excuse(self, Slot *slot) noexcept
     cdef void requeue(self, Slot *slot, uint32_t bits) noexcept
     cdef Slot *next_claimed(self, uint32_t *cursor) noexcept
     cdef Slot *new_slot(self, int fd, int family, Limits limits) except NULL
@@ -112,6 +110,7 @@ cdef class Core:
 
 cdef Limits make_limits(object limits) except *
 cdef void disown(object sock) noexcept
+cdef object take_entry(dict by_handle, Slot *slot)
 
 
 # --- a drain, in parts ---------------------------------------------------------

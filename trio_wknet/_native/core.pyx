@@ -88,6 +88,18 @@ cdef Limits make_limits(object limits) except *:
     return native
 
 
+cdef object take_entry(dict by_handle, Slot *slot):
+    """Take what is kept by handle for a connection that is let go of; None if there is
+    nothing. Without memory it stays, and is of no use: the handle will not mean another
+    connection."""
+    if not by_handle:
+        return None
+    try:
+        return by_handle.pop(wk_u64_load(&slot.handle), None)
+    except MemoryError:
+        return None
+
+
 cdef class Undone:
     cdef void retry(self) noexcept:
         pass
@@ -382,14 +394,14 @@ cdef class Core:
     cdef void heed_beacon(self, uint32_t bits) noexcept:
         if bits & TRIM:
             pool_trim_idle(self.hub.pool)
-        if bits & SHORTAGE and self.on_shortage is not None:
-            self.on_shortage()
         if bits & ENDED and self.on_quiet is not None:
             told, self.on_quiet = self.on_quiet, None
             try:
                 told()
             except BaseException as failure:
                 self.fail_run(failure)
+        if bits & SHORTAGE and self.on_shortage is not None:
+            self.on_shortage()      # last: handlers of logging may do anything
 
     # --- without memory ----------------------------------------------------
 
@@ -449,8 +461,7 @@ cdef class Core:
         for."""
         (<Server>slot.server).lost(slot)
         self.unclaim(slot)
-        if not self.forked:
-            self.post(slot, DROP)
+        self.post(slot, DROP)
 
     # --- for endpoints -----------------------------------------------------
 
@@ -495,27 +506,8 @@ cdef class Core:
 
     cdef void let_go_unseen(self, Slot *slot) noexcept:
         """Close a connection that nobody accepted."""
-        self.take_header(slot)
+        take_entry(self.headers, slot)
         self.post(slot, DROP)
-
-    cdef object take_header(self, Slot *slot):
-        """The PROXY header of a connection that is let go of; None. Without memory it
-        stays, and is of no use: the handle will not mean another connection."""
-        if not self.headers:
-            return None
-        try:
-            return self.headers.pop(wk_u64_load(&slot.handle), None)
-        except MemoryError:
-            return None
-
-    cdef void forget_excuse(self, Slot *slot) noexcept:
-        """Of a connection that is let go of. Without memory, as `take_header`."""
-        if not self.excused:
-            return
-        try:
-            self.excused.pop(wk_u64_load(&slot.handle), None)
-        except MemoryError:
-            pass
 
     cdef bint _wants_turn(self) noexcept:
         """Whether a command that was carried out in-loop left something to do:

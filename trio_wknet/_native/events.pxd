@@ -34,7 +34,6 @@ cdef class EventServer(Server):
     cdef void call(self, Slot *slot, object callback) noexcept
     cdef object shared_context(self)
     cdef object context_of(self, Slot *slot)
-    cdef object take_context(self, Slot *slot)
     cdef void keep_context(self, Stream conn, object context) noexcept
     cdef void keep_of_task(self, Stream conn) noexcept
     cdef Stream lend(self, Slot *slot)

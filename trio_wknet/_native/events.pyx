@@ -36,7 +36,7 @@ from trio_wknet._native.atomics cimport wk_u64_load
 from trio_wknet._native.conn cimport (
     ACCEPTED, CLOSE, DROP, ENDED, IDLE, READABLE, RESUME, Slot,
 )
-from trio_wknet._native.core cimport Endpoint, Server
+from trio_wknet._native.core cimport Endpoint, Server, take_entry
 from trio_wknet._native.linux cimport pthread_mutex_lock, pthread_mutex_unlock
 from trio_wknet._native.listen cimport NativeListener
 from trio_wknet._native.receive cimport has_room
@@ -313,14 +313,6 @@ cdef class EventServer(Server):
             context = self.contexts.get(wk_u64_load(&slot.handle))
         return self.shared_context() if context is None else context
 
-    cdef object take_context(self, Slot *slot):
-        """A connection's own context, if it has one, when it is let go of. Without memory
-        it stays, and is of no use: the handle will not mean another connection."""
-        try:
-            return self.contexts.pop(wk_u64_load(&slot.handle), None)
-        except MemoryError:
-            return None
-
     cdef void keep_context(self, Stream conn, context) noexcept:
         """A callback has set something: the context is its connection's from now on. Not
         if that was set back since."""
@@ -441,7 +433,7 @@ cdef class EventServer(Server):
         memory. So its on_close cannot be called; `serve_events` says so."""
         cdef void *context = slot.context
         slot.context = NULL
-        self.take_context(slot)
+        take_entry(self.contexts, slot)
         self.open -= 1
         try:
             raise MemoryError       # made beforehand, by Python
@@ -453,8 +445,7 @@ cdef class EventServer(Server):
     cdef void left(self, Endpoint conn, str reason) noexcept:
         """A connection is being let go of, by whomever."""
         cdef Stream stream = <Stream>conn
-        if self.contexts:
-            stream.variables = self.take_context(stream.slot)
+        stream.variables = take_entry(self.contexts, stream.slot)
         if conn.slot.phase == QUIET:
             # Without taking memory: it has to be let go of.
             if self.last_gone is None:

@@ -8,7 +8,7 @@ from trio_wknet._native.atomics cimport wk_u64_load, wk_u64_load_relaxed
 from trio_wknet._native.conn cimport (
     ABORT, CLOSE, DETACH, DETACHED, DROP, ENDED, FLUSHED, IDLE, READABLE, WRITABLE, Slot,
 )
-from trio_wknet._native.core cimport Core, Server, disown, make_limits
+from trio_wknet._native.core cimport Core, Server, disown, make_limits, take_entry
 from trio_wknet._native.handed cimport Handed
 from trio_wknet._native.linux cimport (
     ECONNRESET, pthread_mutex_lock, pthread_mutex_unlock,
@@ -154,8 +154,8 @@ cdef class Stream(Endpoint):
             return
         self.count(&self.final)
         self.keep_names()
-        self.header = core.take_header(slot)
-        core.forget_excuse(slot)
+        self.header = take_entry(core.headers, slot)
+        take_entry(core.excused, slot)
         self.look_at_end()
         self.reason = reason
         if slot.server != NULL:
@@ -163,8 +163,7 @@ cdef class Stream(Endpoint):
             self.kept = self.context
             self._exchange_context(NULL)
         self.leave()
-        if not core.forked:
-            core.post(slot, command)
+        core.post(slot, command)
         self.wake_reader()
         self.wake_sender()
         self._tell_end()
