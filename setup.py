@@ -34,6 +34,7 @@ def native_modules() -> list[Extension]:
         Extension(
             ".".join(path.with_suffix("").parts),
             [str(path)],
+            include_dirs=["trio_wknet/_native"],
             extra_compile_args=["-O2", "-Wall"],
             extra_link_args=[] if keep_debug else ["-Wl,--strip-debug"],
         )

@@ -24,7 +24,7 @@ from rich.table import Table
 from transports import OWN, compare, parser, run_server
 from worker import Worker
 
-from trio_wknet._load_cpu import cpu_seconds
+from trio_wknet._load.cpu import cpu_seconds
 
 HOST = "127.0.0.1"
 WANTED = 1.25  # times Trio's requests a second

@@ -33,7 +33,7 @@ from rich.table import Table
 from servers import SERVERS
 from worker import WorkerFailed
 
-from trio_wknet._load_cpu import cpu_seconds
+from trio_wknet._load.cpu import cpu_seconds
 
 SIZE = 64
 WARMING = 50

@@ -22,7 +22,7 @@ from typing import Any
 
 from answers import answer_all
 
-from trio_wknet._load_target import reserve_descriptors
+from trio_wknet._load.target import reserve_descriptors
 
 HOST = "127.0.0.1"
 CONNECTING = 128

@@ -24,7 +24,7 @@ from rich.table import Table
 from servers import missing
 from worker import WorkerFailed
 
-from trio_wknet._load_target import reserve_descriptors
+from trio_wknet._load.target import reserve_descriptors
 
 WARMING = 200
 """Connections that come first and are not counted: what a server makes once."""

@@ -12,9 +12,9 @@ from scenarios import Quantity, Scenario
 from slow_consumer import slow_consumer
 from worker import Worker
 
-from trio_wknet._load import LoadProgress, LoadResult, prepare, run_prepared
-from trio_wknet._load_cpu import CpuMeter
-from trio_wknet._native.histogram import Histogram
+from trio_wknet._load.cpu import CpuMeter
+from trio_wknet._load.run import LoadProgress, LoadResult, prepare, run_prepared
+from trio_wknet._native.load.histogram import Histogram
 
 
 @attrs.frozen

@@ -43,17 +43,17 @@ CALL = Case(
     "waiting()",
     "waiting()",
     1,
-    "from trio_wknet._native.mailbox import LetterBox; waiting = LetterBox(1).waiting",
+    "from trio_wknet._native.testing import LetterBox; waiting = LetterBox(1).waiting",
 )
 
 _POOL = """
-from trio_wknet._native.pool import BlockPool
+from trio_wknet._native.testing import BlockPool
 pool = BlockPool(1 << 20)
 take, give = pool.take, pool.give
 """
 _TABLE = """
 import random
-from trio_wknet._native.matrix import SlotTable
+from trio_wknet._native.testing import SlotTable
 table = SlotTable()
 add, get, remove = table.add, table.get, table.remove
 def some(number):
@@ -69,7 +69,7 @@ def some(number):
     return random.Random(1).choices(list(d), k=1000)
 """
 _BOX = """
-from trio_wknet._native.mailbox import LetterBox
+from trio_wknet._native.testing import LetterBox
 box = LetterBox(100)
 post, take = box.post, box.take
 """
@@ -86,7 +86,7 @@ write, read, data = ring.write, ring.read, bytes({size})
 write(bytes({backlog}))
 """
 _BYTEARRAY = "b, data = bytearray({backlog}), bytes({size})"
-_HISTOGRAM = "from trio_wknet._native.histogram import Histogram; record = Histogram().record"
+_HISTOGRAM = "from trio_wknet._native.load.histogram import Histogram; record = Histogram().record"
 
 
 def _pool(size: int) -> list[Case]:

@@ -25,9 +25,7 @@ from memory import Footprint
 from rich.console import Console
 from rich.table import Table
 
-from trio_wknet._native.matrix import SlotTable
-from trio_wknet._native.pool import BlockPool
-from trio_wknet._native.wheel import NodeWheel
+from trio_wknet._native.testing import BlockPool, NodeWheel, SlotTable
 
 S = 10**9
 TICK_NS = 10**7

@@ -16,9 +16,9 @@ from pathlib import Path
 from servers import SERVERS
 from worker import Worker, WorkerFailed
 
-from trio_wknet._load import LoadProgress, run_load
-from trio_wknet._load_options import LoadOptions
-from trio_wknet._load_text import complaint
+from trio_wknet._cli.text import complaint
+from trio_wknet._load.options import LoadOptions
+from trio_wknet._load.run import LoadProgress, run_load
 
 INSTALL = "pip install 'trio-wknet[profile]'"
 PATIENCE = 60.0  # seconds that py-spy may take beside sampling

@@ -11,9 +11,9 @@ from rich import box
 from rich.table import Table
 from scenarios import BULK, Quantity, Scenario, Wanted
 
-from trio_wknet._load import LoadResult
-from trio_wknet._load_text import complaint, time_text
-from trio_wknet._native.histogram import Histogram
+from trio_wknet._cli.text import complaint, time_text
+from trio_wknet._load.run import LoadResult
+from trio_wknet._native.load.histogram import Histogram
 
 OWN = "trio"
 """The transport that ours must not be slower than, wherever both are measured."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pages import Json, machine_text, markdown, run
 
-from trio_wknet._load_text import time_text
+from trio_wknet._cli.text import time_text
 
 SCRIPT = "benchmarks/scale_page.py"
 MEGABYTE = 1e6

@@ -18,9 +18,9 @@ from measure import Server, Settings, running_on
 from rounds import able, run_scenario, take_turns
 from scenarios import SCENARIOS
 
-from trio_wknet._load import run_load
-from trio_wknet._load_options import LoadOptions
-from trio_wknet._load_text import complaint
+from trio_wknet._cli.text import complaint
+from trio_wknet._load.options import LoadOptions
+from trio_wknet._load.run import run_load
 
 EVENTS = ("wknet-inloop-events-idle", "wknet-threaded-events-idle")
 TASKS = ("wknet-inloop-idle", "wknet-threaded-idle")

@@ -6,7 +6,7 @@ from typing import Literal
 
 import attrs
 
-from trio_wknet._load_options import LoadOptions
+from trio_wknet._load.options import LoadOptions
 
 ECHO = ("wknet-threaded", "wknet-inloop")
 ECHO_NOWAIT = ("wknet-threaded-nowait", "wknet-inloop-nowait")

@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from trio_wknet import TimingWheel
-from trio_wknet._native.wheel import NodeWheel
+from trio_wknet._native.testing import NodeWheel
 
 ROUNDS = 9
 BATCH = 1000

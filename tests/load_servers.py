@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from trio_wknet._load import LoadProgress, LoadResult, run_load
-from trio_wknet._load_options import LoadOptions
+from trio_wknet._load.options import LoadOptions
+from trio_wknet._load.run import LoadProgress, LoadResult, run_load
 
 Handler = Callable[[socket.socket], None]
 

@@ -20,9 +20,9 @@ import trio
 from benchmark_scripts import BENCHMARKS, ROOT, measured, run
 
 import trio_wknet
-from trio_wknet._load import Latency, LoadErrors, LoadResult, run_load
-from trio_wknet._load_options import LoadOptions
-from trio_wknet._native.histogram import Histogram
+from trio_wknet._load.options import LoadOptions
+from trio_wknet._load.run import Latency, LoadErrors, LoadResult, run_load
+from trio_wknet._native.load.histogram import Histogram
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 FIGURES = ROOT / "docs" / "_static" / "benchmarks.json"

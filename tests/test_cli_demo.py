@@ -19,12 +19,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from trio_wknet import _load_cpu
-from trio_wknet._cli_demo import demo
-from trio_wknet._demo_process import ServerFailed, ServerProcess
-from trio_wknet._demo_view import inside_text, sparkline
-from trio_wknet._load import LoadErrors, LoadProgress
-from trio_wknet._load_cpu import CpuMeter, cpu_seconds
+from trio_wknet._cli.demo.command import demo
+from trio_wknet._cli.demo.process import ServerFailed, ServerProcess
+from trio_wknet._cli.demo.view import inside_text, sparkline
+from trio_wknet._load import cpu
+from trio_wknet._load.cpu import CpuMeter, cpu_seconds
+from trio_wknet._load.run import LoadErrors, LoadProgress
 
 COMMAND = [sys.executable, "-m", "trio_wknet", "demo"]
 SHORT = ["--duration", "0.2", "--connections", "5"]
@@ -144,7 +144,7 @@ def test_a_server_that_is_silent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     silent.write_text("#!/bin/sh\nexec cat\n")
     silent.chmod(0o700)
     monkeypatch.setattr(sys, "executable", str(silent))
-    monkeypatch.setattr("trio_wknet._demo_process.START_TIMEOUT", 0.1)
+    monkeypatch.setattr("trio_wknet._cli.demo.process.START_TIMEOUT", 0.1)
     result = CliRunner().invoke(demo, SHORT)
     assert result.exit_code == 1
     assert "the server said nothing for 0.1 s" in result.stderr
@@ -230,7 +230,7 @@ def progress(phase: Any, messages: int) -> LoadProgress:
 
 def test_the_meter_sees_the_measured_window_only(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([10.0, 11.0, 13.0])
-    monkeypatch.setattr(_load_cpu, "cpu_seconds", lambda pid: next(clock))
+    monkeypatch.setattr(cpu, "cpu_seconds", lambda pid: next(clock))
     meter = CpuMeter(1)
     assert meter.per_message is None
     for phase, messages in [("warmup", 5), ("measure", 10), ("measure", 20), ("measure", 40)]:

@@ -13,7 +13,7 @@ from helpers import PATIENCE, dial, until
 from trio.testing import wait_all_tasks_blocked
 
 from trio_wknet import Conn, open_engine
-from trio_wknet._native.core import Core
+from trio_wknet._native.trio.core import Core
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 LOCAL = "tcp://127.0.0.1:0"

@@ -13,7 +13,7 @@ import trio
 from helpers import content, dial, plain_pair, send, until
 
 from trio_wknet import Conn, Engine
-from trio_wknet._native.pool import starve_pools
+from trio_wknet._native.testing import starve_pools
 
 LOCAL = "tcp://127.0.0.1:0"
 BEFORE = content("before", 300)  # a block of 512 bytes

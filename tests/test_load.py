@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from load_servers import echo, read, serving
 
-from trio_wknet._load import LoadProgress, prepare, run_load
-from trio_wknet._load_options import LoadOptions
+from trio_wknet._load.options import LoadOptions
+from trio_wknet._load.run import LoadProgress, prepare, run_load
 
 # -- What is counted -----------------------------------------------------------
 

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 import trio_wknet
 from trio_wknet import __main__
-from trio_wknet._cli_bench import bench
+from trio_wknet._cli.bench import bench
 
 
 class Echo(socketserver.BaseRequestHandler):
@@ -162,7 +162,7 @@ def test_an_unknown_host_is_exit_code_1() -> None:
 @pytest.mark.parametrize("absent", ["click", "rich"])
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch, absent: str) -> None:
     for name in list(sys.modules):
-        if name.partition(".")[0] == absent or name == "trio_wknet._cli_bench":
+        if name.partition(".")[0] == absent or name == "trio_wknet._cli.bench":
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, absent, None)
     with pytest.raises(SystemExit, match=rf"needs {absent}.*: pip install 'trio-wknet\[cli\]'"):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from load_servers import echo, read, serving
 
-from trio_wknet._load import LoadProgress
+from trio_wknet._load.run import LoadProgress
 
 # -- Open loop -----------------------------------------------------------------
 

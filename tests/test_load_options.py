@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trio_wknet import _load_target
-from trio_wknet._load_options import LoadOptions
-from trio_wknet._native.histogram import Histogram
+from trio_wknet._load import target as load_target
+from trio_wknet._load.options import LoadOptions
+from trio_wknet._native.load.histogram import Histogram
 
 # -- Options -------------------------------------------------------------------
 
@@ -94,32 +94,32 @@ def test_defaults_depend_on_the_mode() -> None:
 def test_how_many_sources(
     host: str, wanted: int | None, connections: int, churn: bool, number: int
 ) -> None:
-    target = _load_target.pack(socket.AF_INET, (host, 80))
-    assert _load_target.pick_sources(target, wanted, connections, churn) == number
-    assert len(_load_target.pack_sources(number)) == number
+    target = load_target.pack(socket.AF_INET, (host, 80))
+    assert load_target.pick_sources(target, wanted, connections, churn) == number
+    assert len(load_target.pack_sources(number)) == number
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "::1"])
 def test_sources_are_for_ipv4_loopback(host: str) -> None:
     with pytest.raises(ValueError, match=r"sources: .* so not 2"):
-        _load_target.pick_sources(_load_target.resolve(host, 80, 1), 2, 1, False)
+        load_target.pick_sources(load_target.resolve(host, 80, 1), 2, 1, False)
 
 
 def test_an_unknown_host_is_named() -> None:
     with pytest.raises(socket.gaierror, match=r"'no such host\.invalid'"):
-        _load_target.resolve("no such host.invalid", 80, 1)
+        load_target.resolve("no such host.invalid", 80, 1)
 
 
 def test_too_few_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
     limits: list[tuple[int, int]] = []
     monkeypatch.setattr(resource, "getrlimit", lambda _: (100, 5000))
     monkeypatch.setattr(resource, "setrlimit", lambda _, new: limits.append(new))
-    _load_target.reserve_descriptors(10)
+    load_target.reserve_descriptors(10)
     assert limits == []
-    _load_target.reserve_descriptors(4000)
+    load_target.reserve_descriptors(4000)
     assert [hard for _, hard in limits] == [5000]
     with pytest.raises(OSError, match=r"5000 connections .* the limit is 5000") as caught:
-        _load_target.reserve_descriptors(5000)
+        load_target.reserve_descriptors(5000)
     assert caught.value.errno == errno.EMFILE
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from trio_wknet._native.mailbox import LetterBox
+from trio_wknet._native.testing import LetterBox
 
 letters = st.integers(0, 4)
 bit_sets = st.integers(1, 2**32 - 1) | st.sampled_from([1, 2, 4, 1 << 31])

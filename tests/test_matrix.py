@@ -13,7 +13,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
-from trio_wknet._native.matrix import SlotTable
+from trio_wknet._native.testing import SlotTable
 
 SLAB = 256
 KEEP_WARM = 4

@@ -17,7 +17,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from trio_wknet._native.pool import BlockPool
+from trio_wknet._native.testing import BlockPool
 
 SMALLEST = 512
 LARGEST_KEPT = 1 << 20

@@ -30,11 +30,11 @@ from trio_wknet import (
     Limits,
     Listener,
     ProxyHeader,
-    _trusted,
+    _proxy_trust,
     open_engine,
     open_wknet_listener,
 )
-from trio_wknet._native import gate
+from trio_wknet._native.trio import proxy_gate
 from trio_wknet._proxy_protocol import header_size
 
 LOCAL = "tcp://127.0.0.1:0"
@@ -275,7 +275,7 @@ async def test_a_header_that_comes_between_two_looks(
                 time.sleep(0.0001)  # until the reactor has it
         return header_size(data)
 
-    monkeypatch.setattr("trio_wknet._native.gate.header_size", size_as_it_comes)
+    monkeypatch.setattr("trio_wknet._native.trio.proxy_gate.header_size", size_as_it_comes)
     async with serving(engine, form, limits=PATIENT) as server:
         with dial(server.listener) as peer, trio.fail_after(PATIENCE / 2):
             while not server.seen:  # noqa: ASYNC110
@@ -494,9 +494,9 @@ async def test_a_finalizer_closes_the_listener_while_it_looks(
 
         with monkeypatch.context() as patched:
             if where == "trusts":
-                patched.setattr(_trusted.Trusted, "trusts", closing)
+                patched.setattr(_proxy_trust.Trusted, "trusts", closing)
             else:
-                patched.setattr(gate, "peer_of", closing)
+                patched.setattr(proxy_gate, "peer_of", closing)
             with dialled(listener, 1) as socks:
                 socks[0].send(b"nonsense")
                 await until(lambda: not listener._open)  # noqa: B023

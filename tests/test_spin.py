@@ -6,7 +6,7 @@ import trio
 from helpers import content, read, two_conns
 
 from trio_wknet import Conn, Engine
-from trio_wknet._native.spin import Game
+from trio_wknet._native.testing import Game
 
 MOST_LUCK, RETRY = 8, 256
 

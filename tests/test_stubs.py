@@ -16,7 +16,10 @@ import trio_wknet
 from trio_wknet import Conn, Listener, RingBuffer, Timer, TimingWheel
 
 HERE = Path(__file__).parent
-STUBS = sorted(path.stem for path in Path(trio_wknet.__file__).parent.glob("_native/*.pyi"))
+NATIVE = Path(trio_wknet.__file__).parent / "_native"
+STUBS = sorted(
+    ".".join(path.relative_to(NATIVE).with_suffix("").parts) for path in NATIVE.rglob("*.pyi")
+)
 
 
 def test_stubtest() -> None:

@@ -19,7 +19,7 @@ from helpers import Hands, plain_pair, read, until
 
 import trio_wknet
 from trio_wknet import Conn, Engine, Limits, Listener, Timer, TimingWheel, Trace
-from trio_wknet._native.connections import Connections
+from trio_wknet._native.trio.connections import Connections
 from trio_wknet._socket import _INSTEAD, SocketFacade, _Handle, make_handle
 
 LOCAL = "tcp://127.0.0.1:0"

@@ -18,7 +18,7 @@ from helpers import Hands
 from trio.testing import MockClock
 
 from trio_wknet import Timer, TimingWheel
-from trio_wknet._native.timer import Timers
+from trio_wknet._native.public.timer import Timers
 
 TICK = 0.010
 VISITS_A_TURN = 4096

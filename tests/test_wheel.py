@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from trio_wknet._native.wheel import NodeWheel
+from trio_wknet._native.testing import NodeWheel
 
 NEVER = 2**64 - 1
 NODES = 40

@@ -1,6 +1,7 @@
 """A fast transport backend for Trio: epoll reactors on native threads."""
 
-from trio_wknet._compat import (
+from trio_wknet._conn import Conn
+from trio_wknet._drop_in.functions import (
     open_ssl_over_tcp_listeners,
     open_ssl_over_tcp_stream,
     open_tcp_listeners,
@@ -9,13 +10,12 @@ from trio_wknet._compat import (
     serve_ssl_over_tcp,
     serve_tcp,
 )
-from trio_wknet._conn import Conn
+from trio_wknet._drop_in.install import install, run, uninstall
 from trio_wknet._engine import Engine, open_engine
 from trio_wknet._errors import DelimiterNotFound, IncompleteRead
-from trio_wknet._install import install, run, uninstall
 from trio_wknet._listener import Listener, open_wknet_listener
-from trio_wknet._native.ringbuffer import RingBuffer
-from trio_wknet._native.timer import Timer
+from trio_wknet._native.public.ringbuffer import RingBuffer
+from trio_wknet._native.public.timer import Timer
 from trio_wknet._options import ConnOptions, Limits
 from trio_wknet._proxy_protocol import ProxyHeader
 from trio_wknet._statistics import (
@@ -26,8 +26,8 @@ from trio_wknet._statistics import (
     WheelStatistics,
 )
 from trio_wknet._systemd import systemd_sockets
+from trio_wknet._timing_wheel import TimingWheel
 from trio_wknet._trace import Trace
-from trio_wknet._wheel import TimingWheel
 
 __version__ = "0.1.0"
 

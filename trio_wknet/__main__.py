@@ -15,8 +15,8 @@ def main() -> None:
     try:
         import click
 
-        from trio_wknet._cli_bench import bench
-        from trio_wknet._cli_demo import demo
+        from trio_wknet._cli.bench import bench
+        from trio_wknet._cli.demo.command import demo
     except ModuleNotFoundError as missing:
         package = (missing.name or "").partition(".")[0]
         if package not in ("click", "rich"):

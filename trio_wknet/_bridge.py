@@ -10,7 +10,7 @@ calls right where it processes its own events: the tasks woken there run in the
 same turn. The eventfd is rung only if Trio sleeps, which ``before_io_wait`` tells;
 under load it is silent. A system task, the pump, keeps the eventfd armed and does
 nothing else. In-loop the descriptor is the reactor's own epoll. The hooks do two more
-things where they are called anyway: sends that tasks deferred (`deferred.pyx`), and looking on
+things where they are called anyway: sends that tasks deferred (`send_batch.pyx`), and looking on
 for a moment before sleeping (`spin.pyx`).
 
 Trade-off. One or two calls for each turn of Trio's loop while an engine is open,
@@ -35,14 +35,14 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from trio_wknet._native.bridge import Hooks
-from trio_wknet._native.trace import TracedHooks, keep_exact_times
+from trio_wknet._native.trio.bridge import Hooks
+from trio_wknet._native.trio.trace import TracedHooks, keep_exact_times
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from trio_wknet._native.core import Core
-    from trio_wknet._native.trace import Tracer
+    from trio_wknet._native.trio.core import Core
+    from trio_wknet._native.trio.trace import Tracer
 
 _PARKED = object()
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, NoReturn, overload
 
 import trio
 
-from trio_wknet._native.idle_scopes import IdleWatch, expire
-from trio_wknet._native.latch import Latch
+from trio_wknet._native.trio.idle_scopes import IdleWatch, expire
+from trio_wknet._native.trio.latch import Latch
 from trio_wknet._passes_for import StreamBase
 from trio_wknet._socket import SocketFacade, non_blocking
 from trio_wknet._socket_address import socket_address
@@ -27,7 +27,7 @@ from trio_wknet._statistics import ConnStatistics
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from trio_wknet._native.core import Core
+    from trio_wknet._native.trio.core import Core
     from trio_wknet._options import Limits
     from trio_wknet._socket_address import SocketAddress
 

@@ -20,21 +20,21 @@ from trio_wknet._conn import Conn
 from trio_wknet._fork import watch_forks
 from trio_wknet._listener import Listener
 from trio_wknet._misuse import one_address
-from trio_wknet._native.connections import Connections
-from trio_wknet._native.core import Core
-from trio_wknet._native.idle_scopes import timeout_rule
-from trio_wknet._native.latch import Latch
+from trio_wknet._native.trio.connections import Connections
+from trio_wknet._native.trio.core import Core
+from trio_wknet._native.trio.idle_scopes import timeout_rule
+from trio_wknet._native.trio.latch import Latch
 from trio_wknet._options import ConnOptions, Limits, is_tcp
+from trio_wknet._proxy_trust import parse_trusted
 from trio_wknet._shortage import ShortageLog
 from trio_wknet._statistics import EngineStatistics, ReactorStatistics
 from trio_wknet._trios_own import trios_own
-from trio_wknet._trusted import parse_trusted
 from trio_wknet._unix_connect import connect_unix
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Mapping
 
-    from trio_wknet._trusted import Network, Trusted
+    from trio_wknet._proxy_trust import Network, Trusted
 
 MOST_REACTORS = 1024
 _SOCKET_STREAM_OPTIONS = ((socket.TCP_NODELAY, 1), (socket.TCP_NOTSENT_LOWAT, 2**14))

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from trio_wknet._native.events import EventServer
-from trio_wknet._native.latch import Latch
+from trio_wknet._native.trio.events import EventServer
+from trio_wknet._native.trio.latch import Latch
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

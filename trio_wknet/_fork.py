@@ -26,7 +26,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from trio_wknet._native.core import Core
+    from trio_wknet._native.trio.core import Core
 
 _EPOLL = "anon_inode:[eventpoll]"
 

@@ -15,9 +15,9 @@ from trio_wknet._conn import Conn
 from trio_wknet._events import EventServing
 from trio_wknet._handler_tasks import frames_below, trios_stream
 from trio_wknet._misuse import GivenWhenOpened, call_handler, one_address, require_callable
-from trio_wknet._native.gate import Gate
-from trio_wknet._native.latch import Latch
-from trio_wknet._native.listen import NativeListener
+from trio_wknet._native.trio.latch import Latch
+from trio_wknet._native.trio.listen import NativeListener
+from trio_wknet._native.trio.proxy_gate import Gate
 from trio_wknet._options import ConnOptions, Limits
 from trio_wknet._passes_for import ListenerBase
 from trio_wknet._shortage import ShortageLog
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from trio_wknet._engine import Engine
-    from trio_wknet._native.core import Core
+    from trio_wknet._native.trio.core import Core
+    from trio_wknet._proxy_trust import Network, Trusted
     from trio_wknet._socket_address import SocketAddress
-    from trio_wknet._trusted import Network, Trusted
 
 # Connections taken at once by `serve`: what one wake of its task may start.
 _BATCH = 64

@@ -10,7 +10,7 @@ import attrs
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-_MOST_BYTES = 1 << 30
+_MAX_RING_BYTES = 1 << 30
 _MPTCP = 262  # IPPROTO_MPTCP, TCP over several paths: it has TCP's options
 
 
@@ -60,13 +60,13 @@ class Limits:
           message names it.
     """
 
-    inbound: int = attrs.field(default=65_536, validator=_integer(1, _MOST_BYTES))
+    inbound: int = attrs.field(default=65_536, validator=_integer(1, _MAX_RING_BYTES))
     """Bytes received and not yet taken by the application. At this mark, and not
     above it, the reactor stops reading, so that TCP holds the peer back, and goes on
     once half of them are taken. They lie in one block of memory, the next power of two.
     Default 64 KiB."""
 
-    outbound: int = attrs.field(default=1_048_576, validator=_integer(1, _MOST_BYTES))
+    outbound: int = attrs.field(default=1_048_576, validator=_integer(1, _MAX_RING_BYTES))
     """Bytes that ``send_nowait`` may leave unsent. Past this mark it raises
     `trio.WouldBlock`. Default 1 MiB."""
 
@@ -76,7 +76,7 @@ class Limits:
     of it, its application has about a tenth of that to read and to end; after that, what
     it sends is answered with a reset. 0 closes at once. Default 10."""
 
-    linger_bytes: int = attrs.field(default=16_777_216, validator=_integer(0, _MOST_BYTES))
+    linger_bytes: int = attrs.field(default=16_777_216, validator=_integer(0, _MAX_RING_BYTES))
     """Bytes that may arrive, and are discarded, meanwhile. Default 16 MiB."""
 
     accept_queue: int = attrs.field(default=1024, validator=_integer(1, 65_535))
@@ -103,12 +103,12 @@ class ConnOptions:
     """``SO_KEEPALIVE``: have the kernel probe idle peers. Default False."""
 
     receive_buffer: int | None = attrs.field(
-        default=None, validator=attrs.validators.optional(_integer(1, _MOST_BYTES))
+        default=None, validator=attrs.validators.optional(_integer(1, _MAX_RING_BYTES))
     )
     """``SO_RCVBUF``, in bytes."""
 
     send_buffer: int | None = attrs.field(
-        default=None, validator=attrs.validators.optional(_integer(1, _MOST_BYTES))
+        default=None, validator=attrs.validators.optional(_integer(1, _MAX_RING_BYTES))
     )
     """``SO_SNDBUF``, in bytes. On Linux, connections accepted on a unix socket do not
     inherit it; set it by `Conn.setsockopt` there."""

@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from trio_wknet._bridge import trace_run
-from trio_wknet._native.trace import Tracer
+from trio_wknet._native.trio.trace import Tracer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import TracebackType
 
-    from trio_wknet._native.trace import _Times
+    from trio_wknet._native.trio.trace import _Times
 
 STAGES = ("kernel to ring", "ring to drain", "drain to handler", "handler to socket")
 UNANSWERED = "handler"

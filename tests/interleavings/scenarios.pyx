@@ -9,21 +9,22 @@ kernel's state is the kernel's: real sockets, real eventfds.
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free
 
-from trio_wknet._native.atomics cimport (
+from trio_wknet._native.base.atomics cimport (
     wk_u32_add, wk_u32_load, wk_u32_store, wk_u64_load, wk_u64_load_relaxed,
 )
-from trio_wknet._native.conn cimport FLUSHED, READABLE, WATCH, WRITABLE, Slot
-from trio_wknet._native.core cimport Core, deliver, woke
-from trio_wknet._native.idle_scopes cimport IdleWatch
-from trio_wknet._native.links cimport list_empty
-from trio_wknet._native.linux cimport MSG_DONTWAIT, MSG_NOSIGNAL, POLLIN, poll, pollfd, recv, send
-from trio_wknet._native.listen cimport NativeListener
-from trio_wknet._native.mailbox cimport Letter, mailbox_take, mailbox_waiting
-from trio_wknet._native.pool cimport Block, Pool, pool_drop, pool_take, pool_trim
-from trio_wknet._native.reactor cimport Hub, Reactor, notify, publish, reactor_turn
-from trio_wknet._native.receive cimport ENOUGH
-from trio_wknet._native.ring cimport ring_len
-from trio_wknet._native.wake cimport reactor_post, still_bell
+from trio_wknet._native.reactor.slot cimport FLUSHED, READABLE, WATCH, WRITABLE, Slot
+from trio_wknet._native.trio.core cimport Core, deliver, woke
+from trio_wknet._native.trio.idle_scopes cimport IdleWatch
+from trio_wknet._native.reactor.lists cimport list_empty
+from trio_wknet._native.base.linux cimport MSG_DONTWAIT, MSG_NOSIGNAL, POLLIN, poll, pollfd, recv, send
+from trio_wknet._native.trio.listen cimport NativeListener
+from trio_wknet._native.reactor.mailbox cimport Letter, mailbox_take, mailbox_waiting
+from trio_wknet._native.reactor.pool cimport Block, Pool, pool_drop, pool_take, pool_trim
+from trio_wknet._native.reactor.hub cimport Hub, Reactor, notify
+from trio_wknet._native.reactor.reactor cimport publish, reactor_turn
+from trio_wknet._native.trio.receive cimport ENOUGH
+from trio_wknet._native.reactor.ring cimport ring_len
+from trio_wknet._native.reactor.wake cimport reactor_post, still_bell
 
 import socket
 

@@ -1,0 +1,1 @@
+"""The command line, ``trio_wknet bench`` and ``trio_wknet demo``."""

@@ -1,0 +1,1 @@
+"""Trio's own functions and classes over an engine: `install`, `run`, and what they replace."""

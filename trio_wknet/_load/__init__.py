@@ -1,0 +1,1 @@
+"""Load against a server: for ``trio_wknet bench``, the demo and the benchmarks."""

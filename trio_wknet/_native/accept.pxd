@@ -1,9 +1,0 @@
-from trio_wknet._native.conn cimport Slot
-from trio_wknet._native.reactor cimport Reactor
-
-cdef void on_acceptable(Reactor *reactor, Slot *port) noexcept nogil
-cdef void close_port(Reactor *reactor, Slot *port) noexcept nogil
-cdef void rearm(Reactor *reactor, Slot *port) noexcept nogil
-cdef void watch(Reactor *reactor, Slot *slot) noexcept nogil
-cdef void retry(Reactor *reactor, Slot *slot) noexcept nogil
-cdef void end_shortage(Reactor *reactor, Slot *slot) noexcept nogil

@@ -1,0 +1,2 @@
+"""What both sides stand on: atomics, the interface of the kernel and of pthreads, bits. Holds no
+state."""

@@ -1,9 +1,0 @@
-# The bridge's hooks.
-from trio_wknet._native.core cimport Core
-
-
-cdef class Hooks:
-    cdef Core core
-    cdef object pump            # the task that waits for the core's descriptor
-
-    cdef void drain(self) noexcept

@@ -1,9 +1,0 @@
-# What tasks wait for that happens once.
-from trio_wknet._native.core cimport Core, Undone
-
-
-cdef class Latch(Undone):
-    cdef Core core
-    cdef list waiters           # operations that are parked
-    cdef Py_ssize_t woken       # so many of them have been
-    cdef readonly bint is_set

@@ -1,0 +1,1 @@
+"""The load generator: an epoll loop of its own, for servers of any kind. It may use `base`."""

@@ -1,0 +1,337 @@
+"""Accepting connections in bounded batches, and handing them to reactors.
+
+Ports are watched level triggered: a batch that leaves connections in the
+kernel's queue is continued in the next turn. Two things stop a port for a
+while, by taking it out of epoll's interest:
+
+* as many connections as `limits.accept_queue` allows wait for accept(): resumed
+  by the Trio side once half of them are taken;
+* descriptors or memory run out (EMFILE and its kin): tried again when the reactor
+  closes something, or by its timer. Nothing is dropped to make room, and no
+  thread spins meanwhile (pitfall: libuv's spare descriptor, gnet stopping).
+
+epoll has a bound of its own (ENOSPC, see fs.epoll.max_user_watches; or ENOMEM). What it
+cannot take waits in the same way: a port accepts nobody, and a connection, accepted or
+adopted, gets no bytes yet. While a connection waits so, no port of the engine accepts:
+otherwise they would pile up.
+
+What waits so is on its reactor's list `starved` (shortage.pyx).
+
+Accepted sockets inherit their options (TCP_NODELAY, buffer sizes, keepalive)
+from the listening socket, so an accept costs one accept4 and one epoll_ctl.
+
+Closing a listening socket resets the connections in its queue. So a port that is to
+close gracefully accepts first what is there (`accept_rest`). What comes between that
+and `close` would be lost. Alone, its clients would be refused a moment later anyway.
+But other sockets may listen on the port (reuse_port), and the kernel goes on to give
+this one its share. A filter on the socket, which drops SYNs, ends that: they come
+again after a second, when it is gone, and the others get them. For handshakes that
+have begun the reactor waits GRACE_MS, once in a port's life. Longer would cost more
+clients that second than it could save from a reset. A port that lacks descriptors for
+what is queued closes once it has them, or once the listener is closed for good.
+"""
+from libc.stdint cimport uint32_t, uint64_t
+
+from ..base.atomics cimport (
+    wk_u32_add, wk_u32_load, wk_u32_load_relaxed, wk_u32_store_relaxed, wk_u64_add, wk_u64_load,
+    wk_u64_store_relaxed,
+)
+from ..base.linux cimport (
+    EAGAIN, EBADF, EINVAL, ENOMEM, ENOTSOCK, EOPNOTSUPP, EPOLLET, EPOLLIN, EPOLLOUT, EPOLLPRI,
+    EPOLLRDHUP, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, POLLIN, SOCK_CLOEXEC,
+    SOCK_NONBLOCK, SOL_SOCKET, accept4, epoll_ctl, epoll_event, errno, monotonic_ns, poll,
+    pollfd, pthread_mutex_lock, pthread_mutex_unlock, setsockopt,
+)
+from .closing cimport close_now, on_closing_event
+from .hub cimport Hub, Reactor, least_loaded, notify
+from .lists cimport queue_append
+from .shortage cimport end_shortage, is_shortage, wait_for_resources
+from .slot cimport ADD, DROP, NEW, OPEN, PORT, Slot, take_acceptor
+from .slot_map cimport matrix_take
+from .timeouts cimport timeout_set
+from .transfer cimport end_of_input, flush
+from .wake cimport reactor_post
+
+cdef extern from *:
+    """
+    #include <linux/filter.h>
+    #include <sys/socket.h>
+
+    /* The flags of TCP: SYN without ACK is dropped, all else let through. */
+    static struct sock_filter wk_no_syn[] = {
+        BPF_STMT(BPF_LD | BPF_B | BPF_ABS, 13),
+        BPF_STMT(BPF_ALU | BPF_AND | BPF_K, 0x12),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 0x02, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, 0),
+        BPF_STMT(BPF_RET | BPF_K, 0xffffffff),
+    };
+    static const struct sock_fprog wk_no_syn_program = {5, wk_no_syn};
+    """
+    struct sock_fprog:
+        pass
+    const sock_fprog wk_no_syn_program
+    int SO_ATTACH_FILTER
+
+cdef enum:
+    ACCEPT_BATCH = 64
+    MOST_BACKLOG = 65535
+    GRACE_MS = 2                # what a handshake may take that began before a close
+
+
+# --- watching -------------------------------------------------------------------------
+
+
+cdef inline int _control(
+    Reactor *reactor, Slot *slot, int operation, uint32_t events
+) noexcept nogil:
+    """epoll_ctl for a slot's descriptor; 0 or the errno."""
+    cdef epoll_event event
+    event.events = events
+    event.data.u64 = wk_u64_load(&slot.handle)
+    return 0 if epoll_ctl(reactor.epfd, operation, slot.fd, &event) == 0 else errno
+
+
+cdef void watch(Reactor *reactor, Slot *slot) noexcept nogil:
+    """Add a connection's descriptor to epoll, once in its life. What it cannot be added
+    for is the connection's error, unless it passes."""
+    cdef int error = _control(
+        reactor, slot, EPOLL_CTL_ADD, EPOLLIN | EPOLLPRI | EPOLLOUT | EPOLLRDHUP | EPOLLET
+    )
+    cdef bint waited = slot.disarmed
+    if is_shortage(error):
+        wait_for_resources(reactor, slot, error)
+        return
+    end_shortage(reactor, slot)
+    if slot.state != NEW:       # closing, and has a time for that
+        timeout_set(reactor, slot)
+        on_closing_event(reactor, slot)
+        return
+    slot.state = OPEN
+    if wk_u32_load_relaxed(&slot.idle):
+        timeout_set(reactor, slot)
+    if error:
+        end_of_input(reactor, slot, error)
+    elif waited:
+        flush(reactor, slot)    # nobody heeded FLUSH meanwhile
+
+
+cdef void _arm(Reactor *reactor, Slot *port) noexcept nogil:
+    """Have epoll tell of a port's connections. What it cannot do so for is told to
+    whoever accepts, unless it passes."""
+    cdef int error = _control(
+        reactor, port, EPOLL_CTL_ADD if port.state == NEW else EPOLL_CTL_MOD, EPOLLIN
+    )
+    if is_shortage(error):
+        _starve(reactor, port, error)
+    elif error:
+        _fail(reactor, port, error)
+    else:
+        port.state = OPEN
+        end_shortage(reactor, port)
+
+
+cdef inline void _disarm(Reactor *reactor, Slot *port) noexcept nogil:
+    """Have it tell no longer. Where this fails there is nothing that could tell."""
+    if port.state == OPEN:
+        _control(reactor, port, EPOLL_CTL_MOD, 0)
+
+
+cdef void rearm(Reactor *reactor, Slot *port) noexcept nogil:
+    """Accept again, if the listener has room."""
+    cdef bint full
+    pthread_mutex_lock(&port.listener.lock)
+    full = port.listener.waiting >= port.limits.accept_queue
+    if full:
+        port.paused = True
+    pthread_mutex_unlock(&port.listener.lock)
+    if full:
+        end_shortage(reactor, port)
+    elif port.disarmed and port.state == OPEN:
+        on_acceptable(reactor, port)        # tells whether there are descriptors again
+    else:
+        _arm(reactor, port)
+
+
+# --- what lacks descriptors or memory -----------------------------------------------
+
+
+cdef void retry(Reactor *reactor, Slot *slot) noexcept nogil:
+    """Something may be there that it waits for."""
+    if slot.kind != PORT:
+        watch(reactor, slot)
+    elif slot.leaving:
+        close_port(reactor, slot)
+    else:
+        rearm(reactor, slot)
+
+
+cdef void _starve(Reactor *reactor, Slot *port, int error) noexcept nogil:
+    """Out of descriptors or memory: stop until something is closed."""
+    wait_for_resources(reactor, port, error)
+    _disarm(reactor, port)
+
+
+# --- accepting ------------------------------------------------------------------------
+
+
+cdef Reactor *_choose(Reactor *accepting) noexcept nogil:
+    """Who is to own the next connection. With a port for each reactor
+    (reuse_port) the kernel has chosen already."""
+    cdef Hub *hub = accepting.hub
+    if hub.round_robin:
+        hub.turn += 1
+        return hub.reactors[hub.turn % hub.count]
+    return least_loaded(hub, accepting)
+
+
+cdef bint _is_fatal(int error) noexcept nogil:
+    """Errors of the listening socket itself. All others that accept(2) may give
+    belong to a connection that died in the queue, and are passed over (the list
+    and the argument: trio, _highlevel_socket.py)."""
+    return error == EBADF or error == EINVAL or error == ENOTSOCK or error == EOPNOTSUPP
+
+
+cdef void on_acceptable(Reactor *reactor, Slot *port) noexcept nogil:
+    cdef int i, error
+    cdef bint full = False
+    for i in range(ACCEPT_BATCH):
+        error = _accept_one(reactor, port, &full)
+        if error == EAGAIN or full:
+            break
+        if is_shortage(error):
+            _starve(reactor, port, error)
+            return
+        if _is_fatal(error):
+            _fail(reactor, port, error)
+            return
+    if full:
+        end_shortage(reactor, port)
+        _disarm(reactor, port)
+    elif port.disarmed:
+        _arm(reactor, port)
+
+
+cdef void close_port(Reactor *reactor, Slot *port) noexcept nogil:
+    """Close a port gracefully: what the kernel has queued is accepted first."""
+    cdef bint refusing
+    cdef int error = 0
+    pthread_mutex_lock(&port.listener.lock)
+    refusing = port.listener.refusing
+    pthread_mutex_unlock(&port.listener.lock)
+    if not refusing:
+        error = _accept_rest(reactor, port)
+    if is_shortage(error):
+        port.leaving = True
+        _starve(reactor, port, error)
+    else:
+        close_now(reactor, port)
+
+
+cdef int _accept_rest(Reactor *reactor, Slot *port) noexcept nogil:
+    """Before a port closes gracefully: take in what the kernel has queued, which
+    closing would reset (granian #567, pingora #427). The errno that kept it from that,
+    or EAGAIN."""
+    cdef pollfd late
+    cdef uint64_t until
+    cdef int error = _accept_queued(reactor, port)
+    if error != EAGAIN or not port.keeps:
+        return error
+    if setsockopt(port.fd, SOL_SOCKET, SO_ATTACH_FILTER, &wk_no_syn_program,
+                  sizeof(wk_no_syn_program)) != 0:
+        return error
+    late.fd = port.fd
+    late.events = POLLIN
+    until = monotonic_ns() + <uint64_t>GRACE_MS * 1000000
+    while error == EAGAIN and monotonic_ns() < until:
+        poll(&late, 1, GRACE_MS)
+        error = _accept_queued(reactor, port)
+    return error
+
+
+cdef int _accept_queued(Reactor *reactor, Slot *port) noexcept nogil:
+    """As many as the kernel's queue can hold, whatever the listener's own bound. EAGAIN
+    if none is left in it, or the errno that stands in the way."""
+    cdef int i, error
+    cdef bint full = False
+    for i in range(MOST_BACKLOG):
+        error = _accept_one(reactor, port, &full)
+        if error == EAGAIN or is_shortage(error) or _is_fatal(error):
+            return error
+    return EAGAIN
+
+
+cdef int _accept_one(Reactor *reactor, Slot *port, bint *full) noexcept nogil:
+    """Accept a connection; 0 or the errno. A slot is taken first, so that what
+    was accepted always has a place."""
+    cdef int fd
+    if wk_u32_load_relaxed(&reactor.hub.unwatched):
+        return <int>wk_u32_load(&reactor.hub.shortage)
+    if reactor.spare == NULL:
+        reactor.spare = matrix_take(reactor.hub.matrix)
+    if reactor.spare == NULL:
+        return ENOMEM
+    fd = accept4(port.fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)
+    if fd < 0:
+        return errno
+    full[0] = _hand_over(reactor, port, fd)
+    return 0
+
+
+cdef bint _hand_over(Reactor *reactor, Slot *port, int fd) noexcept nogil:
+    """Give an accepted descriptor a slot, a reactor and a place in the queue;
+    True if that filled the queue."""
+    cdef Slot *slot = reactor.spare
+    cdef Reactor *target = reactor
+    reactor.spare = NULL
+    if not port.keeps:
+        target = _choose(reactor)
+    slot.fd = fd
+    slot.family = port.family
+    slot.limits = port.limits
+    slot.opened = reactor.now
+    if port.limits.idle:
+        wk_u64_store_relaxed(&slot.idle_since, slot.opened)
+        wk_u32_store_relaxed(&slot.idle, port.limits.idle)
+    slot.reactor = target
+    wk_u32_add(&target.connections, 1)
+    wk_u64_add(&port.listener.accepted, 1)
+    if target == reactor:
+        watch(reactor, slot)
+    else:
+        reactor_post(slot, ADD)
+    return _enqueue(reactor, port, slot)
+
+
+cdef bint _enqueue(Reactor *reactor, Slot *port, Slot *slot) noexcept nogil:
+    cdef Slot *listener = port.listener
+    cdef uint32_t bits = 0
+    cdef bint full = False
+    cdef bint refused
+    pthread_mutex_lock(&listener.lock)
+    refused = listener.refusing
+    if not refused:
+        queue_append(&listener.oldest, &listener.newest, slot)
+        listener.waiting += 1
+        full = listener.waiting >= port.limits.accept_queue
+        port.paused = full
+        bits = take_acceptor(listener)
+    pthread_mutex_unlock(&listener.lock)
+    if refused:
+        reactor_post(slot, DROP)
+    notify(reactor, listener, bits)
+    return full
+
+
+cdef void _fail(Reactor *reactor, Slot *port, int error) noexcept nogil:
+    """The listening socket itself is broken: whoever accepts is told."""
+    cdef Slot *listener = port.listener
+    cdef uint32_t bits
+    cdef epoll_event unused
+    end_shortage(reactor, port)
+    # EPOLLHUP cannot be disarmed, and would be told in every turn.
+    epoll_ctl(reactor.epfd, EPOLL_CTL_DEL, port.fd, &unused)
+    pthread_mutex_lock(&listener.lock)
+    listener.error = error
+    bits = take_acceptor(listener)
+    pthread_mutex_unlock(&listener.lock)
+    notify(reactor, listener, bits)

@@ -1,0 +1,72 @@
+# Idle rules: after how long without bytes, and in which direction, a connection
+# counts as idle. One 32-bit word, milliseconds << 2 | direction, so that either
+# side reads it whole; 0 means no rule.
+#
+# Moving bytes only stores the time. Nobody is told: the wheel asks `idle_due` when
+# it comes to the connection, and puts it back for what is left (netty's
+# IdleStateHandler and the reference's lastActivity work the same way).
+#
+# A reactor knows one rule for each connection, and when that comes due it does no
+# more than say so: it sets the rule to 0, posts IDLE, and looks away. Who decides
+# what that means is the Trio side (idle_scopes.pyx), which may have several wishes
+# for a connection, and sets a rule that comes due no later than any of them. So a
+# rule that is not 0 is being watched; one that comes due too early costs a look.
+from libc.stdint cimport uint32_t, uint64_t
+
+from ..base.atomics cimport wk_u32_load_relaxed, wk_u64_load_relaxed
+from .slot cimport Slot
+from .wheel cimport NEVER
+
+cdef enum Direction:
+    EITHER = 0          # since the last byte, whichever way it went
+    READ = 1            # since the last byte received
+    WRITE = 2           # since the last byte sent
+    EACH = 3            # since the last byte in that direction which is idle longer
+
+cdef enum:
+    MOST_IDLE_MS = 0x3FFFFFFF       # 12 days; longer waits are looked at in between
+
+
+cdef inline uint32_t idle_ms(uint64_t ns) noexcept nogil:
+    """A time as a rule can say it: no shorter, as far as it can."""
+    return <uint32_t>min(ns / 1000000 + (ns % 1000000 != 0), <uint64_t>MOST_IDLE_MS)
+
+
+cdef inline uint32_t idle_rule(uint32_t ms, uint32_t direction) noexcept nogil:
+    return ms << 2 | direction
+
+
+cdef inline uint64_t idle_last(
+    Slot *slot, uint32_t direction, uint64_t since
+) noexcept nogil:
+    """When a connection was last active (ns), at `since` at the earliest."""
+    cdef uint64_t received = max(since, wk_u64_load_relaxed(&slot.last_received))
+    cdef uint64_t sent = max(since, wk_u64_load_relaxed(&slot.last_sent),
+                             wk_u64_load_relaxed(&slot.last_flushed))
+    if direction == READ:
+        return received
+    if direction == WRITE:
+        return sent
+    return max(received, sent) if direction == EITHER else min(received, sent)
+
+
+cdef inline uint64_t idle_due_by(Slot *slot, uint32_t rule) noexcept nogil:
+    """When a rule comes due (ns) if no more bytes move."""
+    cdef uint64_t since
+    if rule == 0:
+        return NEVER
+    since = max(slot.opened, wk_u64_load_relaxed(&slot.idle_since))
+    return idle_last(slot, rule & 3, since) + <uint64_t>(rule >> 2) * 1000000
+
+
+cdef inline uint64_t idle_due(Slot *slot) noexcept nogil:
+    """When its own rule comes due."""
+    return idle_due_by(slot, wk_u32_load_relaxed(&slot.idle))
+
+
+cdef inline uint64_t timeout_due(Slot *slot) noexcept nogil:
+    """When a claimed connection's idle timeout comes due; NEVER without one."""
+    if slot.limits.idle == 0:
+        return NEVER
+    return (idle_last(slot, EITHER, slot.timeout_since)
+            + <uint64_t>(slot.limits.idle >> 2) * 1000000)

@@ -1,0 +1,210 @@
+"""Pools of memory blocks in size classes. The rules stand in pool.pxd."""
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+
+from ..base.atomics cimport (
+    wk_fence, wk_u32, wk_ptr_cas, wk_ptr_exchange, wk_ptr_load_relaxed, wk_u32_exchange,
+    wk_u32_load, wk_u32_load_relaxed, wk_u32_store, wk_u32_store_relaxed, wk_u32_sub,
+    wk_u64_add, wk_u64_load_relaxed, wk_u64_sub,
+)
+
+
+cdef inline uint8_t _class_of(uint32_t size) noexcept nogil:
+    """The smallest class whose blocks hold `size` bytes, or NO_CLASS."""
+    cdef uint8_t bits = SMALLEST_CLASS_BITS
+    while bits <= LARGEST_CLASS_BITS:
+        if size <= (<uint32_t>1 << bits):
+            return bits - SMALLEST_CLASS_BITS
+        bits += 1
+    return NO_CLASS
+
+
+cdef inline uint32_t _round_up(uint32_t size) noexcept nogil:
+    cdef uint32_t capacity = 1 << SMALLEST_CLASS_BITS
+    while capacity < size:
+        capacity <<= 1
+    return capacity
+
+
+cdef Pool *pool_new(uint64_t keep_at_most) noexcept nogil:
+    """An empty pool, or NULL without memory."""
+    cdef Pool *pool = <Pool *>calloc(1, sizeof(Pool))
+    if pool != NULL:
+        pool.keep_at_most = keep_at_most
+    return pool
+
+
+cdef void pool_free(Pool *pool) noexcept nogil:
+    """Free the pool. No block of it may be in use any more."""
+    pool_trim(pool)
+    free(pool)
+
+
+cdef void pool_trim(Pool *pool) noexcept nogil:
+    """Give every kept block back to the allocator. The owner's call."""
+    cdef int i
+    _collect_returned(pool)
+    for i in range(CLASSES):
+        while pool.free[i] != NULL:
+            _release(pool, _pop(pool, i))
+        pool.idle_count[i] = 0
+
+
+cdef void pool_trim_idle(Pool *pool) noexcept nogil:
+    """Give back what was not needed since the last call, the largest first, down to
+    POOL_FLOOR. The owner's call."""
+    cdef int i
+    _collect_returned(pool)
+    for i in range(CLASSES - 1, -1, -1):
+        while pool.idle_count[i] > 0 and wk_u64_load_relaxed(&pool.kept) > POOL_FLOOR:
+            pool.idle_count[i] -= 1
+            _release(pool, _pop(pool, i))
+        pool.idle_count[i] = pool.free_count[i]
+
+
+cdef bint _has_excess(Pool *pool) noexcept nogil:
+    return (wk_u64_load_relaxed(&pool.kept) > POOL_FLOOR
+            or wk_u64_load_relaxed(&pool.released) >= MUCH_RELEASED)
+
+
+cdef bint pool_settled(Pool *pool) noexcept nogil:
+    """Whether there is nothing to give back. If so the watcher need not look again
+    before it is told; any thread's call, but only one's.
+
+    Who gives a block back counts it and then looks at `excess`; here the order is
+    the other way round, so one side sees the other. (Where a processor lets the
+    look in pool_drop pass the count, the blocks of that moment may stay until the
+    next one is given back.)"""
+    if _has_excess(pool):
+        return False
+    wk_u32_store(&pool.excess, False)
+    wk_fence()
+    if not _has_excess(pool):
+        return True
+    wk_u32_store(&pool.excess, True)
+    return False
+
+
+cdef void _note(Pool *pool) noexcept nogil:
+    """There is something to give back: tell the watcher, unless it knows."""
+    if wk_u32_exchange(&pool.excess, True) == 0 and pool.on_excess != NULL:
+        pool.on_excess(pool.watcher)
+
+
+cdef inline Block *_pop(Pool *pool, uint8_t size_class) noexcept nogil:
+    """Take a block out of a free list, which has one."""
+    cdef Block *block = pool.free[size_class]
+    pool.free[size_class] = block.next
+    pool.free_count[size_class] -= 1
+    wk_u64_sub(&pool.kept, block.capacity)
+    return block
+
+
+cdef inline void _push(Pool *pool, Block *block) noexcept nogil:
+    block.next = pool.free[block.size_class]
+    pool.free[block.size_class] = block
+    pool.free_count[block.size_class] += 1
+
+
+cdef void _release(Pool *pool, Block *block) noexcept nogil:
+    """Give a block to the allocator."""
+    cdef uint32_t capacity = block.capacity
+    free(block)
+    pool_note_released(pool, capacity)
+
+
+cdef void pool_note_released(Pool *pool, uint32_t size) noexcept nogil:
+    """Count bytes that were given to the allocator. Any thread may, holding any lock."""
+    if (wk_u64_add(&pool.released, size) + size >= MUCH_RELEASED
+            and not wk_u32_load_relaxed(&pool.excess)):
+        _note(pool)
+
+
+cdef void _collect_returned(Pool *pool) noexcept nogil:
+    """Move what other threads gave back to the owner's free lists."""
+    cdef Block *block = <Block *>wk_ptr_exchange(&pool.returned, NULL)
+    cdef Block *following
+    while block != NULL:
+        following = block.next
+        _push(pool, block)
+        block = following
+
+
+cdef wk_u32 _starved         # for tests: no pool of this process gets memory
+
+
+cdef void pools_starve(bint starved) noexcept nogil:
+    """Have the allocator refuse blocks to all pools, until it is told not to; for tests."""
+    wk_u32_store(&_starved, starved)
+
+
+cdef Block *_allocate(Pool *pool, uint8_t size_class, uint32_t size) noexcept nogil:
+    cdef uint32_t capacity
+    if wk_u32_load_relaxed(&_starved):
+        return NULL
+    if size_class == NO_CLASS:
+        capacity = _round_up(size)
+    else:
+        capacity = <uint32_t>1 << (size_class + SMALLEST_CLASS_BITS)
+    cdef Block *block = <Block *>malloc(sizeof(Block) + capacity)
+    if block != NULL:
+        block.pool = pool
+        block.capacity = capacity
+        block.size_class = size_class
+        wk_u64_add(&pool.allocated, 1)
+    return block
+
+
+cdef Block *pool_take(Pool *pool, uint32_t size) noexcept nogil:
+    """A block of at least `size` bytes with one reference, or NULL without
+    memory. Only the pool's own thread may call this."""
+    cdef uint8_t size_class = _class_of(size)
+    cdef Block *block = NULL
+    if size_class != NO_CLASS:
+        if pool.free[size_class] == NULL and wk_ptr_load_relaxed(&pool.returned) != NULL:
+            _collect_returned(pool)
+        if pool.free[size_class] != NULL:
+            block = _pop(pool, size_class)
+        if pool.free_count[size_class] < pool.idle_count[size_class]:
+            pool.idle_count[size_class] = pool.free_count[size_class]
+    if block == NULL:
+        block = _allocate(pool, size_class, size)
+        if block == NULL:
+            return NULL
+    wk_u64_add(&pool.taken, 1)
+    wk_u64_add(&pool.live, block.capacity)
+    wk_u32_store_relaxed(&block.refs, 1)
+    return block
+
+
+cdef void _push_returned(Pool *pool, Block *block) noexcept nogil:
+    cdef void *head = wk_ptr_load_relaxed(&pool.returned)
+    while True:
+        block.next = <Block *>head
+        if wk_ptr_cas(&pool.returned, &head, block):
+            return
+
+
+cdef void pool_drop(Block *block, Pool *mine) noexcept nogil:
+    """Drop one reference; the last one gives the block back. `mine` is the
+    pool of the calling thread, or NULL where that is not known: only the
+    owner may touch the free lists."""
+    cdef Pool *pool = block.pool
+    cdef uint64_t kept
+    # A sole owner needs no locked instruction: nobody else can add references.
+    if wk_u32_load(&block.refs) != 1 and wk_u32_sub(&block.refs, 1) != 1:
+        return
+    wk_u64_sub(&pool.live, block.capacity)
+    # Two droppers may both pass this check and overshoot the bound by a block
+    # each, which is harmless.
+    if (block.size_class == NO_CLASS
+            or wk_u64_load_relaxed(&pool.kept) + block.capacity > pool.keep_at_most):
+        _release(pool, block)
+        return
+    kept = wk_u64_add(&pool.kept, block.capacity) + block.capacity
+    if pool == mine:
+        _push(pool, block)
+    else:
+        _push_returned(pool, block)
+    if kept > POOL_FLOOR and not wk_u32_load_relaxed(&pool.excess):
+        _note(pool)

@@ -1,0 +1,258 @@
+"""Turning the loop: wait, dispatch, run commands, continue, turn the wheel, publish.
+
+A turn is the same code on a reactor's own thread and inside Trio's (in-loop);
+only who waits differs. The steps of a turn are in an order that matters:
+memory is returned last, when no event of the batch can name it any more.
+"""
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.string cimport memset
+
+from ..base.atomics cimport (
+    wk_fence, wk_u32_exchange, wk_u32_load, wk_u32_load_relaxed, wk_u32_store, wk_u64_bump,
+)
+from ..base.linux cimport (
+    EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, TFD_TIMER_ABSTIME, epoll_event,
+    epoll_wait, itimerspec, monotonic_ns, timerfd_settime,
+)
+from .accept cimport close_port, on_acceptable, rearm, retry, watch
+from .closing cimport (
+    close_gracefully, close_now, forget, leave_listener, on_closing_event, on_closing_timeout,
+    reset,
+)
+from .hub cimport EVENTS, TIMER_TAG, WAKE_TAG, Reactor, hub_now, notify
+from .idle cimport idle_due
+from .lists cimport list_empty, list_remove
+from .mailbox cimport Letter, batch_send, letter_take, mailbox_take, mailbox_waiting
+from .slot cimport (
+    ABORT, ADD, CLOSE, DETACH, DROP, FLUSH, FLUSHING, FORGOTTEN, IDLE, LINGERING, LISTENER, NEW,
+    OPEN, PORT, RESUME, WATCH, Link, Slot, slot_of_down, slot_of_ready,
+)
+from .slot_map cimport matrix_at, matrix_get, matrix_return
+from .timeouts cimport timeout_set
+from .transfer cimport flush, look_at_socket, on_readable, on_writable, resume_reading
+from .trim cimport run_trim
+from .wake cimport hub_wake, ring_bell, still_bell
+from .wheel cimport NEVER, wheel_next, wheel_take, wheel_turn
+
+cdef enum:
+    LONGEST_SLEEP_MS = 86400000
+
+
+cdef void reactor_run(Reactor *reactor) noexcept nogil:
+    """A reactor thread's whole life."""
+    while not wk_u32_load(&reactor.stopping):
+        reactor_turn(reactor, _patience(reactor))
+
+
+cdef int _patience(Reactor *reactor) noexcept nogil:
+    """How long a thread may sleep: milliseconds, -1 for ever."""
+    cdef uint64_t at, now
+    if not list_empty(&reactor.ready):
+        return 0
+    if wk_u32_load(&reactor.asked) != wk_u32_load_relaxed(&reactor.looked):
+        return 0
+    at = min(wheel_next(reactor.wheel), reactor.trim_at)
+    if at == NEVER:
+        return -1
+    now = monotonic_ns()
+    if at <= now:
+        return 0
+    # Rounded up: waking before the time would mean waiting again, for nothing.
+    return <int>min((at - now + 999999) // 1000000, <uint64_t>LONGEST_SLEEP_MS)
+
+
+cdef void reactor_turn(Reactor *reactor, int timeout) noexcept nogil:
+    """One turn; waits at most `timeout` milliseconds (-1: for ever)."""
+    cdef uint32_t asked = wk_u32_load(&reactor.asked)
+    cdef int n = epoll_wait(reactor.epfd, reactor.events, EVENTS, timeout)
+    cdef int i
+    reactor.full = n == EVENTS
+    reactor.now = hub_now(reactor.hub)
+    for i in range(n):
+        _dispatch(reactor, &reactor.events[i])
+    _run_commands(reactor)
+    _continue_ready(reactor)
+    _run_timeouts(reactor)
+    _try_starved(reactor)
+    run_trim(reactor)
+    publish(reactor)
+    set_alarm(reactor)
+    if asked != wk_u32_load_relaxed(&reactor.looked) and n >= 0:
+        _note_look(reactor, asked)
+    wk_u64_bump(&reactor.turns, 1)
+    if n > 0:
+        wk_u64_bump(&reactor.events_seen, n)
+
+
+cdef void _note_look(Reactor *reactor, uint32_t asked) noexcept nogil:
+    """Trio had asked for a look at all that has arrived before this turn took events from
+    epoll. That is done once epoll had no more than a turn takes, or has given as many as
+    there are descriptors: its list is first in, first out. See stall.pyx."""
+    if reactor.full:
+        if reactor.looking != asked:
+            reactor.looking = asked
+            reactor.ahead = wk_u32_load_relaxed(&reactor.connections) + EVENTS
+        if reactor.ahead > EVENTS:
+            reactor.ahead -= EVENTS
+            return
+    wk_u32_store(&reactor.looked, asked)
+    wk_fence()
+    if (wk_u32_load(&reactor.hub.looks_awaited)
+            and wk_u32_exchange(&reactor.hub.looks_awaited, 0)):
+        ring_bell(reactor.hub.wakefd)
+
+
+cdef void publish(Reactor *reactor) noexcept nogil:
+    """Send the turn's completions up in one push, then return dead slots."""
+    cdef Slot *slot
+    if batch_send(&reactor.batch, &reactor.hub.completions):
+        hub_wake(reactor.hub)
+    while reactor.dead != NULL:
+        slot = reactor.dead
+        reactor.dead = slot.chain
+        matrix_return(reactor.hub.matrix, slot)
+
+
+cdef void _dispatch(Reactor *reactor, epoll_event *event) noexcept nogil:
+    cdef Slot *slot
+    cdef uint32_t events = event.events
+    if event.data.u64 == WAKE_TAG:
+        still_bell(reactor.wakefd)
+        wk_u32_exchange(&reactor.kicked, 0)
+        return
+    if event.data.u64 == TIMER_TAG:
+        still_bell(reactor.timerfd)
+        reactor.alarm_at = NEVER
+        return
+    slot = matrix_get(reactor.hub.matrix, event.data.u64)
+    if slot == NULL:
+        return
+    if slot.kind == PORT:
+        on_acceptable(reactor, slot)
+    elif slot.state == OPEN:
+        if events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR):
+            on_readable(reactor, slot, events)
+        if events & (EPOLLOUT | EPOLLHUP | EPOLLERR):
+            on_writable(reactor, slot)
+    elif slot.state == FLUSHING or slot.state == LINGERING:
+        on_closing_event(reactor, slot)
+
+
+cdef void _run_commands(Reactor *reactor) noexcept nogil:
+    """Only what was there when it began: a flood of commands cannot keep the
+    reactor from its sockets."""
+    cdef Letter *letter
+    cdef Letter *following
+    if not mailbox_waiting(&reactor.commands):
+        return
+    letter = mailbox_take(&reactor.commands)
+    while letter != NULL:
+        following = letter.next
+        command(reactor, slot_of_down(letter), letter_take(letter))
+        letter = following
+
+
+cdef void command(Reactor *reactor, Slot *slot, uint32_t bits) noexcept nogil:
+    """Carry out what a letter asks. When several bits come together their order
+    is that of a connection's life."""
+    if bits & ADD and slot.state == NEW:
+        if slot.kind == PORT:
+            rearm(reactor, slot)
+        else:
+            watch(reactor, slot)
+    if bits & RESUME:
+        if slot.kind == PORT:
+            rearm(reactor, slot)
+        elif slot.state == OPEN:
+            resume_reading(reactor, slot)
+    if bits & FLUSH and slot.state == OPEN:
+        flush(reactor, slot)
+    if bits & WATCH and slot.state == OPEN:
+        timeout_set(reactor, slot)
+    if bits & DETACH:
+        forget(reactor, slot)
+    if slot.kind == LISTENER:
+        if bits & DROP:
+            leave_listener(reactor, slot)
+        return
+    if slot.kind == PORT and bits & CLOSE:
+        close_port(reactor, slot)
+    elif bits & DROP or (bits & (CLOSE | ABORT) and slot.state == FORGOTTEN):
+        close_now(reactor, slot)
+    elif bits & ABORT:
+        reset(reactor, slot)
+    elif bits & CLOSE:
+        close_gracefully(reactor, slot)
+
+
+cdef void _continue_ready(Reactor *reactor) noexcept nogil:
+    """Continue each connection that used up its budget, once."""
+    cdef Slot *last
+    cdef Slot *slot
+    if list_empty(&reactor.ready):
+        return
+    last = slot_of_ready(reactor.ready.prev)
+    while not list_empty(&reactor.ready):
+        slot = slot_of_ready(reactor.ready.next)
+        list_remove(&slot.ready)
+        if slot.state == OPEN:
+            resume_reading(reactor, slot)
+        else:
+            on_closing_event(reactor, slot)
+        if slot == last:
+            return
+
+
+cdef void _run_timeouts(Reactor *reactor) noexcept nogil:
+    """Turn the wheel, then act on what came due."""
+    cdef uint32_t index
+    cdef Slot *slot
+    wheel_turn(reactor.wheel, reactor.now)
+    while wheel_take(reactor.wheel, &index):
+        slot = matrix_at(reactor.hub.matrix, index)
+        if slot.kind == PORT or slot.state == NEW:
+            retry(reactor, slot)
+        elif slot.state == OPEN:
+            _act_on_idleness(reactor, slot)
+        else:
+            on_closing_timeout(reactor, slot)
+
+
+cdef void _act_on_idleness(Reactor *reactor, Slot *slot) noexcept nogil:
+    """Say that a connection is idle, if it is. Not all that has arrived was looked at: a
+    turn takes EVENTS events at most, and if this thread or the process stood still for
+    long, bytes may have come in time that epoll has yet to tell of."""
+    look_at_socket(reactor, slot)
+    if idle_due(slot) > reactor.now:
+        timeout_set(reactor, slot)
+        return
+    wk_u32_store(&slot.idle, 0)
+    notify(reactor, slot, IDLE)
+
+
+cdef void _try_starved(Reactor *reactor) noexcept nogil:
+    """Go on where descriptors ran out, now that one has become free."""
+    cdef Link *link = reactor.starved.next
+    cdef Slot *slot
+    if not reactor.descriptor_freed:
+        return
+    reactor.descriptor_freed = False
+    while link != &reactor.starved:
+        slot = slot_of_ready(link)
+        link = link.next        # before the slot leaves the list
+        retry(reactor, slot)
+
+
+cdef void set_alarm(Reactor *reactor) noexcept nogil:
+    """In-loop: have the timerfd wake Trio when the wheel wants to be turned, or
+    memory looked after."""
+    cdef uint64_t at = min(wheel_next(reactor.wheel), reactor.trim_at)
+    cdef itimerspec when
+    if reactor.timerfd < 0 or reactor.hub.virtual or at == reactor.alarm_at:
+        return
+    reactor.alarm_at = at
+    memset(&when, 0, sizeof(when))
+    if at != NEVER:
+        when.it_value.tv_sec = <int64_t>(at // 1000000000)
+        when.it_value.tv_nsec = <long>(at % 1000000000)
+    timerfd_settime(reactor.timerfd, TFD_TIMER_ABSTIME, &when, NULL)

@@ -1,0 +1,173 @@
+"""The byte ring. Its rules stand in ring.pxd."""
+from libc.stdint cimport uint32_t
+from libc.string cimport memchr, memcpy
+
+from ..base.atomics cimport wk_u32_add
+from ..base.linux cimport iovec
+from .pool cimport LARGEST_CLASS_BITS, NO_CLASS, Block, Pool, block_data, pool_drop, pool_take
+
+cdef enum:
+    LARGEST = 1 << LARGEST_CLASS_BITS
+
+
+cdef inline uint32_t _mask(Ring *ring) noexcept nogil:
+    return ring.block.capacity - 1
+
+
+cdef inline uint32_t _min(uint32_t a, uint32_t b) noexcept nogil:
+    return a if a < b else b
+
+
+cdef bint _move(Ring *ring, Pool *pool, uint32_t size) noexcept nogil:
+    """Move the unread bytes to the start of a block of at least `size` bytes.
+    The old block lives on while a lease or a flush holds it."""
+    cdef Block *block = pool_take(pool, size)
+    if block == NULL:
+        return False
+    cdef uint32_t n = ring_len(ring)
+    if ring.block != NULL:
+        ring_copy(ring, block_data(block), n, 0)
+        pool_drop(ring.block, pool)
+    ring.block = block
+    ring.head = 0
+    ring.tail = n
+    return True
+
+
+cdef bint ring_write(Ring *ring, Pool *pool, const void *data, uint32_t n) noexcept nogil:
+    """Append all `n` bytes; False (and nothing written) without memory. `pool`
+    is the calling thread's. The bound on a ring's size is its caller's."""
+    if n == 0:
+        return True
+    cdef uint32_t used = ring_len(ring)
+    if ring.block == NULL or ring.block.capacity - used < n:
+        if not _move(ring, pool, used + n):
+            return False
+    cdef uint32_t at = ring.tail & _mask(ring)
+    cdef uint32_t first = _min(n, ring.block.capacity - at)
+    cdef unsigned char *base = block_data(ring.block)
+    memcpy(base + at, data, first)
+    memcpy(base, <const unsigned char *>data + first, n - first)
+    ring.tail += n
+    return True
+
+
+cdef void ring_expect(Ring *ring, Pool *pool, uint32_t n, uint32_t size) noexcept nogil:
+    """Before `n` bytes are written to a ring that is to hold `size` in the end: where its
+    block will not do, and a pool keeps none so large, take the last one at once. Its
+    memory comes as it is written to; to double it again and again would copy it all,
+    under the lock. What cannot be had so is tried for by `ring_write`."""
+    cdef uint32_t needed = ring_len(ring) + n
+    if needed > LARGEST and size > needed and ring.block != NULL and ring.block.capacity < needed:
+        _move(ring, pool, size)
+
+
+cdef Block *ring_pin_large(Ring *ring) noexcept nogil:
+    """A reference to a block so large that it takes the system long to have it back; or
+    NULL. For who gives the ring's up, to drop when the lock is not held any more."""
+    cdef Block *block = ring.block
+    if block == NULL or block.size_class != NO_CLASS:
+        return NULL
+    wk_u32_add(&block.refs, 1)
+    return block
+
+
+cdef void ring_adopt(Ring *ring, Block *block, uint32_t n) noexcept nogil:
+    """Give an empty ring a block whose first `n` bytes are written."""
+    ring.block = block
+    ring.head = 0
+    ring.tail = n
+
+
+cdef void ring_copy(Ring *ring, void *out, uint32_t n, uint32_t offset) noexcept nogil:
+    """Copy `n` unread bytes from `offset` on, which must be there, to `out`."""
+    if n == 0:
+        return
+    cdef uint32_t at = (ring.head + offset) & _mask(ring)
+    cdef uint32_t first = _min(n, ring.block.capacity - at)
+    cdef unsigned char *base = block_data(ring.block)
+    memcpy(out, base + at, first)
+    memcpy(<unsigned char *>out + first, base, n - first)
+
+
+cdef int ring_spans(Ring *ring, iovec *spans) noexcept nogil:
+    """The unread bytes as up to two spans, for one gathering write."""
+    cdef uint32_t n = ring_len(ring)
+    if n == 0:
+        return 0
+    cdef uint32_t at = ring.head & _mask(ring)
+    cdef uint32_t first = _min(n, ring.block.capacity - at)
+    spans[0].iov_base = block_data(ring.block) + at
+    spans[0].iov_len = first
+    if first == n:
+        return 1
+    spans[1].iov_base = block_data(ring.block)
+    spans[1].iov_len = n - first
+    return 2
+
+
+cdef void ring_discard(Ring *ring, Pool *mine, uint32_t n) noexcept nogil:
+    """Forget the first `n` unread bytes; an empty ring gives its block back.
+    The caller has seen to it that no lease shows them."""
+    ring.head += n
+    if ring.head == ring.tail:
+        ring_clear(ring, mine)
+
+
+cdef void ring_clear(Ring *ring, Pool *mine) noexcept nogil:
+    """Forget everything, and give the block back."""
+    if ring.block != NULL:
+        pool_drop(ring.block, mine)
+        ring.block = NULL
+    ring.head = 0
+    ring.tail = 0
+
+
+cdef unsigned char *ring_contiguous(Ring *ring, Pool *pool, uint32_t n) noexcept nogil:
+    """The first `n` unread bytes (1 or more, and there) in one piece: where
+    they wrap, the ring first moves to a fresh block. NULL without memory."""
+    cdef uint32_t at = ring.head & _mask(ring)
+    if at + n > ring.block.capacity:
+        if not _move(ring, pool, ring_len(ring)):
+            return NULL
+        at = 0
+    return block_data(ring.block) + at
+
+
+cdef inline unsigned char _at(Ring *ring, uint32_t offset) noexcept nogil:
+    return block_data(ring.block)[(ring.head + offset) & _mask(ring)]
+
+
+cdef inline bint _matches(Ring *ring, const unsigned char *needle, uint32_t length,
+                          uint32_t offset) noexcept nogil:
+    cdef uint32_t i
+    for i in range(1, length):
+        if _at(ring, offset + i) != needle[i]:
+            return False
+    return True
+
+
+cdef long ring_find(Ring *ring, const unsigned char *needle, uint32_t length,
+                    uint32_t start) noexcept nogil:
+    """Where `needle` (1 byte or longer) first stands at or after `start`, as an
+    offset from the first unread byte; -1 if it is not there."""
+    cdef uint32_t n = ring_len(ring)
+    cdef uint32_t offset = start
+    cdef uint32_t at, piece
+    cdef unsigned char *base
+    cdef unsigned char *hit
+    while offset < n and n - offset >= length:
+        at = (ring.head + offset) & _mask(ring)
+        piece = _min(n - offset, ring.block.capacity - at)
+        base = block_data(ring.block) + at
+        hit = <unsigned char *>memchr(base, needle[0], piece)
+        if hit == NULL:
+            offset += piece
+            continue
+        offset += <uint32_t>(hit - base)
+        if n - offset < length:
+            return -1
+        if _matches(ring, needle, length, offset):
+            return offset
+        offset += 1
+    return -1

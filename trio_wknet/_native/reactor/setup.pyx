@@ -1,0 +1,130 @@
+"""Setting up a hub and its reactors, and freeing them."""
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+
+from ..base.linux cimport (
+    CLOCK_MONOTONIC, EFD_CLOEXEC, EFD_NONBLOCK, EPOLLIN, EPOLL_CLOEXEC, EPOLL_CTL_ADD,
+    TFD_CLOEXEC, TFD_NONBLOCK, close, epoll_create1, epoll_ctl, epoll_event, eventfd,
+    timerfd_create,
+)
+from .hub cimport RECEIVE_BUFFER, TIMER_TAG, WAKE_TAG, Hub, Reactor, hub_now
+from .lists cimport list_init
+from .pool cimport Pool, pool_drop, pool_free, pool_new, pool_take
+from .slot cimport LISTENER
+from .slot_map cimport matrix_free, matrix_new, matrix_take
+from .timeouts cimport timeouts_new
+from .wake cimport kick
+from .wheel cimport NEVER, wheel_free
+
+cdef enum:
+    POOL_KEEPS = 16777216       # bytes a pool may keep for reuse
+
+
+cdef bint _watch_own(Reactor *reactor, int fd, uint64_t tag) noexcept nogil:
+    cdef epoll_event event
+    event.events = EPOLLIN
+    event.data.u64 = tag
+    return fd >= 0 and epoll_ctl(reactor.epfd, EPOLL_CTL_ADD, fd, &event) == 0
+
+
+cdef void _watch_pool(Reactor *reactor, Pool *pool) noexcept nogil:
+    """Have this reactor told when a pool has something to give back."""
+    pool.on_excess = kick
+    pool.watcher = <void *>reactor
+
+
+cdef Reactor *_reactor_new(Hub *hub) noexcept nogil:
+    """A reactor ready to turn; NULL with errno set if something is missing."""
+    cdef Reactor *reactor = <Reactor *>calloc(1, sizeof(Reactor))
+    if reactor == NULL:
+        return NULL
+    reactor.hub = hub
+    reactor.timerfd = -1
+    list_init(&reactor.ready)
+    list_init(&reactor.starved)
+    reactor.now = hub_now(hub)
+    reactor.alarm_at = NEVER
+    reactor.trim_at = NEVER
+    reactor.wheel = timeouts_new(reactor)
+    reactor.epfd = epoll_create1(EPOLL_CLOEXEC)
+    reactor.wakefd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
+    cdef bint ready = reactor.epfd >= 0 and _watch_own(reactor, reactor.wakefd, WAKE_TAG)
+    if ready and hub.in_loop:
+        # Trio does the waiting, so the tick has to come as a descriptor.
+        reactor.timerfd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)
+        ready = _watch_own(reactor, reactor.timerfd, TIMER_TAG)
+    reactor.pool = pool_new(POOL_KEEPS)
+    if reactor.pool != NULL:
+        _watch_pool(reactor, reactor.pool)
+        reactor.buffer = pool_take(reactor.pool, RECEIVE_BUFFER)
+    ready = ready and reactor.wheel != NULL
+    if not ready or reactor.buffer == NULL or reactor.pool == NULL:
+        _reactor_free(reactor)
+        return NULL
+    return reactor
+
+
+cdef void _reactor_free(Reactor *reactor) noexcept nogil:
+    # First what may ring the bell.
+    if reactor.buffer != NULL:
+        pool_drop(reactor.buffer, reactor.pool)
+    if reactor.pool != NULL:
+        pool_free(reactor.pool)
+    if reactor.timerfd >= 0:
+        close(reactor.timerfd)
+    if reactor.wakefd >= 0:
+        close(reactor.wakefd)
+    if reactor.epfd >= 0:
+        close(reactor.epfd)
+    if reactor.wheel != NULL:
+        wheel_free(reactor.wheel)
+    free(reactor)
+
+
+cdef Hub *hub_new(uint32_t count, bint in_loop, bint round_robin) noexcept nogil:
+    """A hub with `count` reactors; NULL with errno set if something is missing."""
+    cdef Hub *hub = <Hub *>calloc(1, sizeof(Hub))
+    if hub == NULL:
+        return NULL
+    hub.in_loop = in_loop
+    hub.round_robin = round_robin
+    hub.wakefd = -1
+    hub.matrix = matrix_new()
+    if hub.matrix != NULL:
+        hub.beacon = matrix_take(hub.matrix)
+    hub.reactors = <Reactor **>calloc(count, sizeof(Reactor *))
+    cdef bint ready = hub.beacon != NULL and hub.reactors != NULL
+    while ready and hub.count < count:
+        hub.reactors[hub.count] = _reactor_new(hub)
+        ready = hub.reactors[hub.count] != NULL
+        if ready:
+            hub.count += 1
+    if ready:
+        # In-loop both sides are one thread: one pool, one bell.
+        hub.pool = hub.reactors[0].pool if in_loop else pool_new(POOL_KEEPS)
+        hub.wakefd = (hub.reactors[0].wakefd if in_loop
+                      else eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK))
+        ready = hub.wakefd >= 0 and hub.pool != NULL
+        if hub.pool != NULL:
+            _watch_pool(hub.reactors[0], hub.pool)
+        hub.beacon.kind = LISTENER
+    if not ready:
+        hub_free(hub)
+        return NULL
+    return hub
+
+
+cdef void hub_free(Hub *hub) noexcept nogil:
+    """Free it all. The threads have ended and every slot has been returned."""
+    cdef uint32_t i
+    if not hub.in_loop:
+        if hub.wakefd >= 0:
+            close(hub.wakefd)
+        if hub.pool != NULL:
+            pool_free(hub.pool)
+    for i in range(hub.count):
+        _reactor_free(hub.reactors[i])
+    free(hub.reactors)
+    if hub.matrix != NULL:
+        matrix_free(hub.matrix)
+    free(hub)

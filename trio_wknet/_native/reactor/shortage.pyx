@@ -1,0 +1,61 @@
+"""What waits for descriptors or memory: ports that cannot accept, and connections that
+epoll cannot take (accept.pyx says what is then done).
+
+Each is on its reactor's list `starved` then, and `disarmed`. A shortage lasts until
+something succeeds: trying again does not end it. When it begins and when it ends the
+Trio side is told, for the log (SHORTAGE).
+"""
+from ..base.atomics cimport wk_u32_add, wk_u32_store, wk_u32_sub
+from ..base.linux cimport EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOSPC
+from .hub cimport Hub, Reactor, notify
+from .lists cimport list_append, list_remove
+from .slot cimport NEW, PORT, SHORTAGE, Slot
+from .timeouts cimport timeout_clear, timeout_set
+
+cdef enum:
+    RETRY_NS = 50000000     # how often it is tried again
+
+
+cdef bint is_shortage(int error) noexcept nogil:
+    return (error == EMFILE or error == ENFILE or error == ENOBUFS or error == ENOMEM
+            or error == ENOSPC)
+
+
+cdef void wait_for_resources(Reactor *reactor, Slot *slot, int error) noexcept nogil:
+    """Wait until there is what a port or a connection lacks."""
+    if not slot.disarmed:
+        slot.disarmed = True
+        list_append(&reactor.starved, &slot.ready)
+        _note_shortage(reactor, slot, error)
+    if slot.kind == PORT or slot.state == NEW:      # else it has a deadline of its own
+        slot.deadline = reactor.now + RETRY_NS
+        timeout_set(reactor, slot)
+
+
+cdef void _note_shortage(Reactor *reactor, Slot *slot, int error) noexcept nogil:
+    """Count what has begun to wait. Told when it is the only one."""
+    cdef Hub *hub = reactor.hub
+    if slot.kind == PORT:
+        wk_u32_store(&slot.listener.shortage, error)
+        if wk_u32_add(&slot.listener.starved, 1) == 0:
+            wk_u32_add(&slot.listener.shortages, 1)
+            notify(reactor, slot.listener, SHORTAGE)
+    else:
+        wk_u32_store(&hub.shortage, error)
+        if wk_u32_add(&hub.unwatched, 1) == 0:
+            wk_u32_add(&hub.shortages, 1)
+            notify(reactor, hub.beacon, SHORTAGE)
+
+
+cdef void end_shortage(Reactor *reactor, Slot *slot) noexcept nogil:
+    """It waits no longer: there is what it lacked, or it ends. Told when it was the last."""
+    if not slot.disarmed:
+        return
+    slot.disarmed = False
+    list_remove(&slot.ready)
+    timeout_clear(reactor, slot)
+    if slot.kind == PORT:
+        if wk_u32_sub(&slot.listener.starved, 1) == 1:
+            notify(reactor, slot.listener, SHORTAGE)
+    elif wk_u32_sub(&reactor.hub.unwatched, 1) == 1:
+        notify(reactor, reactor.hub.beacon, SHORTAGE)

@@ -1,0 +1,78 @@
+# The connection matrix: slots by index, in slabs that never move.
+#
+# A handle is generation << 32 | index. Looking one up is two loads and a
+# comparison: the slab's pointer is published with release and never changes, and a
+# slot holds its handle while it is in use, and 0 while it is free. So a stale handle
+# finds nothing, whoever looks it up and when.
+#
+# Generations are counted by each slab, one for each slot that is taken from it, and
+# no slab counts past the last: it is spent then, and gives no more slots (which 4096
+# slabs would be after 55 years of 10 000 connections a second). So no handle is ever
+# that of two connections. The first generation is 1, so none is below 2**32: the
+# numbers that the reactor gives to its own descriptors in epoll are no handles.
+#
+# Slots are taken from the lowest slab that has room, so after a peak the matrix
+# becomes dense again, from below. A slab whose slots are all free may be cooled: its
+# pages go back to the system, its addresses stay. KEEP_WARM such slabs are left as
+# they are, the lowest; so a connection that comes and goes at a slab's edge moves no
+# pages.
+#
+# Why giving pages back needs nobody's consent:
+#
+# * Anyone may be looking up a stale handle there (epoll, the Trio side). A free
+#   slot's handle is 0, and a page that is gone reads as zeros: nothing changes.
+#   Generations are kept elsewhere, by the slab.
+# * Line 6 of a slot is the Trio side's, which may read it at any time without a lock.
+#   It reads `claimed` before anything else there, and of a free slot `claimed` is 0
+#   and `owner` NULL: the Trio side itself wrote them before it let go. Again nothing
+#   changes; and the rest of the line it writes anew before it reads it.
+# * Nobody holds the lock of a free slot. It is initialised when the slot is taken,
+#   as is everything else but line 6.
+#
+# Each slab is a mapping of its own: it starts on a page, and no page has another's
+# slots, whatever the size of a page. A slab's 114 688 bytes are whole pages of 4 and of
+# 16 KiB. Of 64 KiB they are two, of which 16 KiB are never used; the kernel rounds the
+# length up in mmap, munmap and madvise alike, so both are mapped and given back.
+#
+# Taking and returning slots happens on several threads (accepting reactors, the Trio
+# side) and once for each connection, so it is under one lock; so is cooling, some
+# microseconds for 256 slots.
+from libc.stdint cimport uint32_t, uint64_t
+
+from ..base.atomics cimport wk_ptr, wk_u32
+from ..base.linux cimport pthread_mutex_t
+from .slot cimport Slot
+
+cdef enum:
+    SLAB_BITS = 8
+    SLAB_SLOTS = 256
+    SLABS = 16384           # 4 194 304 slots
+    KEEP_WARM = 4           # slabs without a slot in use that keep their pages
+
+cdef struct Slab:
+    uint64_t free[4]        # a bit for each of SLAB_SLOTS
+    uint32_t free_count
+    uint32_t generation     # of the slot taken last; 0: none was
+    wk_u32 warm             # it may have pages, and slots in use
+
+cdef struct Matrix:
+    wk_ptr slots[SLABS]     # where each slab's are
+    Slab slabs[SLABS]
+    uint64_t room[256]      # a bit for each slab that has a slot to give
+    uint64_t empty[256]     # a bit for each warm slab that has no slot in use
+    pthread_mutex_t lock
+    uint32_t first_room     # no word of `room` before this one has a bit
+    uint32_t empty_count
+    uint32_t slab_count
+    wk_u32 count            # slots in use
+    wk_u32 warm_count       # warm slabs
+
+cdef Matrix *matrix_new() noexcept nogil
+cdef void matrix_free(Matrix *matrix) noexcept nogil
+cdef Slot *matrix_take(Matrix *matrix) noexcept nogil
+cdef void matrix_return(Matrix *matrix, Slot *slot) noexcept nogil
+cdef Slot *matrix_at(Matrix *matrix, uint32_t index) noexcept nogil
+cdef Slot *matrix_get(Matrix *matrix, uint64_t handle) noexcept nogil
+cdef void matrix_after_fork(Matrix *matrix) noexcept nogil
+cdef Slot *matrix_step(Matrix *matrix, uint32_t *cursor) noexcept nogil
+cdef Slot *matrix_each(Matrix *matrix, uint32_t *cursor) noexcept nogil

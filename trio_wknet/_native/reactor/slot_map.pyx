@@ -1,0 +1,273 @@
+"""The connection matrix. Its rules stand in slot_map.pxd."""
+from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memset
+from posix.mman cimport (
+    MADV_DONTNEED, MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, madvise, mmap,
+    munmap,
+)
+
+from ..base.atomics cimport (
+    wk_ptr_load, wk_ptr_store, wk_u32_add, wk_u32_load, wk_u32_load_relaxed, wk_u32_store,
+    wk_u32_sub, wk_u64_load, wk_u64_store,
+)
+from ..base.bits cimport bits_clear, bits_highest, bits_lowest, bits_set
+from ..base.linux cimport (
+    pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
+)
+from .slot cimport CONNECTION, Slot
+
+
+
+cdef extern from *:
+    """
+    #define WK_ASSERT(condition) _Static_assert(condition, #condition)
+    #define WK_LINE_OF(member) ((size_t)(member) / 64)
+    #define WK_STARTS_LINE(member) ((size_t)(member) % 64 == 0)
+    """
+    void static_assert_ "WK_ASSERT"(bint condition) nogil
+    size_t line_of "WK_LINE_OF"(void *member) nogil
+    bint starts_line "WK_STARTS_LINE"(void *member) nogil
+
+cdef enum:
+    LINE = 64               # bytes in a cache line
+    SLAB_BYTES = SLAB_SLOTS * sizeof(Slot)
+
+cdef extern from "<stdint.h>" nogil:
+    const uint32_t LAST_GENERATION "UINT32_MAX"
+
+
+cdef void _assert_layout() noexcept nogil:
+    """What slot.pxd says of lines, checked by the C compiler: the first and the
+    last field of each kind. Compiles to nothing."""
+    static_assert_(sizeof(Slot) == 7 * LINE)
+    static_assert_(sizeof(Slot) * SLAB_SLOTS % 16384 == 0)
+    static_assert_(line_of(&(<Slot *>NULL).keeps) == 0)
+    static_assert_(starts_line(&(<Slot *>NULL).inbound))
+    static_assert_(line_of(&(<Slot *>NULL).oldest) == 1)
+    static_assert_(starts_line(&(<Slot *>NULL).reactor))
+    static_assert_(line_of(&(<Slot *>NULL).chain) == 2)
+    static_assert_(starts_line(&(<Slot *>NULL).up))
+    static_assert_(line_of(&(<Slot *>NULL).opened) == 3)
+    static_assert_(starts_line(&(<Slot *>NULL).timer))
+    static_assert_(line_of(&(<Slot *>NULL).last_received) == 4)
+    static_assert_(line_of(&(<Slot *>NULL).disarmed) == 5)
+    static_assert_(starts_line(&(<Slot *>NULL).owner))
+
+
+# --- slabs, under the lock ----------------------------------------------------------
+
+
+cdef inline bint _spent(Slab *slab) noexcept nogil:
+    return slab.generation == LAST_GENERATION
+
+
+cdef void *_pages(size_t size) noexcept nogil:
+    """Memory of zeros, which is real from where it is first touched; or NULL."""
+    cdef void *memory = mmap(
+        NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0
+    )
+    return NULL if memory == MAP_FAILED else memory
+
+
+cdef bint _add_slab(Matrix *matrix) noexcept nogil:
+    """Add a slab, cold; False without memory or numbers."""
+    cdef uint32_t number = matrix.slab_count
+    cdef void *slots
+    _assert_layout()
+    if number == SLABS:
+        return False
+    slots = _pages(SLAB_BYTES)
+    if slots == NULL:
+        return False
+    wk_ptr_store(&matrix.slots[number], slots)
+    _give_room(matrix, number)
+    matrix.slab_count += 1
+    return True
+
+
+cdef inline void _give_room(Matrix *matrix, uint32_t number) noexcept nogil:
+    bits_set(matrix.room, number)
+    if number >> 6 < matrix.first_room:
+        matrix.first_room = number >> 6
+
+
+cdef inline bint _find_room(Matrix *matrix, uint32_t *number) noexcept nogil:
+    """The lowest slab with a slot to give; False if there is none."""
+    while matrix.first_room << 6 < matrix.slab_count:
+        if matrix.room[matrix.first_room] != 0:
+            number[0] = bits_lowest(matrix.room, matrix.first_room)
+            return True
+        matrix.first_room += 1
+    return False
+
+
+cdef void _warm(Matrix *matrix, uint32_t number) noexcept nogil:
+    cdef Slab *slab = &matrix.slabs[number]
+    memset(slab.free, 0xff, sizeof(slab.free))
+    slab.free_count = SLAB_SLOTS
+    wk_u32_store(&slab.warm, True)
+    wk_u32_add(&matrix.warm_count, 1)
+
+
+cdef void _cool(Matrix *matrix, uint32_t number) noexcept nogil:
+    """Give a slab's pages back. Where the system refuses (they may be locked in
+    memory) they stay, and it is all the same: the slots are free as they are."""
+    wk_u32_store(&matrix.slabs[number].warm, False)
+    wk_u32_sub(&matrix.warm_count, 1)
+    madvise(wk_ptr_load(&matrix.slots[number]), SLAB_BYTES, MADV_DONTNEED)
+
+
+cdef void _emptied(Matrix *matrix, uint32_t number) noexcept nogil:
+    """A slab's last slot was returned: cool it or another one, if it is one too many."""
+    if _spent(&matrix.slabs[number]):
+        _cool(matrix, number)
+        return
+    bits_set(matrix.empty, number)
+    matrix.empty_count += 1
+    if matrix.empty_count > KEEP_WARM:
+        # Not just this one: it may be where slots are taken from next.
+        number = bits_highest(matrix.empty, (matrix.slab_count - 1) >> 6)
+        bits_clear(matrix.empty, number)
+        matrix.empty_count -= 1
+        _cool(matrix, number)
+
+
+cdef uint32_t _take_from(Matrix *matrix, uint32_t number) noexcept nogil:
+    """The number of a slot in a slab that has room."""
+    cdef Slab *slab = &matrix.slabs[number]
+    cdef uint32_t slot
+    if not wk_u32_load_relaxed(&slab.warm):
+        _warm(matrix, number)
+    elif slab.free_count == SLAB_SLOTS:
+        bits_clear(matrix.empty, number)
+        matrix.empty_count -= 1
+    slot = bits_lowest(slab.free, 0)
+    bits_clear(slab.free, slot)
+    slab.free_count -= 1
+    slab.generation += 1
+    if slab.free_count == 0 or _spent(slab):
+        bits_clear(matrix.room, number)
+    return slot
+
+
+# --- the matrix -----------------------------------------------------------------------
+
+
+cdef Matrix *matrix_new() noexcept nogil:
+    """An empty matrix, or NULL without memory."""
+    cdef Matrix *matrix = <Matrix *>_pages(sizeof(Matrix))
+    if matrix != NULL:
+        pthread_mutex_init(&matrix.lock, NULL)
+    return matrix
+
+
+cdef void matrix_free(Matrix *matrix) noexcept nogil:
+    """Free the matrix and all slots. No thread may use it any more."""
+    cdef uint32_t i
+    for i in range(matrix.slab_count):
+        munmap(wk_ptr_load(&matrix.slots[i]), SLAB_BYTES)
+    pthread_mutex_destroy(&matrix.lock)
+    munmap(matrix, sizeof(Matrix))
+
+
+cdef Slot *matrix_at(Matrix *matrix, uint32_t index) noexcept nogil:
+    """The slot of an index, or NULL where no slab is."""
+    if index >= <uint32_t>SLABS * SLAB_SLOTS:
+        return NULL
+    cdef Slot *slots = <Slot *>wk_ptr_load(&matrix.slots[index >> SLAB_BITS])
+    if slots == NULL:
+        return NULL
+    return &slots[index & (SLAB_SLOTS - 1)]
+
+
+cdef Slot *matrix_take(Matrix *matrix) noexcept nogil:
+    """A reset slot of kind CONNECTION, or NULL without memory."""
+    cdef uint32_t number, index
+    cdef uint64_t generation
+    cdef Slot *slots
+    cdef bint found
+    pthread_mutex_lock(&matrix.lock)
+    found = _find_room(matrix, &number) or (
+        _add_slab(matrix) and _find_room(matrix, &number))
+    if found:
+        index = number << SLAB_BITS | _take_from(matrix, number)
+        generation = matrix.slabs[number].generation
+    pthread_mutex_unlock(&matrix.lock)
+    if not found:
+        return NULL
+    wk_u32_add(&matrix.count, 1)
+    slots = <Slot *>wk_ptr_load(&matrix.slots[number])
+    return _prepare(&slots[index & (SLAB_SLOTS - 1)], generation << 32 | index)
+
+
+cdef Slot *_prepare(Slot *slot, uint64_t handle) noexcept nogil:
+    """Make a free slot one in use. Whoever finds its handle finds it prepared."""
+    pthread_mutex_init(&slot.lock, NULL)
+    memset(&slot.fd, 0, <char *>&slot.owner - <char *>&slot.fd)
+    slot.kind = CONNECTION
+    slot.fd = -1
+    wk_u64_store(&slot.handle, handle)
+    return slot
+
+
+cdef void matrix_return(Matrix *matrix, Slot *slot) noexcept nogil:
+    """Take a slot back. From here on its old handle finds nothing."""
+    cdef uint32_t index = <uint32_t>wk_u64_load(&slot.handle)
+    cdef uint32_t number = index >> SLAB_BITS
+    cdef Slab *slab = &matrix.slabs[number]
+    wk_u64_store(&slot.handle, 0)
+    pthread_mutex_destroy(&slot.lock)
+    wk_u32_sub(&matrix.count, 1)
+    pthread_mutex_lock(&matrix.lock)
+    bits_set(slab.free, index & (SLAB_SLOTS - 1))
+    slab.free_count += 1
+    if not _spent(slab):
+        _give_room(matrix, number)
+    if slab.free_count == SLAB_SLOTS:
+        _emptied(matrix, number)
+    pthread_mutex_unlock(&matrix.lock)
+
+
+cdef Slot *matrix_get(Matrix *matrix, uint64_t handle) noexcept nogil:
+    """The slot that a handle means, or NULL if that connection is over."""
+    cdef Slot *slot = matrix_at(matrix, <uint32_t>handle)
+    if slot == NULL or handle == 0 or wk_u64_load(&slot.handle) != handle:
+        return NULL
+    return slot
+
+
+cdef void matrix_after_fork(Matrix *matrix) noexcept nogil:
+    """In a forked child: make the locks usable, which the parent's threads may
+    have held at that moment."""
+    cdef uint32_t cursor = 0
+    cdef Slot *slot
+    pthread_mutex_init(&matrix.lock, NULL)
+    slot = matrix_each(matrix, &cursor)
+    while slot != NULL:
+        pthread_mutex_init(&slot.lock, NULL)
+        slot = matrix_each(matrix, &cursor)
+
+
+cdef Slot *matrix_step(Matrix *matrix, uint32_t *cursor) noexcept nogil:
+    """The next slot, free or not, moving the cursor (0 at first); NULL at the end.
+    Slots of cold slabs are passed over. Other threads may take and return slots
+    meanwhile; those that this thread knows to be in use are all met."""
+    cdef Slot *slot
+    cdef uint32_t number = cursor[0] >> SLAB_BITS
+    while number < SLABS and not wk_u32_load(&matrix.slabs[number].warm):
+        if wk_ptr_load(&matrix.slots[number]) == NULL:
+            return NULL
+        number += 1
+        cursor[0] = number << SLAB_BITS
+    slot = matrix_at(matrix, cursor[0])
+    cursor[0] += 1
+    return slot
+
+
+cdef Slot *matrix_each(Matrix *matrix, uint32_t *cursor) noexcept nogil:
+    """The next slot in use, moving the cursor (0 at first); NULL at the end.
+    Meant for an engine that is being taken down: no other thread runs."""
+    cdef Slot *slot = matrix_step(matrix, cursor)
+    while slot != NULL and wk_u64_load(&slot.handle) == 0:
+        slot = matrix_step(matrix, cursor)
+    return slot

@@ -1,0 +1,43 @@
+"""What a reactor's timing wheel holds: one timeout for each slot, whose meaning
+follows from the slot's state. An open connection may become idle; one that closes
+has only so long; what waits for descriptors or memory is tried again."""
+from libc.stdint cimport uint32_t, uint64_t
+
+from ..base.atomics cimport wk_u64_load
+from .hub cimport Reactor
+from .idle cimport idle_due
+from .slot cimport OPEN, PORT, Slot
+from .slot_map cimport matrix_at
+from .wheel cimport Wheel, WheelNode, wheel_add, wheel_new, wheel_remove
+
+cdef enum:
+    TICK_NS = 10000000
+    WHEEL_SLOTS = 1000
+
+
+cdef WheelNode *_timer(void *reactor, uint32_t index) noexcept nogil:
+    return &matrix_at((<Reactor *>reactor).hub.matrix, index).timer
+
+
+cdef uint64_t _due(void *reactor, uint32_t index) noexcept nogil:
+    cdef Slot *slot = matrix_at((<Reactor *>reactor).hub.matrix, index)
+    if slot.kind == PORT or slot.state != OPEN:
+        return slot.deadline
+    return idle_due(slot)
+
+
+cdef Wheel *timeouts_new(Reactor *reactor) noexcept nogil:
+    return wheel_new(TICK_NS, WHEEL_SLOTS, reactor.now, <void *>reactor, _timer, _due)
+
+
+cdef inline uint32_t _index(Slot *slot) noexcept nogil:
+    return <uint32_t>wk_u64_load(&slot.handle)
+
+
+cdef void timeout_set(Reactor *reactor, Slot *slot) noexcept nogil:
+    """Watch a slot's timeout, or look at it again after it has come nearer."""
+    wheel_add(reactor.wheel, _index(slot))
+
+
+cdef void timeout_clear(Reactor *reactor, Slot *slot) noexcept nogil:
+    wheel_remove(reactor.wheel, _index(slot))

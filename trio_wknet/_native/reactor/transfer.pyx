@@ -1,0 +1,335 @@
+"""Moving bytes on the reactor: socket to inbound ring, outbound ring to socket.
+
+Sockets are watched edge triggered for both directions from the start, so a
+connection costs one epoll_ctl in its life. What that asks for in return:
+
+* After an edge, read until the kernel has no more. A receive that comes back
+  short of what it asked for has emptied a TCP socket, and saves the call that would
+  say EAGAIN. Not
+  so after RDHUP, HUP or ERR, where the end is still to be read, nor where a
+  receive may be cut short: at TCP's urgent byte (PRI tells of it), and by
+  ancillary data on a unix socket.
+* A connection that keeps its reactor busy past a budget goes to the ready list
+  and is continued after the others had their turn.
+* A paused connection (inbound at its mark) is not read here, so its edges are lost:
+  resuming reads until EAGAIN. Meanwhile the Trio side may receive (`fill` in
+  receive.pyx).
+
+Bytes that were received, and find no memory in the ring, are a hole. The stream ends
+there, as a broken connection does (ENOMEM): what came before it is delivered, and
+nothing that comes after. To see to the memory before each receive would cost every
+message a visit to the ring, for what is rare, and cannot be waited out: who has no
+memory to receive has none to handle it.
+"""
+from libc.stdint cimport int32_t, uint32_t, uint64_t
+from libc.string cimport memset
+
+from ..base.atomics cimport (
+    wk_u32_add, wk_u32_exchange, wk_u32_load, wk_u64_bump, wk_u64_load_relaxed,
+    wk_u64_store_relaxed,
+)
+from ..base.linux cimport (
+    AF_UNIX, EAGAIN, EINTR, ENOMEM, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLPRI, EPOLLRDHUP,
+    MSG_DONTWAIT, MSG_NOSIGNAL, POLLOUT, SOL_SOCKET, SO_ERROR, errno, getsockopt, iovec, msghdr,
+    poll, pollfd, pthread_mutex_lock, pthread_mutex_unlock, recv, sendmsg, socklen_t,
+)
+from .hub cimport RECEIVE_BUFFER, Reactor, hub_now, notify
+from .lists cimport list_append
+from .pool cimport Block, block_data, pool_drop, pool_take
+from .ring cimport (
+    ring_adopt, ring_clear, ring_discard, ring_expect, ring_len, ring_spans, ring_write,
+)
+from .slot cimport ENDED, FLUSHED, OPEN, READABLE, WRITABLE, Slot
+
+cdef enum:
+    READ_BUDGET = 4 * RECEIVE_BUFFER    # bytes for each connection and turn
+    HAND_ON_FROM = 16384                # bytes; below that copying is cheaper
+
+
+cdef inline uint32_t _mark(Slot *slot) noexcept nogil:
+    """How many bytes the ring may hold, under the lock. A receiver that waits for more
+    than the limit raises it while it waits; one that cannot know how much more it will
+    need, by a receive at a time."""
+    if slot.wanted <= slot.limits.inbound:
+        return slot.limits.inbound
+    return slot.wanted + RECEIVE_BUFFER if slot.open_ended else slot.wanted
+
+
+cdef inline uint32_t _room(Slot *slot) noexcept nogil:
+    """How many bytes to receive next, under the lock: never more than are left to the
+    mark. 0 pauses reading. (The ring may hold more if who raised the mark is gone.)"""
+    cdef uint32_t mark = _mark(slot)
+    cdef uint32_t held = ring_len(&slot.inbound)
+    slot.paused = held >= mark
+    return 0 if slot.paused else min(mark - held, <uint32_t>RECEIVE_BUFFER)
+
+
+cdef void on_readable(Reactor *reactor, Slot *slot, uint32_t events) noexcept nogil:
+    """An edge for input. A dead or finished peer is noticed here, and told,
+    even while the connection is paused."""
+    cdef bint over = (events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0
+    cdef bint paused, left
+    cdef uint32_t room = 0
+    cdef uint32_t bits = 0
+    pthread_mutex_lock(&slot.lock)
+    if not slot.paused and slot.error == 0:     # nothing is read behind that
+        room = _room(slot)
+    paused = slot.paused
+    left = paused and ring_len(&slot.inbound) < slot.limits.inbound
+    if over:
+        slot.hung_up = True
+        if paused and slot.end_wanted:
+            slot.end_wanted = False
+            bits = ENDED
+    pthread_mutex_unlock(&slot.lock)
+    if paused and events & EPOLLERR:
+        _foretell(slot)
+    notify(reactor, slot, bits)
+    # What is left to the Trio side to receive has come, for idle rules, though it may
+    # take its time.
+    if left and events & EPOLLIN and not over:
+        _note_received(reactor, slot)
+    if room != 0:
+        _receive(reactor, slot, room,
+                 over or slot.family == AF_UNIX or (events & EPOLLPRI) != 0)
+
+
+cdef void _foretell(Slot *slot) noexcept nogil:
+    """Remember the error that the socket holds. Asking takes it, so that reading
+    will end in what looks like a FIN."""
+    cdef int error = 0
+    cdef socklen_t length = sizeof(error)
+    getsockopt(slot.fd, SOL_SOCKET, SO_ERROR, &error, &length)
+    pthread_mutex_lock(&slot.lock)
+    if error != 0:
+        slot.foretold = error
+    pthread_mutex_unlock(&slot.lock)
+
+
+cdef void resume_reading(Reactor *reactor, Slot *slot) noexcept nogil:
+    """Go on reading where a pause or the budget stopped it."""
+    cdef uint32_t room = 0
+    pthread_mutex_lock(&slot.lock)
+    if not (slot.paused or slot.ended or slot.error != 0):
+        room = _room(slot)
+    pthread_mutex_unlock(&slot.lock)
+    if room != 0:
+        _receive(reactor, slot, room, True)
+
+
+cdef void look_at_socket(Reactor *reactor, Slot *slot) noexcept nogil:
+    """Move what can be moved now, whether or not epoll has told of it."""
+    cdef pollfd one
+    resume_reading(reactor, slot)
+    if slot.draining:
+        flush(reactor, slot)
+    if wk_u32_load(&slot.writable_wanted):
+        one.fd = slot.fd
+        one.events = POLLOUT
+        if poll(&one, 1, 0) > 0:
+            on_writable(reactor, slot)
+
+
+cdef void _receive(Reactor *reactor, Slot *slot, uint32_t room, bint to_the_end) noexcept nogil:
+    """Receive until the kernel has no more, or the budget or the room is used up.
+    Short is what brought less than was asked for, however little that was."""
+    cdef ssize_t n
+    cdef uint32_t asked
+    cdef ssize_t budget = READ_BUDGET
+    while budget > 0:
+        asked = room
+        n = recv(slot.fd, block_data(reactor.buffer), asked, MSG_DONTWAIT)
+        if n > 0:
+            room = _store(reactor, slot, <uint32_t>n)
+            if room == 0 or (n < asked and not to_the_end):
+                return
+            budget -= n
+        elif n == 0:
+            end_of_input(reactor, slot, 0)
+            return
+        elif errno == EAGAIN:
+            return
+        elif errno != EINTR:
+            end_of_input(reactor, slot, errno)
+            return
+    list_append(&reactor.ready, &slot.ready)
+
+
+cdef uint32_t _store(Reactor *reactor, Slot *slot, uint32_t n) noexcept nogil:
+    """Put received bytes into the ring. How many to receive next; 0 if reading must
+    stop."""
+    cdef uint32_t bits = 0
+    cdef uint32_t room
+    cdef bint stored
+    pthread_mutex_lock(&slot.lock)
+    if slot.error != 0:     # since this receive began Trio's side has lost some
+        pthread_mutex_unlock(&slot.lock)
+        return 0
+    ring_expect(&slot.inbound, reactor.pool, n, slot.wanted)
+    stored = (_hand_on(reactor, slot, n)
+              or ring_write(&slot.inbound, reactor.pool, block_data(reactor.buffer), n))
+    if slot.wanted and ring_len(&slot.inbound) >= slot.wanted:
+        slot.wanted = 0
+        bits = READABLE
+    room = _room(slot)
+    # The end was announced together with these bytes, and will not be read to.
+    if room == 0 and slot.hung_up and slot.end_wanted:
+        slot.end_wanted = False
+        bits |= ENDED
+    # What is counted here is the Trio side's to count while reading is paused.
+    if stored:
+        wk_u64_bump(&slot.received, n)
+        wk_u64_bump(&slot.receive_calls, 1)
+        _note_received(reactor, slot)
+    pthread_mutex_unlock(&slot.lock)
+    if not stored:
+        end_of_input(reactor, slot, ENOMEM)
+        return 0
+    notify(reactor, slot, bits)
+    return room
+
+
+cdef inline void _note_received(Reactor *reactor, Slot *slot) noexcept nogil:
+    """Store when bytes have come, by the rule of `_stamp`."""
+    if wk_u64_load_relaxed(&slot.idle_since) == 0:
+        wk_u64_store_relaxed(&slot.last_received, reactor.now)
+        return
+    wk_u64_store_relaxed(&slot.noticed, reactor.now)
+    wk_u64_store_relaxed(&slot.last_received, hub_now(reactor.hub))
+
+
+cdef inline uint64_t _stamp(Reactor *reactor, Slot *slot) noexcept nogil:
+    """The time to store with bytes that have moved: that of the turn's begin, but
+    the present time if there was ever an idle rule, which must not come due early.
+    A turn may be long, if only because the thread had to wait for its core."""
+    return hub_now(reactor.hub) if wk_u64_load_relaxed(&slot.idle_since) else reactor.now
+
+
+cdef bint _hand_on(Reactor *reactor, Slot *slot, uint32_t n) noexcept nogil:
+    """Make the receive buffer itself the ring's block, and take another: a large
+    receive into an empty ring is not copied. False if that is not the case, if the ring
+    will never need so large a block, or there is no memory."""
+    cdef Block *another
+    if n < HAND_ON_FROM or slot.inbound.block != NULL or _mark(slot) <= RECEIVE_BUFFER // 2:
+        return False
+    another = pool_take(reactor.pool, RECEIVE_BUFFER)
+    if another == NULL:
+        return False
+    ring_adopt(&slot.inbound, reactor.buffer, n)
+    reactor.buffer = another
+    return True
+
+
+cdef void end_of_input(Reactor *reactor, Slot *slot, int32_t error) noexcept nogil:
+    """The peer's FIN was read (error 0), or the connection broke. Wakes whoever
+    waits to receive or for the end, and after an error also every sender. An
+    error is kept even if the FIN was read before it, and what looks like a FIN is
+    none if an error was foretold."""
+    cdef uint32_t bits = 0
+    pthread_mutex_lock(&slot.lock)
+    slot.hung_up = True
+    if error == 0:
+        error = slot.foretold
+    if error == 0:
+        slot.ended = True
+    elif slot.error == 0:
+        slot.error = error
+    if slot.wanted:
+        slot.wanted = 0
+        bits |= READABLE
+    if slot.end_wanted:
+        slot.end_wanted = False
+        bits |= ENDED
+    pthread_mutex_unlock(&slot.lock)
+    notify(reactor, slot, bits)
+    if error != 0:
+        _drop_output(reactor, slot)
+
+
+cdef void _drop_output(Reactor *reactor, Slot *slot) noexcept nogil:
+    """Nothing can be sent any more: forget what was to be, and wake who waits to."""
+    cdef uint32_t bits = 0
+    pthread_mutex_lock(&slot.lock)
+    ring_clear(&slot.outbound, reactor.pool)
+    if slot.flush_wanted:
+        slot.flush_wanted = False
+        bits = FLUSHED
+    pthread_mutex_unlock(&slot.lock)
+    slot.draining = False
+    if wk_u32_exchange(&slot.writable_wanted, 0):
+        bits |= WRITABLE
+    notify(reactor, slot, bits)
+
+
+cdef void on_writable(Reactor *reactor, Slot *slot) noexcept nogil:
+    """An edge for output: flush, or tell a waiting sender.
+
+    No wake is lost: the sender sets `writable_wanted`, then tries once more,
+    and waits only after a second EAGAIN. The kernel raises the edge after that
+    EAGAIN, so the load below sees the flag. A flag set by a sender whose second
+    try succeeded makes one spurious completion, which is harmless."""
+    if slot.draining:
+        flush(reactor, slot)
+    if wk_u32_load(&slot.writable_wanted) and wk_u32_exchange(&slot.writable_wanted, 0):
+        notify(reactor, slot, WRITABLE)
+
+
+cdef void flush(Reactor *reactor, Slot *slot) noexcept nogil:
+    """Send the outbound ring until it is empty or the kernel takes no more.
+
+    The lock is not held in sendmsg. Meanwhile the Trio side may append, even
+    move the ring to a larger block: the reference taken here keeps the spans
+    alive, and the bytes sent are still the ring's first ones. Nobody but the
+    reactor takes bytes out of this ring, and the Trio side sends directly only
+    while it is empty, so the order of bytes is kept."""
+    cdef iovec spans[2]
+    cdef msghdr message
+    cdef Block *block
+    cdef ssize_t sent
+    cdef int32_t error = 0
+    cdef uint32_t bits = 0
+    memset(&message, 0, sizeof(message))
+    message.msg_iov = spans
+    pthread_mutex_lock(&slot.lock)
+    while True:
+        message.msg_iovlen = ring_spans(&slot.outbound, spans)
+        if message.msg_iovlen == 0:
+            slot.draining = False
+            if slot.flush_wanted:
+                slot.flush_wanted = False
+                bits = FLUSHED
+            break
+        slot.draining = True
+        block = slot.outbound.block
+        wk_u32_add(&block.refs, 1)
+        pthread_mutex_unlock(&slot.lock)
+        sent = sendmsg(slot.fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL)
+        error = errno if sent < 0 else 0
+        pthread_mutex_lock(&slot.lock)
+        pool_drop(block, reactor.pool)
+        if sent > 0:
+            ring_discard(&slot.outbound, reactor.pool, <uint32_t>sent)
+            wk_u64_bump(&slot.flushed, sent)
+            wk_u64_bump(&slot.flush_calls, 1)
+            wk_u64_store_relaxed(&slot.last_flushed, _stamp(reactor, slot))
+        elif error != EINTR:
+            break
+    pthread_mutex_unlock(&slot.lock)
+    notify(reactor, slot, bits)
+    if error != 0 and error != EAGAIN:
+        _cannot_flush(reactor, slot, error)
+
+
+cdef void _cannot_flush(Reactor *reactor, Slot *slot, int32_t error) noexcept nogil:
+    """Sending failed for good. Senders are told at once; but what came in before,
+    and may lie in the kernel behind a pause, is received first: the error stands at
+    its end, where the socket, having told of it here, will show a FIN."""
+    if slot.ended or slot.state != OPEN:
+        end_of_input(reactor, slot, error)
+        return
+    pthread_mutex_lock(&slot.lock)
+    if slot.foretold == 0:
+        slot.foretold = error
+    pthread_mutex_unlock(&slot.lock)
+    _drop_output(reactor, slot)
+    resume_reading(reactor, slot)

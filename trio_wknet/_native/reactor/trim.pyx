@@ -1,0 +1,89 @@
+"""Giving memory back after a peak: once a second while there is something to give
+back, and not at all otherwise.
+
+A reactor looks after its own pool; the first one also after the Trio side's pool, which
+it asks the Trio side to trim, by the hub's beacon. What a period has not needed is given
+back at its end. So what rises and falls within one stays, and costs nothing; an idle
+process is not woken once it has settled.
+
+What is freed leaves holes in the allocator's heap, which it keeps. malloc_trim gives
+them back, but looks through the whole heap, and in a flow that goes on they would only be
+filled again. So it is called when little was freed in a period beside all that was freed
+since the last call: soon after a peak, and in a steady flow once in some MOST_SHARE
+periods. Freed are blocks of pools, and what the application had for connections that are
+closed (closing.pyx).
+"""
+from libc.stdint cimport uint64_t
+
+from ..base.atomics cimport wk_u32_load_relaxed, wk_u64_exchange, wk_u64_load_relaxed
+from ..base.linux cimport malloc_trim
+from .hub cimport Reactor, notify
+from .pool cimport MUCH_RELEASED, Pool, pool_settled, pool_trim_idle
+from .slot cimport TRIM
+from .wheel cimport NEVER
+
+cdef enum:
+    PERIOD_NS = 1000000000
+    MOST_SHARE = 64             # little: at most 1 / MOST_SHARE of what was freed
+
+
+cdef void run_trim(Reactor *reactor) noexcept nogil:
+    """Look after memory, if it is time for that; or see whether there is need to."""
+    if reactor.trim_at == NEVER:
+        if _wanted(reactor):
+            reactor.trim_at = reactor.now + PERIOD_NS
+    elif reactor.now >= reactor.trim_at:
+        _trim(reactor)
+        reactor.trim_at = NEVER if _settled(reactor) else reactor.now + PERIOD_NS
+
+
+cdef inline Pool *_other_pool(Reactor *reactor) noexcept nogil:
+    """The Trio side's pool, if it is this reactor that looks after it."""
+    if reactor.hub.in_loop or reactor != reactor.hub.reactors[0]:
+        return NULL
+    return reactor.hub.pool
+
+
+cdef bint _wanted(Reactor *reactor) noexcept nogil:
+    cdef Pool *other = _other_pool(reactor)
+    return (
+        wk_u32_load_relaxed(&reactor.pool.excess)
+        or (other != NULL and wk_u32_load_relaxed(&other.excess))
+    )
+
+
+cdef bint _settled(Reactor *reactor) noexcept nogil:
+    cdef Pool *other = _other_pool(reactor)
+    cdef bint own_settled = pool_settled(reactor.pool)
+    cdef bint other_settled = other == NULL or pool_settled(other)
+    return own_settled and other_settled
+
+
+cdef void _trim(Reactor *reactor) noexcept nogil:
+    cdef Pool *other = _other_pool(reactor)
+    pool_trim_idle(reactor.pool)
+    if other != NULL and wk_u32_load_relaxed(&other.excess):
+        notify(reactor, reactor.hub.beacon, TRIM)
+    _trim_heap(reactor, other)
+
+
+cdef void _trim_heap(Reactor *reactor, Pool *other) noexcept nogil:
+    """Give the heap's holes back, if much was released, and little of it lately.
+
+    Any thread counts what it releases, after it has freed it. So what is counted before
+    the exchange is free already, and malloc_trim finds it; what is counted after it
+    waits for the next time. malloc_trim locks the heap by itself, as malloc does, and
+    another reactor may call it too."""
+    cdef uint64_t released = wk_u64_load_relaxed(&reactor.pool.released)
+    cdef uint64_t lately
+    if other != NULL:
+        released += wk_u64_load_relaxed(&other.released)
+    lately = released - reactor.released
+    reactor.released = released
+    if released < MUCH_RELEASED or lately > released // MOST_SHARE:
+        return
+    reactor.released = 0
+    wk_u64_exchange(&reactor.pool.released, 0)
+    if other != NULL:
+        wk_u64_exchange(&other.released, 0)
+    malloc_trim(0)

@@ -1,0 +1,355 @@
+"""Python faces of the structs that the two sides are made of. Tests and benchmarks use them,
+nothing else does."""
+cimport cython
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+
+from .base.atomics cimport wk_u32_load, wk_u64_exchange, wk_u64_load, wk_u64_load_relaxed
+from .reactor.mailbox cimport (
+    Batch, Letter, Mailbox, batch_add, batch_send, letter_mark, letter_take, mailbox_push,
+    mailbox_take, mailbox_waiting,
+)
+from .reactor.pool cimport (
+    Block, Pool, pool_drop, pool_free, pool_new, pool_settled, pool_take, pool_trim,
+    pool_trim_idle, pools_starve,
+)
+from .reactor.slot cimport Slot
+from .reactor.slot_map cimport (
+    SLABS, Matrix, matrix_each, matrix_free, matrix_get, matrix_new, matrix_return, matrix_take,
+)
+from .reactor.wheel cimport (
+    MOST_NODES, MOST_SLOTS, Wheel, WheelNode, wheel_add, wheel_free, wheel_linked, wheel_new,
+    wheel_next, wheel_remove, wheel_take, wheel_turn,
+)
+from .trio.spin cimport PingPong, ping_pong_goes_on, ping_pong_hear, ping_pong_new, ping_pong_note
+
+from array import array
+
+
+cdef class LetterBox:
+    """A mailbox with a Python face, for tests: `count` letters, by number."""
+    cdef Mailbox _box
+    cdef Letter *_letters
+    cdef Batch _batch
+    cdef int _count
+
+    def __cinit__(self, int count):
+        self._letters = <Letter *>calloc(count, sizeof(Letter))
+        if self._letters == NULL:
+            raise MemoryError
+        self._count = count
+
+    def __dealloc__(self):
+        free(self._letters)
+
+    cdef Letter *_letter(self, int number) except NULL:
+        if not 0 <= number < self._count:
+            raise IndexError(number)
+        return &self._letters[number]
+
+    def post(self, int number, uint32_t bits):
+        """Add bits to a letter and queue it if need be, as one sender."""
+        cdef Letter *letter = self._letter(number)
+        cdef bint queued
+        with nogil:
+            queued = letter_mark(letter, bits)
+            if queued:
+                mailbox_push(&self._box, letter, letter)
+        return queued
+
+    def post_many(self, int number, uint32_t bits, int times):
+        """The same so many times, letting nobody in between by the GIL; returns
+        how often the letter was queued."""
+        cdef Letter *letter = self._letter(number)
+        cdef int i, queued = 0
+        with nogil:
+            for i in range(times):
+                if letter_mark(letter, bits):
+                    mailbox_push(&self._box, letter, letter)
+                    queued += 1
+        return queued
+
+    def gather(self, int number, uint32_t bits):
+        """The same, but into the batch that `send` sends."""
+        cdef Letter *letter = self._letter(number)
+        if letter_mark(letter, bits):
+            batch_add(&self._batch, letter)
+
+    def send(self):
+        return batch_send(&self._batch, &self._box)
+
+    def waiting(self):
+        return mailbox_waiting(&self._box)
+
+    def take(self):
+        """All (number, bits), oldest letter first."""
+        cdef Letter *letter = mailbox_take(&self._box)
+        cdef Letter *following
+        taken = []
+        while letter != NULL:
+            following = letter.next
+            taken.append((letter - self._letters, letter_take(letter)))
+            letter = following
+        return taken
+
+
+cdef void _count_telling(void *told) noexcept nogil:
+    (<int *>told)[0] += 1
+
+
+# The garbage collector would clear `_blocks` before __dealloc__ needs it; it holds
+# numbers only, so no cycle goes through it.
+@cython.no_gc
+cdef class BlockPool:
+    """A pool with a Python face, for tests: blocks are known by a number.
+
+    Args:
+      keep_at_most: bytes that may wait for reuse.
+    """
+    cdef Pool *_pool
+    cdef dict _blocks
+    cdef int _next
+    cdef readonly int told      # how often the watcher was
+
+    def __cinit__(self, uint64_t keep_at_most):
+        self._pool = pool_new(keep_at_most)
+        if self._pool == NULL:
+            raise MemoryError
+        self._pool.on_excess = _count_telling
+        self._pool.watcher = &self.told
+        self._blocks = {}
+
+    def take(self, uint32_t size):
+        """Take a block of at least `size` bytes; returns its number."""
+        cdef Block *block = pool_take(self._pool, size)
+        if block == NULL:
+            raise MemoryError
+        self._next += 1
+        self._blocks[self._next] = <size_t>block
+        return self._next
+
+    def capacity(self, number):
+        return (<Block *><size_t>self._blocks[number]).capacity
+
+    def address(self, number):
+        return self._blocks[number]
+
+    def give(self, number, bint foreign=False):
+        """Give a block back, as the owner or as another thread does."""
+        cdef Block *block = <Block *><size_t>self._blocks.pop(number)
+        pool_drop(block, NULL if foreign else self._pool)
+
+    def trim(self):
+        pool_trim(self._pool)
+
+    def trim_idle(self):
+        pool_trim_idle(self._pool)
+
+    def settled(self):
+        """Whether there is nothing to give back; then the next excess is told of."""
+        return pool_settled(self._pool)
+
+    def forget_released(self):
+        """As a watcher does that has trimmed the allocator's heap."""
+        return wk_u64_exchange(&self._pool.released, 0)
+
+    def counts(self):
+        """Bytes kept, bytes in use, blocks taken, blocks allocated."""
+        return (wk_u64_load_relaxed(&self._pool.kept),
+                wk_u64_load_relaxed(&self._pool.live),
+                wk_u64_load_relaxed(&self._pool.taken),
+                wk_u64_load_relaxed(&self._pool.allocated))
+
+    def __dealloc__(self):
+        if self._pool == NULL:
+            return
+        for address in self._blocks.values():
+            pool_drop(<Block *><size_t>address, self._pool)
+        pool_free(self._pool)
+
+
+def starve_pools(bint starved):
+    """Give no memory to any pool of this process, or give it again."""
+    pools_starve(starved)
+
+
+cdef class SlotTable:
+    """The matrix with a Python face, for tests.
+
+    Args:
+      generation: what every slab counts on from.
+    """
+    cdef Matrix *_matrix
+
+    def __cinit__(self, uint32_t generation=0):
+        cdef uint32_t i
+        self._matrix = matrix_new()
+        if self._matrix == NULL:
+            raise MemoryError
+        for i in range(SLABS if generation else 0):
+            self._matrix.slabs[i].generation = generation
+
+    def __dealloc__(self):
+        if self._matrix != NULL:
+            matrix_free(self._matrix)
+
+    def __len__(self):
+        return wk_u32_load(&self._matrix.count)
+
+    @property
+    def warm(self):
+        """The numbers of the slabs that have memory."""
+        return [i for i in range(self._matrix.slab_count)
+                if wk_u32_load(&self._matrix.slabs[i].warm)]
+
+    def add(self, int fd):
+        """Take a slot for a pretended descriptor; returns its handle."""
+        cdef Slot *slot = matrix_take(self._matrix)
+        if slot == NULL:
+            raise MemoryError
+        slot.fd = fd
+        return wk_u64_load(&slot.handle)
+
+    def get(self, uint64_t handle):
+        """The descriptor behind a handle, or None for a stale one."""
+        cdef Slot *slot = matrix_get(self._matrix, handle)
+        return None if slot == NULL else slot.fd
+
+    def remove(self, uint64_t handle):
+        """Return the slot; False for a stale handle, which changes nothing."""
+        cdef Slot *slot = matrix_get(self._matrix, handle)
+        if slot == NULL:
+            return False
+        matrix_return(self._matrix, slot)
+        return True
+
+    def each(self):
+        """The handles in use."""
+        cdef uint32_t cursor = 0
+        cdef Slot *slot = matrix_each(self._matrix, &cursor)
+        handles = []
+        while slot != NULL:
+            handles.append(wk_u64_load(&slot.handle))
+            slot = matrix_each(self._matrix, &cursor)
+        return handles
+
+    def count_found(self, list handles):
+        """How many of these handles mean something; looked up without the GIL."""
+        cdef uint64_t[::1] numbers = array("Q", handles)
+        cdef Py_ssize_t i
+        cdef Py_ssize_t found = 0
+        with nogil:
+            for i in range(numbers.shape[0]):
+                found += matrix_get(self._matrix, numbers[i]) != NULL
+        return found
+
+    def swell(self, Py_ssize_t count):
+        """Take so many slots and return them, first taken first, without the GIL."""
+        cdef Slot *oldest = NULL
+        cdef Slot *newest = NULL
+        cdef Slot *slot
+        with nogil:
+            while count > 0:
+                count -= 1
+                slot = matrix_take(self._matrix)
+                if slot == NULL:
+                    break
+                if newest == NULL:
+                    oldest = slot
+                else:
+                    newest.chain = slot
+                newest = slot
+            while oldest != NULL:
+                slot = oldest
+                oldest = slot.chain
+                matrix_return(self._matrix, slot)
+
+
+cdef struct Member:
+    WheelNode node
+    uint64_t due
+
+
+cdef WheelNode *_member_node(void *owner, uint32_t index) noexcept nogil:
+    return &(<Member *>owner)[index].node
+
+
+cdef uint64_t _member_due(void *owner, uint32_t index) noexcept nogil:
+    return (<Member *>owner)[index].due
+
+
+cdef class NodeWheel:
+    """The wheel with a Python face and some nodes, for tests and benchmarks."""
+    cdef Wheel *_wheel
+    cdef Member *_members
+    cdef uint32_t _size
+
+    def __cinit__(self, uint64_t tick_ns, uint32_t slots, uint64_t now_ns, uint32_t size):
+        if tick_ns < 1 or not 2 <= slots <= MOST_SLOTS or size > <uint32_t>MOST_NODES:
+            raise ValueError("out of range")
+        self._size = size
+        self._members = <Member *>calloc(max(size, 1), sizeof(Member))
+        self._wheel = wheel_new(tick_ns, slots, now_ns, self._members, _member_node, _member_due)
+        if self._members == NULL or self._wheel == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        if self._wheel != NULL:
+            wheel_free(self._wheel)
+        free(self._members)
+
+    cdef Member *_member(self, uint32_t index) except NULL:
+        if index >= self._size:
+            raise IndexError(index)
+        return &self._members[index]
+
+    def __len__(self):
+        return self._wheel.count
+
+    @property
+    def visits(self):
+        """How many nodes turning has looked at so far."""
+        return self._wheel.visits
+
+    def linked(self, uint32_t index):
+        return wheel_linked(&self._member(index).node)
+
+    def postpone(self, uint32_t index, uint64_t due):
+        """Change when a node is due without telling the wheel."""
+        self._member(index).due = due
+
+    def add(self, uint32_t index, uint64_t due):
+        self._member(index).due = due
+        wheel_add(self._wheel, index)
+
+    def remove(self, uint32_t index):
+        self._member(index)
+        wheel_remove(self._wheel, index)
+
+    def next(self):
+        return wheel_next(self._wheel)
+
+    def turn(self, uint64_t now_ns):
+        wheel_turn(self._wheel, now_ns)
+
+    def take(self):
+        """The index of a node that is due, or None."""
+        cdef uint32_t index
+        return index if wheel_take(self._wheel, &index) else None
+
+
+cdef class Game:
+    """A Python face, for tests. Whoever is heard is a number."""
+    cdef PingPong _game
+
+    def __cinit__(self):
+        ping_pong_new(&self._game)
+
+    def hear(self, size_t whom):
+        ping_pong_hear(&self._game, <void *>whom)
+
+    def goes_on(self):
+        return ping_pong_goes_on(&self._game)
+
+    def note(self, bint found):
+        ping_pong_note(&self._game, found)

@@ -1,0 +1,35 @@
+"""The bridge's hooks: what Trio calls around each wait. See _bridge.py for why."""
+from .core cimport Core, woke
+from .stall cimport stall_called
+
+
+cdef class Hooks:
+    """An instrument's hooks, without a Python frame of their own. Before a sleep they may
+    look on for a moment; after each wait they turn the reactor, if it is in-loop and there
+    is need, and drain. They never raise: what goes wrong goes to
+    sys.unraisablehook. Trio may call one more that was removed while it called others."""
+
+    def __init__(self, Core core, pump):
+        self.core = core
+        self.pump = pump
+
+    def before_io_wait(self, double timeout):
+        if timeout > 0 and self.core.hub != NULL:
+            self.core.before_wait(timeout)
+
+    def after_io_wait(self, timeout):
+        # Trio clears custom_sleep_data when it reschedules a task, so this tells
+        # without a system call whether the descriptor was ready.
+        cdef Core core = self.core
+        cdef bint rung, late
+        if core.hub == NULL or core.forked:
+            return
+        rung = self.pump.custom_sleep_data is None
+        late = stall_called(&core.stall, core.hub)
+        woke(core, rung or late)
+        self.drain()
+        while core.catches_up():
+            self.drain()
+
+    cdef void drain(self) noexcept:
+        self.core.drain()

@@ -1,0 +1,168 @@
+# The Trio side's handle on a hub: owned by an Engine, used from one thread.
+from libc.stdint cimport uint32_t, uint64_t
+
+from ..base.atomics cimport wk_u32_store
+from ..reactor.hub cimport Hub, Reactor
+from ..reactor.lists cimport list_empty
+from ..reactor.mailbox cimport Letter, letter_take
+from ..reactor.reactor cimport reactor_turn
+from ..reactor.slot cimport RELEASED, Limits, Slot, slot_of_up
+from ..reactor.slot_map cimport matrix_return
+from ..reactor.wake cimport ring_bell
+from .operation cimport Operation
+from .send_batch cimport Deferred
+from .spin cimport PingPong, ping_pong_hear
+from .stall cimport StallWatch, stall_turned
+
+
+cdef class Undone:
+    """What may be left undone for lack of memory (`Core.again`), and is tried again by
+    the next drain."""
+    cdef Undone next_undone
+    cdef bint is_undone
+    cdef void retry(self) noexcept
+
+
+cdef class Endpoint(Undone):
+    """What a slot's `owner` points to: a connection or a listener, as the Trio
+    side knows it. The slot is valid until the endpoint lets go of it."""
+    cdef Core core
+    cdef Slot *slot
+    cdef void *previous         # Endpoints of the core's list, borrowed
+    cdef void *following
+
+    # Both run in Trio's thread and never raise: the first out of the drain.
+    cdef void completed(self, uint32_t bits) noexcept
+    cdef void engine_closed(self) noexcept
+    # In a forked child: what only a reactor could tell will not be told.
+    cdef void after_fork(self) noexcept
+
+    cdef void attach(self, Core core, Slot *slot) noexcept
+    cdef void forget(self) noexcept
+    cdef void leave(self) noexcept
+    cdef int ensure_usable(self) except -1
+    cdef int ensure_thread(self) except -1
+
+
+cdef class Server(Undone):
+    """What a slot's `server` points to: who serves connections in event mode. It
+    outlives its connections' being claimed."""
+    # All run in Trio's thread and never raise: the first two out of the drain.
+    cdef void completed(self, Slot *slot, uint32_t bits) noexcept
+    cdef void accepted(self) noexcept
+    cdef void closed(self) noexcept
+    cdef void left(self, Endpoint conn, str reason) noexcept
+    # A connection is let go of without an object, for which there was no memory.
+    cdef void lost(self, Slot *slot) noexcept
+
+
+cdef class Core:
+    cdef Hub *hub
+    cdef unsigned long thread
+    cdef object __weakref__
+    cdef readonly bint closed
+    cdef readonly bint forked
+    cdef void *endpoints        # first of the list
+    cdef object on_quiet
+    cdef public object on_shortage      # called when `unwatched` leaves 0 or comes back to it
+    cdef object clock           # a Trio clock's current_time; None: the system's
+    cdef object make_conn       # called without arguments, gives a connection's Endpoint
+    cdef object alarm           # the cancel scope that shows Trio the next timeout
+    cdef readonly uint32_t claimed      # connections that the application knows
+    cdef readonly Deferred deferred
+    cdef PingPong game
+    cdef StallWatch stall
+    cdef dict headers           # PROXY headers of open connections, by handle
+    cdef dict excused           # when idle ones were given time after a stall, by handle
+    cdef Undone undone          # first of a list
+    cdef object failure         # an exception that the pump is to end the run with
+    cdef uint32_t running       # reactor threads in `run`
+
+    cdef void before_wait(self, double timeout) noexcept
+    cdef bint catches_up(self) noexcept
+    cdef bint _wants_turn(self) noexcept
+    cdef void drain(self) noexcept
+    cdef void wake(self) noexcept
+    cdef bint wake_task(self, Undone waiter, Operation operation) noexcept
+    cdef void again(self, Undone what) noexcept
+    cdef void try_undone(self) noexcept
+    cdef void fail_run(self, object failure) noexcept
+    cdef void let_go_blind(self, Slot *slot) noexcept
+    cdef int require_hub(self) except -1
+    cdef void heed_beacon(self, uint32_t bits) noexcept
+    cdef tuple _memory(self, list rows)
+    cdef int check(self) except -1
+    cdef int check_thread(self) except -1
+    cdef void post(self, Slot *slot, uint32_t bits) noexcept
+    cdef void start(self, Slot *slot) noexcept
+    cdef void claim(self, Slot *slot) noexcept
+    cdef void unclaim(self, Slot *slot) noexcept
+    cdef Endpoint owner_of(self, Slot *slot)
+    cdef Endpoint conn_of(self, Slot *slot)
+    cdef void start_timeout(self, Slot *slot) noexcept
+    cdef void watch_idle(self, Slot *slot, uint32_t rule, uint64_t since) noexcept
+    cdef void show_alarm(self) noexcept
+    cdef uint64_t now(self) noexcept
+    cdef void let_go_unseen(self, Slot *slot) noexcept
+    cdef void requeue(self, Slot *slot, uint32_t bits) noexcept
+    cdef Slot *next_claimed(self, uint32_t *cursor) noexcept
+    cdef Slot *new_slot(self, int fd, int family, Limits limits) except NULL
+
+
+cdef Limits make_limits(object limits) except *
+cdef void disown(object sock) noexcept
+cdef object take_entry(dict by_handle, Slot *slot)
+
+
+# --- a drain, in parts ---------------------------------------------------------
+
+cdef inline void woke(Core core, bint rung) noexcept:
+    """What goes before each drain: the sends that the last turn's tasks deferred; and
+    in-loop, turn the reactor if its epoll was ready, or may be, or something is unfinished."""
+    wk_u32_store(&core.hub.asleep, 0)
+    core.deferred.woken = 0
+    if core.undone is not None:
+        core.try_undone()
+    if core.deferred.due:
+        core.deferred.carry_out()
+    if core.hub.in_loop:
+        if rung or not list_empty(&core.hub.reactors[0].ready) or core.hub.virtual:
+            turn_in_loop(core)
+        else:
+            stall_turned(&core.stall, core.hub, False)
+
+
+cdef inline void turn_in_loop(Core core) noexcept:
+    cdef Reactor *reactor = core.hub.reactors[0]
+    core.hub.virtual_now = core.now()
+    with nogil:
+        reactor_turn(reactor, 0)
+        # The pump may be parked, under a virtual clock, or gone, at a run's end;
+        # and the edges of what is left to read have been taken.
+        if not list_empty(&reactor.ready):
+            ring_bell(reactor.wakefd)
+    stall_turned(&core.stall, core.hub, reactor.full)
+    core.show_alarm()
+
+
+cdef inline void deliver(Core core, Letter *letter) noexcept:
+    """Hand a slot's completions to whom they are for."""
+    cdef Slot *slot = slot_of_up(letter)
+    cdef uint32_t bits = letter_take(letter)
+    cdef Endpoint endpoint
+    if core.forked:
+        return      # a callback before this one has forked: here all ends
+    ping_pong_hear(&core.game, slot)
+    if slot == core.hub.beacon:
+        core.heed_beacon(bits)
+    elif bits & RELEASED:
+        matrix_return(core.hub.matrix, slot)
+    elif slot.server != NULL:
+        (<Server>slot.server).completed(slot, bits)
+    else:
+        # A reference of our own: a finalizer may run while tasks are
+        # rescheduled, and drop the last other one.
+        endpoint = core.owner_of(slot)
+        if endpoint is not None:
+            core.deferred.woken += 1
+            endpoint.completed(bits)

@@ -1,0 +1,728 @@
+"""The Trio side's handle on a hub: the bridge's native half.
+
+Everything here runs in the thread of the Trio run that opened the engine, apart
+from `run`, which is a reactor thread's body.
+"""
+cimport cython
+from cpython.object cimport PyObject
+from cpython.pythread cimport PyThread_get_thread_ident
+from libc.stdint cimport uint32_t, uint64_t
+from posix.unistd cimport usleep
+
+from ..base.atomics cimport (
+    wk_fence, wk_u32_add, wk_u32_load, wk_u32_store, wk_u32_store_relaxed, wk_u64_load,
+    wk_u64_load_relaxed, wk_u64_store_relaxed,
+)
+from ..base.linux cimport errno, monotonic_ns
+from ..reactor.closing cimport close_now
+from ..reactor.hub cimport Reactor, least_loaded
+from ..reactor.lists cimport list_empty
+from ..reactor.mailbox cimport Letter, letter_mark, mailbox_push, mailbox_take, mailbox_waiting
+from ..reactor.pool cimport pool_trim_idle
+from ..reactor.reactor cimport command, publish, reactor_run, reactor_turn, set_alarm
+from ..reactor.setup cimport hub_free, hub_new
+from ..reactor.slot cimport (
+    ADD, CONNECTION, DROP, ENDED, GONE, LISTENER, SHORTAGE, TRIM, WATCH, Limits, Slot,
+)
+from ..reactor.slot_map cimport (
+    SLAB_SLOTS, Matrix, matrix_after_fork, matrix_each, matrix_return, matrix_step, matrix_take,
+)
+from ..reactor.wake cimport hub_wake, reactor_post, reactor_stop, ring_bell, still_bell
+from ..reactor.wheel cimport NEVER, wheel_next
+from .operation cimport HALF_DONE, UNDONE, WOKEN_UP, Operation, Wake
+from .send_batch cimport Deferred
+from .spin cimport look_on, ping_pong_goes_on, ping_pong_new, ping_pong_note
+from .stall cimport stall_is_behind, stall_sleep, stall_wait_for_reactors, stall_watch_new
+
+import _socket
+import math
+import os
+
+import trio
+
+cdef object current_statistics = trio.lowlevel.current_statistics
+
+
+cdef enum:
+    MOST_TRIES = 100    # to tell of the end, where there is no memory
+    SPIN_NS = 50000     # what Trio looks on for at most, before it sleeps
+    GIL_NS = 1000000    # more than it takes to get the GIL back where nobody has it
+
+
+cdef extern from "Python.h":
+    Py_ssize_t Py_REFCNT(PyObject *object)
+
+
+cdef bint deadline_passed() noexcept:
+    """Whether Trio is about to expire a deadline. Costs some microseconds."""
+    try:
+        return current_statistics().seconds_to_next_deadline <= 0
+    except Exception:       # no run, or not one that tells: then Trio expires what it will
+        return False
+
+
+cdef object _detach = _socket.socket.detach
+
+
+cdef void disown(object sock) noexcept:
+    """Take its descriptor from a socket of Python's, or both owners would close it. By the
+    method in C, which first lets go of it, and then needs memory for the number."""
+    try:
+        _detach(sock)
+    except MemoryError:
+        pass
+
+
+cdef Limits make_limits(object limits) except *:
+    cdef Limits native
+    native.inbound = limits.inbound
+    native.outbound = limits.outbound
+    native.linger_bytes = limits.linger_bytes
+    native.linger_ms = <uint32_t>(limits.linger_time * 1000)
+    native.accept_queue = limits.accept_queue
+    native.idle = 0
+    return native
+
+
+cdef object take_entry(dict by_handle, Slot *slot):
+    """Take what is kept by handle for a connection that is let go of; None if there is
+    nothing. Without memory it stays, and is of no use: the handle will not mean another
+    connection."""
+    if not by_handle:
+        return None
+    try:
+        return by_handle.pop(wk_u64_load(&slot.handle), None)
+    except MemoryError:
+        return None
+
+
+cdef class Undone:
+    cdef void retry(self) noexcept:
+        pass
+
+
+# Without `core` an endpoint cannot leave the list, so the collector lets it be.
+@cython.no_gc_clear
+cdef class Endpoint:
+    def __dealloc__(self):
+        # The slot and the list borrow. A finalizer would be too early: it may be
+        # the collector's, in another thread, while the drain hands the object out.
+        if self.slot != NULL:
+            self.forget()
+
+    cdef void completed(self, uint32_t bits) noexcept:
+        pass
+
+    cdef void engine_closed(self) noexcept:
+        pass
+
+    cdef void after_fork(self) noexcept:
+        pass
+
+    cdef void attach(self, Core core, Slot *slot) noexcept:
+        """Become the owner of a slot. The list holds borrowed references, like
+        the slot does: an endpoint that is freed leaves first."""
+        self.core = core
+        self.slot = slot
+        if not slot.claimed:
+            core.claim(slot)
+        slot.owner = <void *>self
+        self.following = core.endpoints
+        if self.following != NULL:
+            (<Endpoint>self.following).previous = <void *>self
+        core.endpoints = <void *>self
+
+    cdef void leave(self) noexcept:
+        """The last touch of the slot, before the command that lets go of it."""
+        cdef Slot *slot = self.slot
+        self.forget()
+        self.core.unclaim(slot)
+
+    cdef void forget(self) noexcept:
+        """Part from the slot, which stays as it is."""
+        self.slot.owner = NULL
+        self.slot = NULL
+        if self.previous != NULL:
+            (<Endpoint>self.previous).following = self.following
+        else:
+            self.core.endpoints = self.following
+        if self.following != NULL:
+            (<Endpoint>self.following).previous = self.previous
+        self.previous = NULL
+        self.following = NULL
+
+    @property
+    def _core(self):
+        return self.core
+
+    cdef int ensure_usable(self) except -1:
+        """Refuse an open endpoint's use where its engine may not be used. One
+        that is closed says so itself."""
+        return self.core.check() if self.slot != NULL else 0
+
+    cdef int ensure_thread(self) except -1:
+        """Refuse an open endpoint's use in another thread than the run's. What lets go
+        asks no more: it is allowed in a forked child, too."""
+        return self.core.check_thread() if self.slot != NULL else 0
+
+    def _ensure_usable(self):
+        self.ensure_usable()
+
+    def _ensure_thread(self):
+        self.ensure_thread()
+
+
+cdef class Server:
+    cdef void completed(self, Slot *slot, uint32_t bits) noexcept:
+        pass
+
+    cdef void accepted(self) noexcept:
+        pass
+
+    cdef void closed(self) noexcept:
+        pass
+
+    cdef void left(self, Endpoint conn, str reason) noexcept:
+        pass
+
+    cdef void lost(self, Slot *slot) noexcept:
+        pass
+
+
+cdef class Core:
+    """The native half of an engine.
+
+    Args:
+      reactors: how many; 0 means in-loop, one that Trio's own thread turns.
+      round_robin: hand connections out in turn, not to the least loaded.
+      make_conn: called without arguments, gives a new `Conn`.
+      clock: tells the time in seconds, where it is not the system's (in-loop only).
+    """
+
+    def __cinit__(self, uint32_t reactors, bint round_robin, make_conn, clock=None):
+        cdef uint64_t now = 0
+        if clock is not None and reactors != 0:
+            raise ValueError("only an engine without reactor threads can follow another clock")
+        if clock is not None:
+            now = <uint64_t>(<double>clock() * 1e9)
+        self.make_conn = make_conn
+        self.clock = clock
+        self.headers = {}
+        self.excused = {}
+        self.deferred = Deferred()
+        ping_pong_new(&self.game)
+        stall_watch_new(&self.stall)
+        self.thread = PyThread_get_thread_ident()
+        # Last: nobody would free it, if one of the others raised.
+        self.hub = hub_new(max(reactors, 1), reactors == 0, round_robin)
+        if self.hub == NULL:
+            raise OSError(errno, os.strerror(errno))
+        self.hub.virtual = clock is not None
+        self.hub.virtual_now = now
+
+    cdef int check(self) except -1:
+        """Refuse use after close, after fork, and from another thread."""
+        if self.closed:
+            raise RuntimeError("this engine is closed")
+        if self.forked:
+            raise RuntimeError(
+                "this engine was opened before a fork; its reactors run in the parent process"
+            )
+        return self.check_thread()
+
+    cdef int check_thread(self) except -1:
+        if self.thread != PyThread_get_thread_ident():
+            raise RuntimeError(
+                "this engine belongs to the Trio run of another thread: "
+                "use trio.from_thread.run_sync to call it from here"
+            )
+        return 0
+
+    def ensure_usable(self):
+        self.check()
+
+    cdef int require_hub(self) except -1:
+        if self.hub == NULL:
+            raise RuntimeError("this engine is closed")
+        return 0
+
+    def mark_shared(self):
+        """A child is about to be forked: from now on it may hold our descriptors, too."""
+        if self.hub != NULL:
+            wk_u32_store(&self.hub.shared, 1)
+
+    def mark_forked(self):
+        """In a child process: refuse everything, touch nothing that is shared. That is
+        each descriptor: an epoll of the child's is the parent's, and so is the state of
+        an eventfd. The memory is the child's own.
+
+        Returns whether the Trio run goes on in the child: the thread that forked is
+        its thread, the only one that the child has."""
+        cdef Endpoint endpoint
+        cdef void *at
+        if self.closed or self.forked:
+            return False
+        self.forked = True
+        matrix_after_fork(self.hub.matrix)
+        if self.thread != PyThread_get_thread_ident():
+            return False
+        at = self.endpoints
+        while at != NULL:
+            endpoint = <Endpoint>at
+            endpoint.after_fork()
+            at = endpoint.following
+        return True
+
+    @property
+    def in_loop(self):
+        self.check()
+        return self.hub.in_loop
+
+    @property
+    def virtual(self):
+        """Whether timeouts follow a Trio clock that is not the system's."""
+        return self.clock is not None
+
+    # --- the thread's side -------------------------------------------------
+
+    def run(self, uint32_t index):
+        """A reactor thread's body: turns until `stop`."""
+        cdef Reactor *reactor
+        self.require_hub()
+        reactor = self.hub.reactors[index]
+        # Where both threads share a core, every packet would otherwise preempt
+        # Trio for the sake of one completion. A batch thread waits its turn, and
+        # finds more to do when it comes; with a core to itself nothing changes.
+        # (Pinned to one core, 100 connections: 0.7 of the CPU for each message.)
+        try:
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        except (OSError, MemoryError):
+            pass
+        # Under the GIL, as `close` looks at it.
+        self.running += 1
+        with nogil:
+            reactor_run(reactor)
+        self.running -= 1
+
+    def stop(self):
+        cdef uint32_t i
+        if self.hub == NULL:
+            return
+        for i in range(self.hub.count):
+            reactor_stop(self.hub.reactors[i])
+
+    # --- the bridge's side -------------------------------------------------
+
+    def fileno(self):
+        """What Trio waits on: the reactor's epoll itself when in-loop, else an
+        eventfd that reactors ring."""
+        self.require_hub()
+        return self.hub.reactors[0].epfd if self.hub.in_loop else self.hub.wakefd
+
+    cdef void before_wait(self, double timeout) noexcept:
+        """Trio is about to sleep for so many seconds. The argument for the flag stands at
+        hub_wake. In-loop, too, there may be somebody to wake it: in guest mode the host
+        runs while Trio waits; and a finalizer may run between here and the wait."""
+        cdef uint64_t until
+        cdef bint found
+        if self.forked:
+            return
+        stall_sleep(&self.stall, timeout)
+        if ping_pong_goes_on(&self.game) and not self.hub.virtual:
+            until = monotonic_ns() + <uint64_t>(min(timeout * 1e9, <double>SPIN_NS))
+            with nogil:
+                found = look_on(self.hub, until)
+            # Where others want the GIL, giving it up costs more than is gained.
+            ping_pong_note(&self.game, found and monotonic_ns() < until + GIL_NS)
+        wk_u32_store(&self.hub.asleep, 1)
+        wk_fence()
+        if mailbox_waiting(&self.hub.completions) or self.undone is not None:
+            hub_wake(self.hub)
+
+    cdef bint catches_up(self) noexcept:
+        """After a drain: if a deadline of Trio's has passed, and something may have
+        arrived before it that was not looked at, look. Whether there may be more to
+        drain. The argument stands in stall.pyx."""
+        if self.hub == NULL or self.forked or not stall_is_behind(&self.stall, self.hub):
+            return False
+        if not deadline_passed():
+            return False
+        if self.hub.in_loop:
+            turn_in_loop(self)
+        else:
+            with nogil:
+                stall_wait_for_reactors(&self.stall, self.hub)
+        return True
+
+    def still(self):
+        """Read the eventfd that woke Trio, so that it may ring again. Raises what is to
+        end the run."""
+        self.require_hub()
+        if not self.hub.in_loop and not self.forked:
+            still_bell(self.hub.wakefd)
+        if self.failure is not None:
+            raise self.failure
+
+    def wait_with(self, scope):
+        """Keep this cancel scope's deadline where the next timeout is, in virtual
+        time: the system's timer cannot, and a clock that jumps asks Trio how far."""
+        self.alarm = scope
+        self.show_alarm()
+
+    def unfinished(self):
+        """Whether the in-loop reactor wants another turn without waiting."""
+        self.require_hub()
+        return self.hub.in_loop and not list_empty(&self.hub.reactors[0].ready)
+
+    cdef void drain(self) noexcept:
+        """Hand completions to their endpoints: those that are there now. What
+        they do is reschedule tasks, or post commands."""
+        cdef Letter *letter
+        cdef Letter *following
+        if not mailbox_waiting(&self.hub.completions):
+            return
+        letter = mailbox_take(&self.hub.completions)
+        while letter != NULL:
+            following = letter.next
+            deliver(self, letter)
+            letter = following
+
+    cdef void heed_beacon(self, uint32_t bits) noexcept:
+        if bits & TRIM:
+            pool_trim_idle(self.hub.pool)
+        if bits & ENDED and self.on_quiet is not None:
+            told, self.on_quiet = self.on_quiet, None
+            try:
+                told()
+            except BaseException as failure:
+                self.fail_run(failure)
+        if bits & SHORTAGE and self.on_shortage is not None:
+            self.on_shortage()      # last: handlers of logging may do anything
+
+    # --- without memory ----------------------------------------------------
+
+    cdef void wake(self) noexcept:
+        """Wake Trio, if it sleeps: for what a finalizer has to tell, or the host of
+        guest mode."""
+        if self.hub != NULL and not self.forked:
+            hub_wake(self.hub)
+
+    cdef bint wake_task(self, Undone waiter, Operation operation) noexcept:
+        """Wake a parked task. False if there is no memory for that: then the waiter
+        puts the operation back, and will be told to `retry`."""
+        cdef Wake outcome = UNDONE
+        cdef int tries = MOST_TRIES if self.closed else 1       # no drain will come
+        while outcome == UNDONE and tries > 0:
+            outcome = operation.wake()
+            tries -= 1
+        if outcome == WOKEN_UP:
+            return True
+        if outcome == HALF_DONE:
+            self.fail_run(operation.failure)
+            return True
+        self.again(waiter)
+        return False
+
+    cdef void again(self, Undone what) noexcept:
+        """Have the next drain try again what could not be done, and Trio not sleep
+        before. Takes no memory."""
+        if not what.is_undone:
+            what.is_undone = True
+            what.next_undone = self.undone
+            self.undone = what
+        self.wake()
+
+    cdef void try_undone(self) noexcept:
+        cdef Undone what = self.undone
+        cdef Undone following
+        self.undone = None
+        while what is not None:
+            following = what.next_undone
+            what.next_undone = None
+            what.is_undone = False
+            what.retry()
+            what = following
+
+    cdef void fail_run(self, object failure) noexcept:
+        """Somebody who waits could not be told, and will not be: have the pump end the
+        run with an internal error, as Trio's own loop does where it runs out of
+        memory. Better than a task that waits for ever."""
+        if self.failure is None:
+            self.failure = failure
+        if self.hub != NULL and not self.forked:
+            ring_bell(self.hub.wakefd)
+
+    cdef void let_go_blind(self, Slot *slot) noexcept:
+        """Close a connection of event mode that there is no memory to make an object
+        for."""
+        (<Server>slot.server).lost(slot)
+        self.unclaim(slot)
+        self.post(slot, DROP)
+
+    # --- for endpoints -----------------------------------------------------
+
+    cdef void post(self, Slot *slot, uint32_t bits) noexcept:
+        """Send a command down. In-loop it is carried out here and now: this is
+        the reactor's thread, and no turn is under way. In a forked child nothing is
+        asked for: the reactor and the descriptor are the parent's."""
+        cdef Reactor *reactor = <Reactor *>slot.reactor
+        if self.forked:
+            return
+        # A finalizer may let go in any thread that collects garbage.
+        if not self.hub.in_loop or self.thread != PyThread_get_thread_ident():
+            reactor_post(slot, bits)
+            return
+        reactor.now = self.now()
+        command(reactor, slot, bits)
+        publish(reactor)
+        set_alarm(reactor)
+        self.show_alarm()
+        if self._wants_turn():
+            ring_bell(reactor.wakefd)   # or Trio might sleep on it
+
+    cdef void requeue(self, Slot *slot, uint32_t bits) noexcept:
+        """Have the next drain, not the one under way, find a completion."""
+        if self.forked:
+            return
+        if letter_mark(&slot.up, bits):
+            mailbox_push(&self.hub.completions, &slot.up, &slot.up)
+            self.wake()
+
+    cdef Slot *next_claimed(self, uint32_t *cursor) noexcept:
+        """The next connection that the Trio side holds, moving the cursor (0 at
+        first); NULL at the end. Other threads may take and return slots meanwhile:
+        what is looked at is the Trio side's alone to write."""
+        cdef Slot *slot
+        if self.closed:
+            return NULL
+        slot = matrix_step(self.hub.matrix, cursor)
+        while slot != NULL and not (slot.claimed and slot.kind == CONNECTION):
+            slot = matrix_step(self.hub.matrix, cursor)
+        return slot
+
+    cdef void let_go_unseen(self, Slot *slot) noexcept:
+        """Close a connection that nobody accepted."""
+        take_entry(self.headers, slot)
+        self.post(slot, DROP)
+
+    cdef bint _wants_turn(self) noexcept:
+        """Whether a command that was carried out in-loop left something to do:
+        completions, bytes to read on, a descriptor that a port may have."""
+        cdef Reactor *reactor = self.hub.reactors[0]
+        return (
+            mailbox_waiting(&self.hub.completions)
+            or not list_empty(&reactor.ready)
+            or (reactor.descriptor_freed and not list_empty(&reactor.starved))
+        )
+
+    cdef uint64_t now(self) noexcept:
+        """The time that everything in this engine is measured in (ns)."""
+        if self.clock is None:
+            return monotonic_ns()
+        return <uint64_t>(<double>self.clock() * 1e9)
+
+    cdef void show_alarm(self) noexcept:
+        """Under a clock of Trio's that may jump: show it the next timeout, as the
+        deadline that the pump waits with. A microsecond late: a clock that went by
+        seconds in floating point must not stand before the nanosecond that is meant,
+        where nothing is due and no time would pass any more."""
+        cdef uint64_t at
+        if self.clock is None or self.alarm is None:
+            return
+        at = wheel_next(self.hub.reactors[0].wheel)
+        deadline = math.inf if at == NEVER else (at + 1000) / 1e9
+        if self.alarm.deadline != deadline:
+            self.alarm.deadline = deadline
+
+    cdef void claim(self, Slot *slot) noexcept:
+        """Make a slot the Trio side's: what it writes there is as new."""
+        slot.owner = NULL
+        slot.server = NULL
+        slot.context = NULL
+        wk_u64_store_relaxed(&slot.sent, 0)
+        wk_u64_store_relaxed(&slot.send_calls, 0)
+        wk_u64_store_relaxed(&slot.last_sent, 0)
+        slot.taken = 0
+        slot.seen = 0
+        slot.send_error = 0
+        slot.eof_sent = False
+        slot.queued = False
+        slot.phase = 0
+        slot.claimed = True
+        if slot.kind == CONNECTION:
+            self.claimed += 1
+            if slot.limits.idle:
+                self.start_timeout(slot)
+
+    cdef void start_timeout(self, Slot *slot) noexcept:
+        """Let a connection's idle timeout count from here. If it came due before,
+        while the connection waited for somebody to accept it, nobody was told."""
+        slot.timeout_since = self.now()
+        if wk_u32_load(&slot.idle) == 0:
+            self.watch_idle(slot, slot.limits.idle, slot.timeout_since)
+
+    cdef void unclaim(self, Slot *slot) noexcept:
+        slot.claimed = False
+        slot.server = NULL
+        if slot.kind == CONNECTION:
+            self.claimed -= 1
+
+    cdef Endpoint owner_of(self, Slot *slot):
+        """The object that a slot belongs to, or None. An object that another thread
+        is freeing, whose finalizers let this one run, is not there any more: a
+        reference to it would come too late."""
+        if slot.owner == NULL:
+            return None
+        if Py_REFCNT(<PyObject *>slot.owner) == 0:
+            (<Endpoint>slot.owner).forget()
+            return None
+        return <Endpoint>slot.owner
+
+    cdef Endpoint conn_of(self, Slot *slot):
+        """The object that a connection is to the application, made where there is
+        none yet: now it is asked for."""
+        cdef Endpoint conn = self.owner_of(slot)
+        if conn is None:
+            conn = self.make_conn()
+            conn.attach(self, slot)
+        return conn
+
+    cdef void start(self, Slot *slot) noexcept:
+        """Have a slot's descriptor watched."""
+        if slot.kind == CONNECTION:
+            wk_u32_add(&(<Reactor *>slot.reactor).connections, 1)
+        self.post(slot, ADD)
+
+    cdef void watch_idle(self, Slot *slot, uint32_t rule, uint64_t since) noexcept:
+        """Have the reactor look at a connection by another idle rule, counted from
+        `since` (ns) if nothing moves."""
+        wk_u64_store_relaxed(&slot.idle_since, since)
+        wk_u32_store_relaxed(&slot.idle, rule)
+        self.post(slot, WATCH)
+
+    cdef Slot *new_slot(self, int fd, int family, Limits limits) except NULL:
+        """A slot for a descriptor the caller owns, with the least loaded reactor."""
+        cdef Slot *slot = matrix_take(self.hub.matrix)
+        if slot == NULL:
+            raise MemoryError
+        slot.fd = fd
+        slot.family = family
+        slot.limits = limits
+        slot.reactor = least_loaded(self.hub, self.hub.reactors[0])
+        slot.opened = self.now()
+        return slot
+
+    # --- the end -----------------------------------------------------------
+
+    def let_go_of_all(self):
+        """Close every connection and listener; whoever waits on one is told."""
+        cdef Endpoint endpoint
+        cdef uint32_t cursor = 0
+        cdef Slot *slot = self.next_claimed(&cursor)
+        while slot != NULL:     # in event mode it need not have an object
+            try:
+                endpoint = self.conn_of(slot)
+            except MemoryError:
+                endpoint = None
+            if endpoint is not None:
+                endpoint.engine_closed()
+            else:
+                self.let_go_blind(slot)
+            slot = self.next_claimed(&cursor)
+        while self.endpoints != NULL:
+            endpoint = self.owner_of((<Endpoint>self.endpoints).slot)
+            if endpoint is not None:
+                endpoint.engine_closed()
+
+    def close(self):
+        """Close what is left. After `stop`: when no reactor thread runs any more, this
+        thread may do every reactor's work."""
+        cdef uint32_t i
+        cdef uint32_t cursor = 0
+        cdef Reactor *reactor
+        cdef Slot *slot
+        if self.closed:
+            return
+        # They have been joined, unless that has failed.
+        while self.running:
+            with nogil:
+                usleep(1000)
+        self.let_go_of_all()
+        for i in range(self.hub.count):
+            reactor = self.hub.reactors[i]
+            reactor_turn(reactor, 0)
+            if reactor.spare != NULL:
+                matrix_return(self.hub.matrix, reactor.spare)
+                reactor.spare = NULL
+        slot = matrix_each(self.hub.matrix, &cursor)
+        while slot != NULL:
+            if slot.kind != LISTENER and slot.state != GONE:
+                close_now(<Reactor *>slot.reactor, slot)
+            slot = matrix_each(self.hub.matrix, &cursor)
+        for i in range(self.hub.count):
+            publish(self.hub.reactors[i])
+        self.drain()
+        for i in range(<uint32_t>MOST_TRIES):   # nobody will try again
+            if self.undone is None:
+                break
+            self.try_undone()
+        self.closed = True
+        hub_free(self.hub)
+        self.hub = NULL
+
+    def quiet(self, on_quiet):
+        """Whether no connection is left, not even one that lingers. If not,
+        `on_quiet()` is called when a reactor has closed its last one, once:
+        look again then."""
+        cdef uint32_t i
+        self.require_hub()
+        self.on_quiet = on_quiet
+        wk_u32_store(&self.hub.quiet_wanted, 1)
+        wk_fence()
+        for i in range(self.hub.count):
+            if wk_u32_load(&self.hub.reactors[i].connections):
+                return False
+        self.on_quiet = None
+        return True
+
+    # --- statistics --------------------------------------------------------
+
+    def shortage(self):
+        """(connections that epoll cannot take for now, how often that began, the errno
+        of the last time)"""
+        self.check()
+        return (
+            wk_u32_load(&self.hub.unwatched),
+            wk_u32_load(&self.hub.shortages),
+            wk_u32_load(&self.hub.shortage),
+        )
+
+    def statistics(self):
+        """(wakes, (slots in use, slots ready, bytes of slabs, bytes kept, bytes in use),
+        [(connections, turns, events, bytes kept, bytes in use)])"""
+        cdef uint32_t i
+        cdef Reactor *reactor
+        self.check()
+        rows = []
+        for i in range(self.hub.count):
+            reactor = self.hub.reactors[i]
+            rows.append((
+                wk_u32_load(&reactor.connections),
+                wk_u64_load_relaxed(&reactor.turns),
+                wk_u64_load_relaxed(&reactor.events_seen),
+                wk_u64_load_relaxed(&reactor.pool.kept),
+                wk_u64_load_relaxed(&reactor.pool.live),
+            ))
+        return wk_u64_load_relaxed(&self.hub.wakes), self._memory(rows), rows
+
+    cdef tuple _memory(self, list rows):
+        cdef Matrix *matrix = self.hub.matrix
+        cdef uint32_t used = wk_u32_load(&matrix.count)
+        cdef uint32_t warm = wk_u32_load(&matrix.warm_count) * SLAB_SLOTS
+        kept = sum([row[3] for row in rows])
+        live = sum([row[4] for row in rows])
+        if not self.hub.in_loop:
+            kept += wk_u64_load_relaxed(&self.hub.pool.kept)
+            live += wk_u64_load_relaxed(&self.hub.pool.live)
+        # Threads may take and return slots between the two counts.
+        return used, max(warm, used) - used, warm * sizeof(Slot), kept, live

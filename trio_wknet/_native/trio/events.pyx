@@ -1,0 +1,574 @@
+"""Event mode: connections served by callbacks, without a task or an object each.
+
+While nothing happens a connection is its slot. A completion finds the server in
+the slot, the server makes the `Conn` and calls back; when the callback has
+returned and nobody kept the object, it is gone again.
+
+Order. Completions reach the Trio thread through the drain alone, and a callback of
+a connection is started only in its QUIET phase, so they never overlap:
+
+    accepted -> on_connect -> on_data, while there are bytes it has not seen -> on_close
+
+What comes while a callback runs (RUNNING) is not noted anywhere: its end looks at
+the connection afresh, under the lock under which the reactor adds bytes, and either
+puts it back in the queue, behind the others, or arranges for the next wake. So
+nothing is lost, nobody is kept waiting by one that never stops, and input that a
+callback leaves for later does not call it again before more has come.
+
+Whoever closes the connection, the Stream tells the server (`left`). on_close is
+called from the drain then, or by the end of the callback under way, never from
+inside whatever called close.
+
+Contexts. Callbacks run in a copy of serve_events' context. If one has set a variable in
+it, the copy becomes its connection's own, and the next callback of any other one gets
+another copy. A context is a persistent map, and to see that nothing was set takes a look
+at one pointer: so connections whose callbacks set nothing share one copy, and have no
+context. What a callback's task has set at its end is kept likewise.
+
+Nothing is raised where a callback was called, which is somewhere inside Trio: a task
+of the nursery's raises it (`fail`), and so ends serving. From then on only on_close
+is called.
+"""
+from cpython.ref cimport Py_DECREF
+from libc.stdint cimport uint32_t
+
+from ..base.atomics cimport wk_u64_load
+from ..base.linux cimport pthread_mutex_lock, pthread_mutex_unlock
+from ..reactor.ring cimport ring_len
+from ..reactor.slot cimport ACCEPTED, CLOSE, DROP, ENDED, IDLE, READABLE, RESUME, Slot
+from .core cimport Endpoint, Server, take_entry
+from .listen cimport NativeListener
+from .receive cimport has_room
+from .stream cimport Stream
+
+from collections.abc import Coroutine
+from contextvars import ContextVar, copy_context
+
+import trio
+
+
+cdef extern from "Python.h":
+    int PyContext_Enter(object context) except -1
+    int PyContext_Exit(object context) except -1
+    Py_ssize_t Py_REFCNT(object o)
+
+cdef extern from *:
+    """
+    static inline int wk_has_weakrefs(PyObject *o)
+    {
+        Py_ssize_t offset = Py_TYPE(o)->tp_weaklistoffset;
+        return offset != 0 && *(PyObject **)((char *)o + offset) != NULL;
+    }
+    """
+    bint has_weakrefs "wk_has_weakrefs"(object o)
+
+cdef extern from *:
+    """
+    /* How CPython's contexts begin (pycore_context.h), which `_shows_variables` checks. */
+    typedef struct {
+        PyObject_HEAD
+        PyObject *previous;
+        PyObject *variables;
+    } wk_context;
+
+    static inline void *wk_variables(PyObject *context)
+    {
+        return ((wk_context *)context)->variables;
+    }
+    """
+    void *variables_of "wk_variables"(object context)
+
+
+# --- contexts ----------------------------------------------------------------------
+
+
+cdef bint _shows_variables() except -1:
+    """Whether the pointer to a context's variables is where it is looked for: shared by
+    a copy, and changed by nothing but setting."""
+    cdef object var = ContextVar("trio_wknet probe", default=None)
+    cdef object one = copy_context()
+    cdef object copy
+    one.run(var.set, one)
+    copy = one.copy()
+    if variables_of(one) == NULL or variables_of(copy) != variables_of(one):
+        return False
+    copy.run(var.set, one)      # what it is already
+    if variables_of(copy) != variables_of(one):
+        return False
+    copy.run(var.set, var)
+    return variables_of(copy) != variables_of(one)
+
+
+cdef bint SHOWS_VARIABLES = _shows_variables()
+
+
+cdef bint _are_same(object context, object other):
+    """Whether two contexts have the very same values, not only equal ones."""
+    cdef object absent = object()
+    if SHOWS_VARIABLES and variables_of(context) == variables_of(other):
+        return True
+    if len(context) != len(other):
+        return False
+    return all([other.get(var, absent) is value for var, value in context.items()])
+
+
+cdef inline bint was_set(object context, object before) noexcept:
+    """Whether anything may have been set in a copy of a context since."""
+    return not SHOWS_VARIABLES or variables_of(context) != variables_of(before)
+
+
+cdef enum:
+    MOST_AT_ONCE = 64           # connections taken in by one drain
+
+# Where a connection stands (slot.phase).
+cdef enum Phase:
+    QUIET = 0           # no callback is under way; the reactor wakes us for news
+    RUNNING = 1         # one is, in the drain or as a task; news wait for its end
+
+# What a look at a connection found.
+cdef enum Found:
+    NOTHING = 0         # and the reactor will tell when that changes
+    UNSEEN = 1          # bytes that no callback has seen
+    OVER = 2            # the peer has ended, and every byte was seen
+
+
+cdef class EventServer(Server):
+    """One `serve_events`. Its Python subclass runs async callbacks as tasks."""
+
+    def __init__(self, NativeListener listener, nursery, on_data, on_connect, on_close,
+                 on_error, tell):
+        self.core = listener.core
+        self.listener = listener
+        self.nursery = nursery
+        self.base = copy_context()
+        self.contexts = {}
+        self.on_data = on_data
+        self.on_connect = on_connect
+        self.on_close = on_close
+        self.on_error = on_error
+        self.tell = tell
+        self.running = {}
+
+    # --- from the drain ------------------------------------------------------
+
+    cdef void accepted(self) noexcept:
+        """Connections wait to be accepted, or some have been let go of."""
+        try:
+            self.bury()
+            self.welcome()
+        except BaseException as exception:
+            self.fail(exception)
+
+    cdef void closed(self) noexcept:
+        """The listener gives no more connections."""
+        self.accepting = False
+        self.tell_waiter()
+
+    cdef void tell_waiter(self) noexcept:
+        try:
+            self.tell()
+        except BaseException as failure:
+            self.core.fail_run(failure)
+
+    cdef void completed(self, Slot *slot, uint32_t bits) noexcept:
+        cdef Endpoint conn = self.core.owner_of(slot)
+        try:
+            if conn is None and bits & IDLE:
+                conn = self.core.conn_of(slot)
+            if conn is not None:
+                # For whoever waits on the connection itself, in an async callback.
+                conn.completed(bits)
+                # What has come is the part of who takes the descriptor back.
+                if conn.slot == NULL or (<Stream>conn).detaching:
+                    return
+            if slot.phase == QUIET and bits & (READABLE | ENDED) and not self.ending:
+                self.pump(slot)
+        except BaseException as exception:
+            self.fail(exception)
+
+    # --- serving -------------------------------------------------------------
+
+    cdef void welcome(self) except *:
+        """Take in accepted connections: some now, and the rest by the next drains."""
+        cdef Slot *slot
+        cdef Slot *following
+        if not self.accepting or self.ending:
+            return
+        try:
+            slot = self.listener.take_slots(MOST_AT_ONCE)
+        except trio.ClosedResourceError:
+            # Whether that is an error is for `serve_events` to say.
+            self.closed()
+            return
+        if slot != NULL:
+            self.core.requeue(self.listener.slot, ACCEPTED)
+        while slot != NULL:
+            following = slot.chain
+            if self.ending:     # since the callback of one before it
+                self.core.let_go_unseen(slot)
+            else:
+                self.greet(slot)
+            slot = following
+
+    cdef void greet(self, Slot *slot) noexcept:
+        self.core.claim(slot)
+        slot.server = <void *>self
+        slot.phase = QUIET
+        self.open += 1
+        if self.on_connect is not None:
+            self.call(slot, self.on_connect)
+        else:
+            self.pump(slot)
+
+    cdef void pump(self, Slot *slot) noexcept:
+        """Go on with a connection that is QUIET."""
+        cdef uint32_t arrived
+        cdef int found = self.look(slot, &arrived)
+        if found == UNSEEN:
+            slot.seen = arrived
+            self.call(slot, self.on_data)
+        elif found == OVER:
+            self.close(slot)
+
+    cdef int look(self, Slot *slot, uint32_t *arrived) noexcept:
+        """See what is new. If nothing is, arrange to be told: of one more byte
+        than is there, or of the end. If the reactor paused, it reads on, unless
+        the bytes that callbacks left have reached the bound; then nothing more can
+        come, and a broken connection is over without the bytes behind them."""
+        cdef int found = NOTHING
+        cdef bint resume = False
+        cdef uint32_t unread
+        pthread_mutex_lock(&slot.lock)
+        unread = ring_len(&slot.inbound)
+        arrived[0] = slot.taken + unread
+        if unread > 0 and arrived[0] != slot.seen:
+            found = UNSEEN
+        elif slot.ended or slot.error:
+            found = OVER
+        else:
+            slot.wanted = unread + 1
+            slot.end_wanted = True
+            if slot.paused:
+                resume = has_room(slot)
+                slot.paused = not resume
+                if slot.paused and slot.foretold:
+                    found = OVER
+        pthread_mutex_unlock(&slot.lock)
+        if resume:
+            self.core.post(slot, RESUME)
+        return found
+
+    cdef void call(self, Slot *slot, callback) noexcept:
+        """Call back about a connection, and see to what comes of it."""
+        cdef Stream conn
+        cdef object context, failure = None
+        cdef bint as_task = False, dealt_with = False
+        try:
+            conn = self.lend(slot)
+        except BaseException:
+            self.core.let_go_blind(slot)
+            return
+        slot.phase = RUNNING
+        try:
+            context = self.context_of(slot)
+            PyContext_Enter(context)
+            try:
+                awaitable = callback(conn)
+                if awaitable is not None:
+                    self.spawn(self._run, conn, awaitable)
+                    as_task = True
+            except BaseException as exception:
+                failure = exception
+                dealt_with = self.reported(conn, exception)
+            finally:
+                PyContext_Exit(context)
+            if context is self.shared and was_set(context, self.base):
+                self.keep_context(conn, context)
+        except BaseException as exception:      # no memory for a context
+            failure = exception
+        if failure is not None:
+            self.end(conn, dealt_with)
+            if not dealt_with:
+                self.fail(failure)
+            return
+        if as_task:
+            return
+        self.callback_done(conn)
+        if self.spare is None and Py_REFCNT(conn) == 1 and not has_weakrefs(conn):
+            if conn.unmarked():
+                conn.forget()
+                self.spare = conn
+
+    cdef object shared_context(self):
+        """For a callback of a connection that has no context of its own."""
+        if self.shared is None:
+            self.shared = self.base.copy()
+        return self.shared
+
+    cdef object context_of(self, Slot *slot):
+        context = None
+        if self.contexts:
+            context = self.contexts.get(wk_u64_load(&slot.handle))
+        return self.shared_context() if context is None else context
+
+    cdef void keep_context(self, Stream conn, context) noexcept:
+        """A callback has set something: the context is its connection's from now on. Not
+        if that was set back since."""
+        if context is self.shared:
+            self.shared = None
+        try:
+            if _are_same(context, self.base):
+                context = None
+            if conn.slot == NULL:
+                conn.variables = context
+            elif context is None:
+                self.contexts.pop(wk_u64_load(&conn.slot.handle), None)
+            else:
+                self.contexts[wk_u64_load(&conn.slot.handle)] = context
+        except BaseException as exception:
+            self.fail(exception)
+
+    cdef void keep_of_task(self, Stream conn) noexcept:
+        """What the task of a callback, which is running, has set until its end."""
+        cdef object before = conn.variables
+        try:
+            if conn.slot != NULL:
+                before = self.contexts.get(wk_u64_load(&conn.slot.handle))
+            context = copy_context()
+            if was_set(context, self.base if before is None else before):
+                self.keep_context(conn, context)
+        except BaseException as exception:
+            self.fail(exception)
+
+    cdef Stream lend(self, Slot *slot):
+        """The object of a connection, for a callback. Where there is none, that of the
+        last callback will do, if nobody kept it: a plain callback thus makes no
+        object for each message."""
+        cdef Stream conn = self.spare
+        if slot.owner != NULL or conn is None:
+            return self.core.conn_of(slot)
+        self.spare = None
+        conn.attach(self.core, slot)
+        return conn
+
+    cdef int spawn(self, runner, Stream conn, awaitable) except -1:
+        """Run the rest of an async callback as a task."""
+        if not isinstance(awaitable, Coroutine):
+            raise TypeError(
+                f"a callback must return None or be an async function, not return {awaitable!r}"
+            )
+        try:
+            self.nursery.start_soon(
+                runner, conn, awaitable, name=getattr(awaitable, "__qualname__", None)
+            )
+        except BaseException:
+            awaitable.close()
+            raise
+        return 0
+
+    cdef void callback_done(self, Stream conn) noexcept:
+        """A callback has returned. What there is to do now waits for the next drain:
+        one connection shall not keep the others from theirs."""
+        cdef Slot *slot = conn.slot
+        cdef uint32_t arrived
+        if slot == NULL or self.ending:
+            conn.let_go(DROP, "closed")
+            self.ended(conn)
+            return
+        slot.phase = QUIET
+        if self.look(slot, &arrived) != NOTHING:
+            self.core.requeue(slot, READABLE)
+
+    def _callback_done(self, Stream conn):
+        self.keep_of_task(conn)
+        self.callback_done(conn)
+
+    cdef bint reported(self, Stream conn, exception) noexcept:
+        """Have on_error deal with an exception. False if that is not for it to do."""
+        if self.on_error is None or not isinstance(exception, Exception):
+            return False
+        try:
+            awaitable = self.on_error(conn, exception)
+            if isinstance(awaitable, Coroutine):
+                awaitable.close()
+                raise TypeError(f"on_error must be a plain function, not {self.on_error!r}")
+        except BaseException as another:
+            self.fail(another)
+        return True
+
+    def _reported(self, Stream conn, exception):
+        return self.reported(conn, exception)
+
+    cdef void end(self, Stream conn, bint dealt_with) noexcept:
+        """Of a connection whose callback raised."""
+        conn.let_go(CLOSE if dealt_with else DROP, "closed")
+        self.ended(conn)
+
+    def _settled(self, Stream conn, exception):
+        """A callback's task raised: end the connection. False if the exception is to end
+        `serve_events`, too."""
+        cdef bint dealt_with = self.reported(conn, exception)
+        self.keep_of_task(conn)
+        self.end(conn, dealt_with)
+        return dealt_with
+
+    # --- the end of a connection ---------------------------------------------
+
+    cdef void close(self, Slot *slot) noexcept:
+        """The peer has ended, and all it sent was seen."""
+        cdef Stream conn
+        try:
+            conn = self.core.conn_of(slot)
+        except BaseException:
+            self.core.let_go_blind(slot)
+            return
+        slot.phase = RUNNING
+        conn.let_go(CLOSE, "closed")
+        self.ended(conn)
+
+    cdef void lost(self, Slot *slot) noexcept:
+        """A connection is being let go of without an object, for which there is no
+        memory. So its on_close cannot be called; `serve_events` says so."""
+        cdef void *context = slot.context
+        slot.context = NULL
+        take_entry(self.contexts, slot)
+        self.open -= 1
+        try:
+            raise MemoryError       # made beforehand, by Python
+        except MemoryError as failure:
+            self.fail(failure)
+        if context != NULL:
+            Py_DECREF(<object>context)
+
+    cdef void left(self, Endpoint conn, str reason) noexcept:
+        """A connection is being let go of, by whomever."""
+        cdef Stream stream = <Stream>conn
+        stream.variables = take_entry(self.contexts, stream.slot)
+        if conn.slot.phase == QUIET:
+            # Without taking memory: it has to be let go of.
+            if self.last_gone is None:
+                self.first_gone = stream
+            else:
+                self.last_gone.next_gone = stream
+            self.last_gone = stream
+            if self.listener.slot != NULL:
+                self.core.requeue(self.listener.slot, ACCEPTED)
+            else:
+                self.tell_waiter()
+        elif reason == "idle" and conn in self.running:
+            try:
+                self.running[conn].cancel()
+            except BaseException as failure:
+                self.fail(failure)
+        # else the end of the callback sees it
+
+    cdef void bury(self) noexcept:
+        """Call on_close for connections that ended between callbacks."""
+        cdef Stream conn = self.first_gone
+        cdef Stream following
+        self.first_gone = None
+        self.last_gone = None
+        while conn is not None:
+            following = conn.next_gone
+            conn.next_gone = None
+            self.ended(conn)
+            conn = following
+
+    def _bury(self):
+        self.bury()
+
+    cdef void ended(self, Stream conn) noexcept:
+        """The last callback of a connection, which was let go of."""
+        if conn.buried:
+            return          # it was this callback that raised
+        conn.buried = True
+        try:
+            if self.on_close is not None and self.call_last(conn):
+                return
+        except BaseException as exception:
+            self.fail(exception)
+        self.count_down()
+
+    cdef bint call_last(self, Stream conn) except -1:
+        """Call on_close. Whether it goes on as a task."""
+        cdef object context = conn.variables
+        conn.variables = None
+        if context is None:
+            context = self.shared_context()
+        PyContext_Enter(context)
+        try:
+            awaitable = self.on_close(conn, conn._reason())
+            if awaitable is not None:
+                self.spawn(self._run_last, conn, awaitable)
+                return True
+        except BaseException as exception:
+            if not self.reported(conn, exception):
+                raise
+        finally:
+            PyContext_Exit(context)
+            if context is self.shared and was_set(context, self.base):
+                self.shared = None      # it ends with the connection
+        return False
+
+    def _set_running(self, Stream conn, scope):
+        """Which cancel scope an async callback runs in, for idleness to end it."""
+        if scope is None:
+            self.running.pop(conn, None)
+        else:
+            self.running[conn] = scope
+
+    cdef void count_down(self) noexcept:
+        self.open -= 1
+        if self.open == 0 and not self.accepting:
+            self.tell_waiter()
+
+    def _count_down(self):
+        self.count_down()
+
+    # --- the end of it all ---------------------------------------------------
+
+    def _start(self):
+        """Take over the listener, and what waits there."""
+        self.accepting = True
+        self.listener.hand_to(self)
+
+    cdef void fail(self, exception) noexcept:
+        """Have `serve_events` end with this exception, and others like it."""
+        self.ending = True
+        try:
+            self.nursery.start_soon(self._raise, exception)
+        except BaseException:
+            # Somebody must raise it: `serve_events`, once it is told.
+            self.failure = exception
+            self.tell_waiter()
+
+    def _stop(self, bint running):
+        """Close what is still served. Connections whose callback is running as a task
+        only if `running`: that task is being cancelled, and sees to it."""
+        cdef uint32_t cursor = 0
+        cdef Slot *slot
+        cdef Stream conn
+        self.ending = True
+        self.accepting = False
+        self.listener.hand_to(None)
+        slot = self.core.next_claimed(&cursor)
+        while slot != NULL:
+            if slot.server == <void *>self and (running or slot.phase == QUIET):
+                slot.phase = QUIET
+                try:
+                    conn = self.core.conn_of(slot)
+                except MemoryError:
+                    conn = None
+                if conn is not None:
+                    conn.let_go(DROP, "closed")
+                else:
+                    self.core.let_go_blind(slot)
+            slot = self.core.next_claimed(&cursor)
+        self.bury()
+        self._raise_failure()
+
+    def _raise_failure(self):
+        """Raise what `fail` could not have a task raise."""
+        failure, self.failure = self.failure, None
+        if failure is not None:
+            raise failure

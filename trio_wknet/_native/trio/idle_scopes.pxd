@@ -1,0 +1,33 @@
+# What an application wants to know of a connection that is idle.
+cimport cython
+from libc.stdint cimport uint32_t, uint64_t
+
+from .send cimport SendHalf
+
+
+@cython.final
+@cython.no_gc           # a weak reference without a callback is in no cycle
+cdef class IdleScope:
+    """A cancel scope, and how long a direction may be idle before it is cancelled."""
+    cdef object scope           # a weak reference
+    cdef uint64_t since         # ns: counts from here, or from the last byte
+    cdef uint64_t limit         # ns
+    cdef uint32_t direction     # as in idle.pxd, and never EACH
+
+
+cdef class IdleWatch(SendHalf):
+    cdef list wishes            # each an IdleScope; None before the first
+    cdef object handler_scope   # what `serve` runs a handler in, with an idle timeout
+    cdef bint timed_out         # closed by the idle timeout, under whoever uses it
+
+    cdef int require_open(self) except -1
+    cdef void add(self, object scope, uint64_t since, uint64_t limit, uint32_t direction)
+    cdef list take_due(self, uint64_t now)
+    cdef uint32_t moved(self, uint32_t bits) noexcept
+    cdef void restart(self, uint64_t now, uint32_t directions) noexcept
+    cdef bint is_due(self, uint64_t now) noexcept
+    cdef bint excuse(self, uint64_t now) noexcept
+    cdef bint has_unread(self) noexcept
+    cdef void look_by(self, uint64_t now, uint64_t limit, uint32_t direction) noexcept
+    cdef void look_again(self, uint64_t now) noexcept
+    cdef void watch(self, uint64_t now, uint64_t due, uint32_t ms, uint32_t direction) noexcept

@@ -1,0 +1,27 @@
+from typing import final
+
+import trio
+
+from trio_wknet._native.trio.send import SendHalf
+
+@final
+class IdleScope: ...
+
+class IdleWatch(SendHalf):
+    def idle_scope(
+        self,
+        seconds: float | None = None,
+        *,
+        read: float | None = None,
+        write: float | None = None,
+    ) -> trio.CancelScope: ...
+    @property
+    def idle_timeout(self) -> float | None: ...
+    @idle_timeout.setter
+    def idle_timeout(self, seconds: float | None) -> None: ...
+    def _handler_scope(self) -> trio.CancelScope: ...
+    @property
+    def _timed_out(self) -> bool: ...
+
+def timeout_rule(seconds: float | None) -> int: ...
+def expire(scope: trio.CancelScope) -> None: ...

@@ -1,0 +1,349 @@
+"""Idle scopes: what becomes of a connection through which no bytes move.
+
+A scope is a plain cancel scope of Trio's. What it waits for stands in a list of its
+connection, which holds it weakly: whoever leaves a scope, or drops it, need not tell.
+
+Bytes that move store the time, and do no more. The reactor looks at the connection
+by one rule (idle.pxd) and posts IDLE when that comes due. Here, in Trio's thread,
+each scope's time is then computed exactly, from when bytes moved last by now, and
+the reactor is given the rule that comes due with the first scope that is left:
+
+    the shortest time of all,
+    the direction of all, if they have one, else one that is no later than any,
+    counted from where it comes due together with the first scope, as of now.
+
+Such a rule never comes due later than a scope, whatever moves: a byte moves the rule
+no further than the scope that it moves least. If it comes due before any, that costs
+a look, and another rule.
+
+A scope that is due gets a deadline that has passed. Trio expires deadlines after the
+hook in which completions are drained, so its task is cancelled in the same turn. A
+scope that was left is not touched by that, and one that is yet to be entered is
+cancelled when it is.
+"""
+from cpython.weakref cimport PyWeakref_NewRef
+from libc.math cimport ceil
+from libc.stdint cimport uint32_t, uint64_t
+
+from ..base.atomics cimport wk_u32_load_relaxed, wk_u64_load
+from ..base.linux cimport pthread_mutex_lock, pthread_mutex_unlock
+from ..reactor.idle cimport (
+    EACH, EITHER, MOST_IDLE_MS, READ, WRITE, idle_due_by, idle_last, idle_ms, idle_rule,
+    timeout_due,
+)
+from ..reactor.ring cimport ring_len
+from ..reactor.slot cimport CLOSE, ENDED, FLUSHED, READABLE, WRITABLE, Slot
+from ..reactor.wheel cimport NEVER
+from .stall cimport stall_was_late
+
+import math
+
+import trio
+
+cdef object CancelScope = trio.CancelScope
+cdef object current_time = trio.current_time
+
+cdef enum:
+    LOOK_AGAIN_MS = 10
+
+cdef uint64_t LONGEST = <uint64_t>1 << 62       # ns, 146 years
+
+
+cdef uint64_t nanoseconds(str name, value) except? 0:
+    """A time span in seconds, more than nothing; 0 for None."""
+    cdef double seconds
+    if value is None:
+        return 0
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number of seconds, not {value!r}")
+    if not 0 < value < math.inf:
+        never = "; for none, give None" if name == "idle_timeout" else ""
+        raise ValueError(f"{name} must be more than 0 seconds and finite, not {value!r}{never}")
+    seconds = min(value, 1e10)
+    return min(<uint64_t>ceil(seconds * 1e9), LONGEST)
+
+
+def timeout_rule(seconds):
+    """An idle timeout as a slot holds it, in limits.idle; 0 for None."""
+    cdef uint64_t ns = nanoseconds("idle_timeout", seconds)
+    if ns > <uint64_t>MOST_IDLE_MS * 1000000:
+        raise ValueError(
+            f"idle_timeout must be at most {MOST_IDLE_MS // 1000} seconds, not {seconds!r}"
+        )
+    return idle_rule(idle_ms(ns), EITHER)
+
+
+cdef uint64_t _due(IdleScope wish, Slot *slot) noexcept:
+    """When a scope comes due (ns) if no more bytes move."""
+    return idle_last(slot, wish.direction, wish.since) + wish.limit
+
+
+def expire(scope):
+    """Cancel a scope, unless it was left: let Trio's loop do it. If memory runs out
+    there, the run ends; not so in a call of `cancel`, which leaves tasks behind that it
+    has woken by half, and does nothing when it is called again."""
+    if scope.is_relative:       # not entered, and its deadline is not known yet
+        scope.cancel()
+        return
+    now = current_time()
+    before = scope.deadline
+    if before > now:
+        try:
+            scope.deadline = now
+        except MemoryError:
+            scope.deadline = before     # or the next try would change nothing
+            raise
+
+
+cdef class IdleWatch(SendHalf):
+
+    def idle_scope(self, seconds=None, *, read=None, write=None):
+        """A `trio.CancelScope` that is cancelled when the connection is idle::
+
+            with conn.idle_scope(30) as scope:
+                async for data in conn:
+                    await conn.send_all(data)
+            if scope.cancelled_caught:
+                ...  # no byte moved for 30 seconds
+
+        Args:
+          seconds: without bytes in either direction.
+          read: seconds without bytes received.
+          write: seconds without bytes sent, which is: taken by the kernel.
+
+        Of several, what comes first counts. Time counts from this call, or from the
+        last byte if that is later. The scope is cancelled up to 20 ms late, and never
+        early. What has come in time counts, even if the event loop was held up and could
+        not look at it. It costs nothing for each message, whatever the number of scopes. A
+        scope that outlives the connection, or its object in event mode, is not cancelled.
+
+        Not a checkpoint.
+
+        Raises:
+          trio.ClosedResourceError: the connection was closed here.
+          TypeError, ValueError: for an argument that is not a number, or not more
+              than 0 and finite; or if there is none.
+        """
+        cdef uint64_t either = nanoseconds("seconds", seconds)
+        cdef uint64_t received = nanoseconds("read", read)
+        cdef uint64_t sent = nanoseconds("write", write)
+        cdef uint64_t now
+        if not (either or received or sent):
+            raise TypeError("idle_scope needs seconds, read or write")
+        scope = CancelScope()
+        self.require_open()
+        now = self.core.now()
+        self.take_due(0)
+        if either:
+            self.add(scope, now, either, EITHER)
+        if received:
+            self.add(scope, now, received, READ)
+        if sent:
+            self.add(scope, now, sent, WRITE)
+        return scope
+
+    cdef int require_open(self) except -1:
+        self.ensure_usable()
+        if self.slot == NULL:
+            raise trio.ClosedResourceError("this connection was already closed")
+        return 0
+
+    cdef void add(self, object scope, uint64_t since, uint64_t limit, uint32_t direction):
+        cdef IdleScope wish = IdleScope.__new__(IdleScope)
+        wish.scope = PyWeakref_NewRef(scope, None)
+        wish.since = since
+        wish.limit = limit
+        wish.direction = direction
+        if self.wishes is None:
+            self.wishes = []
+        self.wishes.append(wish)
+        self.look_by(since, limit, direction)
+
+    cdef list take_due(self, uint64_t now):
+        """Forget what is due, and return its scopes. Forget, too, what nobody has a
+        scope of any more."""
+        cdef IdleScope wish
+        cdef Py_ssize_t kept = 0
+        cdef list due = []
+        cdef list wishes = self.wishes
+        if wishes is None:
+            return due
+        for wish in wishes:
+            scope = wish.scope()
+            if scope is not None and _due(wish, self.slot) <= now:
+                due.append(scope)
+            elif scope is not None:
+                wishes[kept] = wish
+                kept += 1
+        del wishes[kept:]
+        return due
+
+    # --- the idle timeout ------------------------------------------------------
+
+    @property
+    def idle_timeout(self):
+        """Seconds without bytes in either direction after which the connection is
+        closed, with ``close_reason`` ``"idle"``. None: never.
+
+        At first what the listener was opened with, and None for a connection that
+        was made or adopted. It can be set, to a number of seconds (which is rounded up
+        to milliseconds) or to None, and that takes effect at once: time counts from
+        there, from when the connection was accepted, or from the last byte, whichever
+        comes last.
+
+        When it passes, the handler of `Listener.serve` is cancelled, and then the
+        connection is closed. Without such a handler the connection is closed at that
+        moment, gracefully; whoever waits on it gets `trio.ClosedResourceError`, and
+        callbacks of `Listener.serve_events` that run as tasks are cancelled. Either
+        happens up to 20 ms late, and never early.
+
+        None once closed. Setting it raises TypeError or ValueError for anything but a
+        number from 0 (exclusive) to 1073741 (12 days), and
+        `trio.ClosedResourceError` once closed.
+        """
+        if self.slot == NULL or self.slot.limits.idle == 0:
+            return None
+        return (self.slot.limits.idle >> 2) / 1000.0
+
+    @idle_timeout.setter
+    def idle_timeout(self, seconds):
+        cdef uint32_t rule = timeout_rule(seconds)
+        self.require_open()
+        self.slot.limits.idle = rule
+        self.slot.timeout_since = self.core.now()
+        if rule:
+            self.look_by(self.slot.timeout_since, <uint64_t>(rule >> 2) * 1000000, EITHER)
+
+    def _handler_scope(self):
+        """The scope to run a handler in, which the idle timeout cancels instead of
+        closing the connection."""
+        self.handler_scope = CancelScope()
+        return self.handler_scope
+
+    @property
+    def _timed_out(self):
+        return self.timed_out
+
+    # --- looking -----------------------------------------------------------------
+
+    cdef void look_by(self, uint64_t now, uint64_t limit, uint32_t direction) noexcept:
+        """Have the reactor look when a new wish comes due, too, unless the rule that
+        it watches sees to that."""
+        cdef uint32_t rule = wk_u32_load_relaxed(&self.slot.idle)
+        cdef uint32_t ms = idle_ms(limit)
+        if rule and rule >> 2 <= ms and rule & direction == direction:
+            return
+        if rule:
+            ms = min(ms, rule >> 2)
+        self.watch(now, min(now + limit, idle_due_by(self.slot, rule)), ms, rule & 3 | direction)
+
+    cdef void look_again(self, uint64_t now) noexcept:
+        """Have the reactor look when the first of all wishes comes due."""
+        cdef uint64_t first = timeout_due(self.slot)
+        cdef uint32_t direction = EITHER
+        cdef uint32_t ms = MOST_IDLE_MS
+        cdef IdleScope wish
+        if first != NEVER:
+            ms = self.slot.limits.idle >> 2
+        for wish in self.wishes or ():
+            first = min(first, _due(wish, self.slot))
+            ms = min(ms, idle_ms(wish.limit))
+            direction |= wish.direction
+        if first != NEVER:
+            self.watch(now, first, ms, direction)
+
+    cdef void watch(self, uint64_t now, uint64_t due, uint32_t ms, uint32_t direction) noexcept:
+        """Give the reactor a rule that comes due at that time if no bytes move."""
+        cdef uint64_t span = <uint64_t>ms * 1000000
+        cdef uint64_t since = due - span if due > span else 0
+        self.core.watch_idle(self.slot, idle_rule(ms, direction), min(since, now))
+
+    cdef void became_idle(self, uint32_t bits) noexcept:
+        """Act on what is due, and have the reactor look when the next will be."""
+        cdef uint64_t now = self.core.now()
+        cdef list expired
+        cdef bint over
+        self.restart(now, self.moved(bits))
+        if stall_was_late(&self.core.stall, self.core.hub) and self.excuse(now):
+            return
+        expired = self.take_due(now)
+        over = timeout_due(self.slot) <= now
+        if over and self.handler_scope is not None:
+            expired.append(self.handler_scope)
+            self.handler_scope = None
+            self.slot.timeout_since = now
+            over = False
+        if not over:
+            self.look_again(now)
+        for scope in expired:
+            expire(scope)
+        if over:
+            self.timed_out = True
+            self.let_go(CLOSE, "idle")
+
+    # What arrived in time counts, though nobody could be told in time: after a stall
+    # (stall.pyx), the drain tells of idleness along with all that came before it.
+
+    cdef uint32_t moved(self, uint32_t bits) noexcept:
+        """In which directions there is news that is told only now, with the idleness."""
+        cdef uint32_t directions = 0
+        if bits & (READABLE | ENDED):
+            directions |= READ
+        # One that nobody waits for may be old (`on_writable` in transfer.pyx).
+        if bits & (WRITABLE | FLUSHED) and self.sender_parked:
+            directions |= WRITE
+        return directions
+
+    cdef void restart(self, uint64_t now, uint32_t directions) noexcept:
+        """Have the time of wishes for any of these directions count from now."""
+        cdef IdleScope wish
+        if directions == 0:
+            return
+        self.slot.timeout_since = now
+        for wish in self.wishes or ():
+            if wish.direction == EITHER or wish.direction & directions:
+                wish.since = now
+
+    cdef bint is_due(self, uint64_t now) noexcept:
+        cdef IdleScope wish
+        if timeout_due(self.slot) <= now:
+            return True
+        for wish in self.wishes or ():
+            if _due(wish, self.slot) <= now:
+                return True
+        return False
+
+    cdef bint excuse(self, uint64_t now) noexcept:
+        """After a stall, once until bytes move again: start anew where there is something
+        that could not be received meanwhile; else have the reactor look again, in a
+        moment, when it has done what tasks asked of it. True if that is all for now."""
+        cdef uint64_t before
+        if not self.is_due(now):
+            return False
+        try:
+            before = self.core.excused.get(wk_u64_load(&self.slot.handle), 0)
+            self.core.excused[wk_u64_load(&self.slot.handle)] = now
+        except MemoryError:
+            return False
+        if idle_last(self.slot, EITHER, 0) < before < self.core.stall.begun:
+            return False        # and tasks have run since then
+        if self.has_unread():
+            self.restart(now, EACH)
+            return False
+        self.core.watch_idle(self.slot, idle_rule(LOOK_AGAIN_MS, EACH), now)
+        return True
+
+    cdef bint has_unread(self) noexcept:
+        cdef bint unread
+        pthread_mutex_lock(&self.slot.lock)
+        unread = ring_len(&self.slot.inbound) > 0 or self.slot.paused
+        pthread_mutex_unlock(&self.slot.lock)
+        return unread
+
+    cdef bint unmarked(self) noexcept:
+        return not self.wishes and self.handler_scope is None and SendHalf.unmarked(self)
+
+    cdef void let_go(self, uint32_t command, str reason) noexcept:
+        self.wishes = None
+        self.handler_scope = None
+        SendHalf.let_go(self, command, reason)

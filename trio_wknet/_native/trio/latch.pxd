@@ -1,0 +1,9 @@
+# What tasks wait for that happens once.
+from .core cimport Core, Undone
+
+
+cdef class Latch(Undone):
+    cdef Core core
+    cdef list waiters           # operations that are parked
+    cdef Py_ssize_t woken       # so many of them have been
+    cdef readonly bint is_set

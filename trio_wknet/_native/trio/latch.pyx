@@ -1,0 +1,67 @@
+"""Latch: a `trio.Event` whose `set` does not fail.
+
+Trio's own, if it runs out of memory in `set`, is set, and has woken some who wait, or
+nobody; to set it again does nothing. What ends here is told once, and whoever waits for
+an end must hear of it. So a task that cannot be woken is tried again (`Core.again`).
+"""
+cimport cython
+
+from .operation cimport ABORT_FAILED, ABORT_SUCCEEDED, Operation, make_trap
+
+
+@cython.final
+cdef class WaitLatch(Operation):
+    cdef Latch latch
+    cdef bint shielded
+
+    cdef object start(self):
+        trap = None if self.shielded else self.enter()
+        if trap is not None:
+            return trap
+        if self.latch.is_set:
+            return self.complete(None)
+        trap = self.parked(make_trap(self._abort))
+        self.latch.waiters.append(self)
+        return trap
+
+    cdef object proceed(self):
+        return None
+
+    def _abort(self, raise_cancel):
+        if self.shielded:
+            return ABORT_FAILED
+        if self in self.latch.waiters:
+            self.latch.waiters.remove(self)
+        return ABORT_SUCCEEDED
+
+
+@cython.final
+cdef class Latch(Undone):
+    def __cinit__(self, Core core not None):
+        self.core = core
+        self.waiters = []
+
+    def set(self):
+        """Wake whoever waits, and will wait. Again does nothing."""
+        self.is_set = True
+        self.retry()
+
+    cdef void retry(self) noexcept:
+        cdef list waiters = self.waiters
+        cdef Operation operation
+        # Without taking memory, and list.pop may.
+        while self.woken < len(waiters):
+            operation = <Operation>waiters[self.woken]
+            if not self.core.wake_task(self, operation):
+                return
+            self.woken += 1
+        self.woken = 0
+        waiters.clear()
+
+    def wait(self, bint shielded=False):
+        """Wait until it is set. A checkpoint; shielded, a schedule point: without a
+        scope, which Trio cannot leave without memory."""
+        cdef WaitLatch operation = WaitLatch.__new__(WaitLatch)
+        operation.latch = self
+        operation.shielded = shielded
+        return operation

@@ -1,0 +1,39 @@
+from libc.stdint cimport uint32_t, uint64_t
+
+from ..reactor.slot cimport Slot
+from .core cimport Endpoint, Server
+from .handed cimport Handed
+from .operation cimport Operation
+from .proxy_gate cimport Gate
+
+
+cdef class NativeListener(Endpoint):
+    cdef Operation acceptor     # parked in accept
+    cdef Server server          # serves connections in event mode, instead
+    cdef Gate gate              # what connections must pass first; None: nothing
+    cdef uint64_t refused       # what was last seen of the gate's counter
+    cdef object trap
+    cdef list ports             # addresses of their slots
+    cdef bint closing           # the ports have been told to close
+    cdef object on_ended        # to be called when they have
+    cdef Handed handed          # the open connections that `accept` gave out
+    cdef uint32_t accepts       # calls of `accept` under way
+    cdef uint64_t accepted      # counters, as they were last seen
+    cdef uint32_t waiting
+    cdef uint32_t starved
+    cdef uint32_t shortages
+
+    cdef list take(self, Py_ssize_t most)
+    cdef object take_one(self)
+    cdef Slot *take_slots(self, Py_ssize_t most, bint hold=*) except? NULL
+    cdef int ensure_free(self) except -1
+    cdef void hand_to(self, Server server)
+    cdef void wake_acceptor(self) noexcept
+    cdef void resume_ports(self) noexcept
+    cdef uint32_t resume_mark(self) noexcept
+    cdef uint32_t too_many(self) noexcept
+    cdef void heed_gate(self) noexcept
+    cdef void remove_file(self) noexcept
+    cdef void tell_if_ended(self) noexcept
+    cdef void tell_ended(self) noexcept
+    cdef void count(self) noexcept

@@ -1,0 +1,514 @@
+"""A listener, as the Trio side holds it: a queue that ports feed.
+
+A port is a listening socket watched by a reactor. One listener may have several
+(a name with several addresses, or one for each reactor with reuse_port); they
+all accept into the listener's queue, which belongs to the listener's slot and
+lives until the last port is closed.
+"""
+cimport cython
+from libc.stdint cimport int32_t, uint32_t
+
+from ..base.atomics cimport wk_u32_add, wk_u32_load, wk_u32_load_relaxed, wk_u64_load_relaxed
+from ..base.linux cimport pthread_mutex_lock, pthread_mutex_unlock
+from ..reactor.lists cimport queue_take
+from ..reactor.slot cimport ACCEPTED, CLOSE, DROP, LISTENER, PORT, RESUME, SHORTAGE, Limits, Slot
+from ..reactor.slot_map cimport matrix_return
+from .core cimport Core, Server, disown, make_limits
+from .handed cimport Handed
+from .operation cimport ABORT_SUCCEEDED, Operation, make_trap
+from .proxy_gate cimport Gate
+from .stream cimport Stream
+
+import os
+
+import trio
+
+
+cdef class NativeListener(Endpoint):
+
+    def _listen(
+        self, Core core, list descriptors, limits, bint spread, uint32_t timeout, Gate gate
+    ):
+        """Take over the descriptors of listening sockets: (socket, descriptor, family). With
+        `spread` each goes to a reactor of its own, which keeps what it accepts.
+        `timeout` is what `timeout_rule` says of the connections' idle timeout.
+        Through the `gate`, if there is one, all connections must go."""
+        cdef Slot *listener
+        cdef Slot *port = NULL
+        cdef Limits native = make_limits(limits)
+        cdef uint32_t i
+        native.idle = timeout
+        core.check()
+        self.handed = Handed()
+        listener = core.new_slot(-1, 0, native)
+        self.ports = []
+        # Whatever takes memory first. If that fails, the descriptors are the caller's.
+        try:
+            for _, fd, family in descriptors:
+                port = core.new_slot(fd, family, native)
+                self.ports.append(<size_t>port)
+                port = NULL
+        except BaseException:
+            if port != NULL:
+                matrix_return(core.hub.matrix, port)
+            for address in self.ports:
+                matrix_return(core.hub.matrix, <Slot *><size_t>address)
+            self.ports = []
+            matrix_return(core.hub.matrix, listener)
+            raise
+        listener.kind = LISTENER
+        self.attach(core, listener)
+        if gate is not None:
+            gate.open(core, listener)
+        self.gate = gate
+        wk_u32_add(&listener.users, 1)
+        for i, address in enumerate(self.ports):
+            port = <Slot *><size_t>address
+            port.kind = PORT
+            port.listener = listener
+            port.keeps = spread
+            if spread:
+                port.reactor = core.hub.reactors[i % core.hub.count]
+            else:
+                port.reactor = core.hub.reactors[0]
+            wk_u32_add(&listener.users, 1)
+            wk_u32_add(&listener.ports, 1)
+        for sock, _, _ in descriptors:
+            disown(sock)
+        for address in self.ports:
+            core.start(<Slot *><size_t>address)
+
+    # --- accepting -----------------------------------------------------------
+
+    def accept(self):
+        """Wait for a connection, and return it: a `Conn`. A checkpoint.
+
+        Cancelled, it has taken none: the next accept gets it.
+
+        After `drain` was called it gives the connections that are left, waits until
+        every one that it ever gave is closed, and then raises. So whoever serves them
+        (a loop around this, `trio.serve_listeners`) may take that for the end of its
+        handlers' work, and cancel what they still do.
+
+        Raises:
+          trio.ClosedResourceError: closed here, before or meanwhile; or `drain`
+              was called, and no connection is left that this gave.
+          trio.BusyResourceError: another task is accepting.
+          OSError: the listening socket failed for good. Lack of descriptors does
+              not count: accepting goes on once there are some
+              (``statistics().starved`` tells).
+        """
+        cdef Accept operation = Accept.__new__(Accept)
+        operation.listener = self
+        operation.most = 1
+        return operation
+
+    def _accept_batch(self, Py_ssize_t most):
+        """Like accept, but gives a list of up to `most` connections."""
+        cdef Accept operation = Accept.__new__(Accept)
+        operation.listener = self
+        operation.most = most
+        operation.batch = True
+        return operation
+
+    cdef int ensure_free(self) except -1:
+        """Refuse a second acceptor: who gets which connection would be chance."""
+        if self.acceptor is not None or self.server is not None:
+            raise trio.BusyResourceError("another task is accepting on this listener")
+        return 0
+
+    cdef void hand_to(self, Server server):
+        """Have a server told of connections from now on; first, of those that wait.
+        None takes it back."""
+        if server is not None and self.slot == NULL:
+            raise trio.ClosedResourceError("this listener was already closed")
+        self.server = server
+        if server is not None:
+            self.core.requeue(self.slot, ACCEPTED)
+
+    cdef object take_one(self):
+        """A waiting connection, which a drain waits for from here on; None after
+        arranging for a wake."""
+        cdef Slot *slot = self.take_slots(1, True)
+        if slot == NULL:
+            return None
+        try:
+            conn = self.core.conn_of(slot)
+        except MemoryError:
+            self.core.let_go_unseen(slot)
+            raise
+        (<Stream>conn).hand_to(self.handed)
+        return conn
+
+    cdef list take(self, Py_ssize_t most):
+        """Up to `most` waiting connections, as objects; an empty list after
+        arranging for a wake."""
+        cdef list conns = []
+        cdef Slot *slot = self.take_slots(most)
+        cdef Slot *following
+        cdef Endpoint conn = None
+        try:
+            while slot != NULL:
+                following = slot.chain
+                conn = self.core.conn_of(slot)
+                slot = following        # the object has it now
+                conns.append(conn)
+        except MemoryError:
+            # Nobody would ever hear of them again.
+            if conn is not None:
+                conn.engine_closed()
+            for conn in conns:
+                conn.engine_closed()
+            while slot != NULL:
+                following = slot.chain
+                self.core.let_go_unseen(slot)
+                slot = following
+            raise
+        return conns
+
+    cdef Slot *take_slots(self, Py_ssize_t most, bint hold=False) except? NULL:
+        """Up to `most` waiting connections, a chain; NULL after arranging for a
+        wake, under the lock under which ports add. With `hold` the end waits for the
+        connections that were handed out."""
+        cdef Slot *listener = self.slot
+        cdef Slot *first
+        cdef uint32_t n
+        cdef int32_t error = 0
+        cdef bint room, ended
+        if listener == NULL or self.closing:
+            raise trio.ClosedResourceError("this listener was already closed")
+        pthread_mutex_lock(&listener.lock)
+        if self.gate is None:
+            first = queue_take(&listener.oldest, &listener.newest, <uint32_t>most, &n)
+        else:
+            first = queue_take(&self.gate.oldest, &self.gate.newest, <uint32_t>most, &n)
+        listener.waiting -= n
+        room = listener.waiting <= self.resume_mark()
+        if n == 0:
+            error = listener.error
+            listener.accept_wanted = error == 0 and not listener.ended
+        ended = listener.ended and listener.waiting == 0
+        pthread_mutex_unlock(&listener.lock)
+        if error:
+            raise OSError(error, os.strerror(error))
+        if n == 0 and ended and not (hold and self.handed.count):
+            raise trio.ClosedResourceError("this listener stopped accepting")
+        if n and room:
+            self.resume_ports()
+        return first
+
+    cdef uint32_t resume_mark(self) noexcept:
+        """How many connections may wait for ports that have stopped to go on. Those
+        that wait for a header make room one by one, so there it is sooner."""
+        cdef uint32_t most = self.slot.limits.accept_queue
+        return most // 2 if self.gate is None else most - max(1, most // 8)
+
+    cdef void resume_ports(self) noexcept:
+        cdef Slot *listener = self.slot
+        cdef Slot *port
+        cdef bint paused
+        for address in self.ports:
+            port = <Slot *><size_t>address
+            pthread_mutex_lock(&listener.lock)
+            paused = port.paused
+            port.paused = False
+            pthread_mutex_unlock(&listener.lock)
+            if paused:
+                self.core.post(port, RESUME)
+                # A finalizer, or a clock, may have been run there, and have closed this.
+                if self.slot == NULL or self.closing:
+                    return
+
+    def _abort_accept(self, raise_cancel):
+        self.acceptor = None
+        return ABORT_SUCCEEDED
+
+    cdef void wake_acceptor(self) noexcept:
+        cdef Operation operation = self.acceptor
+        if operation is not None:
+            self.acceptor = None
+            if not self.core.wake_task(self, operation):
+                self.acceptor = operation
+
+    cdef void retry(self) noexcept:
+        self.wake_acceptor()
+
+    cdef void completed(self, uint32_t bits) noexcept:
+        if bits & ACCEPTED:
+            if self.gate is not None and not self.closing:
+                self.gate.take_in()
+                self.heed_gate()
+            if self.server is not None:
+                self.server.accepted()
+            self.wake_acceptor()
+            self.tell_if_ended()
+        if bits & SHORTAGE and self.slot != NULL:
+            self._heed_shortage()       # last: handlers of logging may do anything
+
+    cdef void heed_gate(self) noexcept:
+        """Refused connections make room for others."""
+        cdef uint32_t many = self.too_many()
+        cdef bint room
+        if many:
+            self.gate.make_room(many)
+        if self.slot == NULL or self.closing or self.gate.refused == self.refused:
+            return
+        self.refused = self.gate.refused
+        pthread_mutex_lock(&self.slot.lock)
+        room = self.slot.waiting <= self.resume_mark()
+        pthread_mutex_unlock(&self.slot.lock)
+        if room:
+            self.resume_ports()
+
+    cdef uint32_t too_many(self) noexcept:
+        """How many must go for ports that have stopped to go on; 0 where none has."""
+        cdef uint32_t many = 0
+        cdef bint stopped = False
+        if self.slot == NULL or self.closing:
+            return 0
+        pthread_mutex_lock(&self.slot.lock)
+        if self.slot.waiting > self.resume_mark():
+            many = self.slot.waiting - self.resume_mark()
+        pthread_mutex_unlock(&self.slot.lock)
+        if many == 0:
+            return 0
+        for address in self.ports:
+            pthread_mutex_lock(&self.slot.lock)
+            stopped = stopped or (<Slot *><size_t>address).paused
+            pthread_mutex_unlock(&self.slot.lock)
+        return many if stopped else 0
+
+    cdef void tell_if_ended(self) noexcept:
+        cdef bint ended
+        if self.on_ended is None or self.slot == NULL:
+            return
+        pthread_mutex_lock(&self.slot.lock)
+        ended = self.slot.ended or self.core.forked
+        self.slot.accept_wanted = not ended
+        pthread_mutex_unlock(&self.slot.lock)
+        if ended:
+            self.tell_ended()
+
+    cdef void tell_ended(self) noexcept:
+        told, self.on_ended = self.on_ended, None
+        if told is None:
+            return
+        try:
+            told()
+        except BaseException as failure:
+            self.core.fail_run(failure)
+
+    def _require_free(self):
+        """Raise what serving would: for a closed listener, or a busy one."""
+        self.ensure_usable()
+        if self.slot == NULL or self.closing:
+            raise trio.ClosedResourceError("this listener was already closed")
+        self.ensure_free()
+
+    # --- the end -------------------------------------------------------------
+
+    def _wake_nobody(self):
+        """For a finalizer, which the collector may run in another thread, where no task
+        may be woken. None is to be: whoever waits refers to this object, and is
+        garbage, too."""
+        self.acceptor = None
+        self.server = None
+        self.on_ended = None
+
+    cdef void engine_closed(self) noexcept:
+        self._close_all()
+
+    cdef void after_fork(self) noexcept:
+        self.tell_if_ended()
+
+    def _stop(self):
+        """Close the ports, once they have accepted what the kernel had queued.
+        Accepting goes on until the queue is empty, and then says Closed."""
+        if self.slot == NULL or self.closing:
+            return
+        self.remove_file()
+        for address in self.ports:
+            self.core.post(<Slot *><size_t>address, CLOSE)
+        self.ports.clear()
+
+    def _close_all(self):
+        """What ends the listener; its heir has somebody to tell, too."""
+        self._close()
+
+    cdef void remove_file(self) noexcept:
+        """Remove a unix socket's file, before the ports are told to close. While our
+        socket is open it keeps its inode, so a file of the same number on the same
+        device is ours. Later the number may be any other file's, even the successor's;
+        and whoever found the file could still be queued by the kernel, when nobody
+        accepts any more. Between the look and the removal a successor may yet come,
+        for some microseconds: the kernel has no call that does both."""
+        try:
+            self._remove_file()
+        except MemoryError:
+            pass        # it stays, and the ports close all the same
+
+    def _remove_file(self):
+        """What the heir has to remove."""
+
+    def _close_ports(self, told):
+        """Close every port, and every connection that nobody accepted; call `told`
+        once the reactors have done it and the addresses are free again."""
+        cdef Slot *listener = self.slot
+        cdef Slot *slot
+        cdef Slot *following
+        if listener == NULL or self.closing:
+            return
+        self.remove_file()
+        if self.slot == NULL or self.closing:       # by a finalizer meanwhile
+            return
+        self.count()
+        self.closing = True
+        pthread_mutex_lock(&listener.lock)
+        listener.refusing = True
+        slot = listener.oldest
+        listener.oldest = NULL
+        listener.newest = NULL
+        listener.waiting = 0
+        pthread_mutex_unlock(&listener.lock)
+        if self.gate is not None:
+            self.gate.close()
+        while slot != NULL:
+            following = slot.chain
+            self.core.let_go_unseen(slot)
+            slot = following
+        for address in self.ports:
+            self.core.post(<Slot *><size_t>address, DROP)
+        self.ports.clear()
+        self.on_ended = told
+        if self.server is not None:
+            self.server.closed()
+        self.wake_acceptor()
+        self.tell_if_ended()
+
+    def _close(self):
+        """Let go of the listener, whatever its state."""
+        cdef Slot *listener = self.slot
+        if listener == NULL:
+            return
+        if not self.closing:
+            self._close_ports(None)
+        self.leave()
+        self.core.post(listener, DROP)
+        self.tell_ended()
+        self.trap = None
+        if self.gate is not None:
+            self.gate.say_rest()
+
+    # --- draining ------------------------------------------------------------
+
+    def _is_accepted_from(self):
+        """Whether somebody serves what `accept` gives: is in `accept`, or has open
+        connections from it. Who calls it in a loop is in it whenever others run, or busy
+        with those."""
+        return self.accepts > 0 or self.handed.count > 0
+
+    def _drain_by_accept(self, told, none_left):
+        """Stop as `_stop` does, and call `told` once every port has closed, and
+        `none_left` whenever the last connection that `accept` gave out is closed."""
+        self.handed.on_none = none_left
+        self._stop()
+        self.on_ended = told
+        self.tell_if_ended()
+
+    def _gave_all_back(self):
+        """Whether `accept` has nothing more to give, and what it gave is closed."""
+        cdef bint over = self.handed.count == 0
+        if not over or self.slot == NULL or self.closing:
+            return over
+        pthread_mutex_lock(&self.slot.lock)
+        over = self.slot.ended and self.slot.waiting == 0
+        pthread_mutex_unlock(&self.slot.lock)
+        return over
+
+    def _wake_acceptor(self):
+        self.wake_acceptor()
+
+    def _gave(self, Stream conn):
+        """Whether a drain waits for a connection that `accept` gave out."""
+        return conn.handed is self.handed
+
+    # --- facts ---------------------------------------------------------------
+
+    @property
+    def _open(self):
+        return self.slot != NULL and not self.closing
+
+    @property
+    def _fds(self):
+        """The ports' descriptors."""
+        return [(<Slot *><size_t>address).fd for address in self.ports]
+
+    cdef void count(self) noexcept:
+        """Note the counters, which are kept from when the listener is closed."""
+        if self.slot == NULL or self.closing:
+            return
+        pthread_mutex_lock(&self.slot.lock)
+        self.waiting = self.slot.waiting
+        pthread_mutex_unlock(&self.slot.lock)
+        self.accepted = wk_u64_load_relaxed(&self.slot.accepted)
+        self.starved = wk_u32_load_relaxed(&self.slot.starved)
+        self.shortages = wk_u32_load_relaxed(&self.slot.shortages)
+
+    def _counters(self):
+        """(accepted, waiting, ports that are out of descriptors, refused, how often
+        ports ran out of them)"""
+        self.count()
+        refused = 0 if self.gate is None else self.gate.refused
+        return self.accepted, self.waiting, self.starved, refused, self.shortages
+
+    def _shortage(self):
+        """The errno of the last shortage."""
+        return wk_u32_load(&self.slot.shortage) if self.slot != NULL else 0
+
+
+@cython.final
+cdef class Accept(Operation):
+    cdef NativeListener listener
+    cdef Py_ssize_t most
+    cdef bint batch
+    cdef bint counted
+
+    cdef object start(self):
+        self.listener.ensure_usable()
+        trap = self.enter()
+        if trap is not None:
+            return trap
+        self.listener.ensure_free()
+        self.listener.accepts += 1
+        self.counted = True
+        try:
+            taken = self.take()
+        except (trio.ClosedResourceError, OSError) as failure:
+            return self.fail(failure)       # a checkpoint, as with Trio's listener
+        if taken:
+            return self.complete(taken)
+        return self.park()
+
+    cdef object take(self):
+        return self.listener.take(self.most) if self.batch else self.listener.take_one()
+
+    cdef object proceed(self):
+        # As in Receive.proceed.
+        self.listener.ensure_free()
+        taken = self.take()
+        if not taken:
+            return self.park()
+        self.result = taken
+        return None
+
+    cdef void finish(self) noexcept:
+        if self.counted:
+            self.counted = False
+            self.listener.accepts -= 1
+
+    cdef object park(self):
+        if self.listener.trap is None:
+            self.listener.trap = make_trap(self.listener._abort_accept)
+        trap = self.parked(self.listener.trap)
+        self.listener.acceptor = self
+        return trap

@@ -1,0 +1,42 @@
+# Where connections stand until they have said whom they come from.
+from libc.stdint cimport uint32_t, uint64_t
+
+from ..reactor.slot cimport Slot
+from .core cimport Core, Server
+
+
+cdef class Gate(Server):
+    cdef Core core
+    cdef Slot *listener         # NULL before the listener opens, and after it
+    cdef object trusted
+    cdef uint64_t patience      # ns
+    cdef uint64_t grace         # ns: how long one is waited for whatever else waits
+    cdef dict standing          # addresses of slots whose header is awaited, in order, and
+                                # `server` is this, with whether their grace is over; None
+                                # once closed
+    cdef Slot *oldest           # slots that have passed, for accept to take
+    cdef Slot *newest
+    cdef readonly uint64_t refused
+    cdef double lines           # that the log may still be told at `lines_at`
+    cdef uint64_t lines_at      # ns
+    cdef uint64_t unsaid        # refusals since the last line, past that
+
+    cdef void open(self, Core core, Slot *listener) noexcept
+    cdef void close(self) noexcept
+    cdef void take_in(self) noexcept
+    cdef void receive(self, Slot *slot) noexcept
+    cdef void examine(self, Slot *slot, bint time_is_up) noexcept
+    cdef bytes look(self, Slot *slot, bint *over)
+    cdef bint late(self, Slot *slot) noexcept
+    cdef bint wait_for(self, Slot *slot, uint32_t size, uint32_t seen) noexcept
+    cdef void watch(self, Slot *slot) noexcept
+    cdef void let_pass(self, Slot *slot, header, uint32_t size) noexcept
+    cdef void leave(self, Slot *slot) noexcept
+    cdef void give_up(self, Slot *slot, data) noexcept
+    cdef void note_grace(self, Slot *slot) noexcept
+    cdef void make_room(self, uint32_t wanted) noexcept
+    cdef list past_grace(self, uint32_t most)
+    cdef bint stands(self, address) noexcept
+    cdef bint may_say(self, int level) noexcept
+    cdef void say_rest(self) noexcept
+    cdef void refuse(self, Slot *slot, uint32_t command, int level, why) noexcept

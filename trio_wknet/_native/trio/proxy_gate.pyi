@@ -1,0 +1,9 @@
+from typing import final
+
+from trio_wknet._native.trio.core import Server
+from trio_wknet._proxy_trust import Trusted
+
+@final
+class Gate(Server):
+    refused: int
+    def __init__(self, trusted: Trusted, seconds: float) -> None: ...

@@ -1,0 +1,341 @@
+"""A listener's gate: accepted connections wait here for their PROXY header.
+
+It is their server (slot.server) meanwhile, so the drain tells it of their bytes. While
+a header is awaited there is no task and no object, nobody knows the connection, and
+others pass it by:
+
+    ports -> listener's queue -> gate: standing -> gate: passed -> accept
+
+The listener counts all of them as waiting. So they are bounded together
+(limits.accept_queue), and nobody is told that a drained listener has no more while
+one may still come.
+
+What moves between drains posts ACCEPTED to the listener, which sees to the rest: it
+wakes whoever accepts, and lets ports go on.
+
+The time for a header is an idle rule of the connection's: as nothing is sent before,
+what has not been written for so long has not been let pass for so long, whatever
+arrived.
+
+Whoever connects and says nothing would take others' places for all of that time. So
+there are two times: after its grace, a short part, a connection may stay only as long as
+nobody wants its place. Where ports have stopped, because as many wait as may, those that
+have stood longest are refused until ports go on. Connections that come with their header
+pass at once, however many stand. The grace keeps a burst of honest ones, whose headers
+are still on their way, from driving each other out.
+
+The log gets LINES of refusals at once, and then one a second; how many were not told is
+in the next line, or in the last one when the listener closes.
+"""
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from libc.stdint cimport uint32_t, uint64_t
+
+from ..base.atomics cimport wk_u32_load_relaxed, wk_u32_store_relaxed, wk_u64_load
+from ..base.linux cimport monotonic_ns, pthread_mutex_lock, pthread_mutex_unlock
+from ..reactor.idle cimport WRITE, idle_ms, idle_rule
+from ..reactor.lists cimport queue_append, queue_take
+from ..reactor.ring cimport ring_copy, ring_discard, ring_len
+from ..reactor.slot cimport ABORT, ACCEPTED, DROP, IDLE, READABLE, RESUME, Slot
+from .receive cimport has_room
+
+import logging
+
+from trio_wknet._proxy_protocol import MOST_HEADER, header_size, parse_header
+from trio_wknet._proxy_trust import peer_of
+
+logger = logging.getLogger("trio_wknet.proxy_protocol")
+
+cdef enum:
+    MOST_AT_ONCE = 64           # connections taken in by one drain
+    GRACE_PART = 20             # of the time for a header: so much is everybody's
+    LINES = 10
+
+cdef uint32_t MAX_HEADER_BYTES = MOST_HEADER
+cdef int DEBUG = logging.DEBUG, INFO = logging.INFO, WARNING = logging.WARNING
+
+
+cdef str _words(str why, object what):
+    """Why a connection is refused; without memory, in short."""
+    try:
+        return f"{why} {what}"
+    except MemoryError:
+        return why
+
+
+@cython.final
+cdef class Gate(Server):
+    """What a listener with `proxy_protocol` has.
+
+    Args:
+      trusted: whose headers count; all others are refused.
+      seconds: how long a header may take.
+    """
+
+    def __cinit__(self, trusted, double seconds):
+        self.trusted = trusted
+        self.patience = <uint64_t>(seconds * 1e9)
+        self.grace = self.patience // GRACE_PART
+        self.standing = {}
+        self.lines = LINES
+
+    cdef void open(self, Core core, Slot *listener) noexcept:
+        """Begin, before any port feeds the listener."""
+        self.core = core
+        self.listener = listener
+        listener.accept_wanted = True
+
+    cdef void close(self) noexcept:
+        """Let go of all that did not get to accept."""
+        cdef uint32_t n
+        cdef Slot *following
+        cdef Slot *slot = queue_take(&self.oldest, &self.newest, <uint32_t>-1, &n)
+        self.listener = NULL
+        while slot != NULL:
+            following = slot.chain
+            self.core.let_go_unseen(slot)
+            slot = following
+        standing, self.standing = self.standing, None
+        for address in standing:
+            slot = <Slot *><size_t>address
+            if slot.server == <void *>self:     # else it stands here for lack of memory
+                slot.server = NULL
+                self.core.let_go_unseen(slot)
+
+    # --- coming in -----------------------------------------------------------
+
+    cdef void take_in(self) noexcept:
+        """Take in what ports have accepted: some now, and the rest by the next drains."""
+        cdef Slot *listener = self.listener
+        cdef Slot *slot
+        cdef Slot *following
+        cdef uint32_t n
+        pthread_mutex_lock(&listener.lock)
+        slot = queue_take(&listener.oldest, &listener.newest, MOST_AT_ONCE, &n)
+        listener.accept_wanted = slot == NULL and not listener.ended
+        pthread_mutex_unlock(&listener.lock)
+        if slot != NULL:
+            self.core.requeue(listener, ACCEPTED)
+        while slot != NULL:
+            following = slot.chain
+            if self.listener == NULL:       # closed by what was run for one before it
+                self.core.let_go_unseen(slot)
+            else:
+                self.receive(slot)
+            slot = following
+
+    cdef void receive(self, Slot *slot) noexcept:
+        # What is asked now may close the listener: `close` is to find it.
+        slot.server = <void *>self
+        try:
+            self.standing[<size_t>slot] = False
+            trusted = self.trusted.trusts(slot.fd, slot.family)
+        except Exception as failure:        # it is gone, and nobody knows who it was
+            self.refuse(slot, DROP, DEBUG, failure)
+            return
+        if self.listener == NULL:
+            return
+        if trusted:
+            self.examine(slot, False)
+        else:
+            self.refuse(slot, ABORT, INFO, "proxy_protocol does not trust it")
+
+    cdef void completed(self, Slot *slot, uint32_t bits) noexcept:
+        cdef Gate alive = self      # whatever is collected meanwhile
+        if bits & (READABLE | IDLE):
+            alive.examine(slot, bits & IDLE)
+        if bits & IDLE and alive.stands(<size_t>slot):
+            alive.note_grace(slot)
+
+    # --- looking -------------------------------------------------------------
+
+    cdef void examine(self, Slot *slot, bint time_is_up) noexcept:
+        """Let a connection pass, or refuse it, or have it wait for more. Only the
+        reactor says that time may be up: it has looked at the socket before."""
+        cdef bint over
+        cdef uint32_t size
+        while True:
+            try:
+                data = self.look(slot, &over)
+                size = header_size(data)
+                header = parse_header(data[:size]) if size <= <uint32_t>len(data) else None
+            except Exception as failure:
+                self.refuse(slot, ABORT, WARNING, _words("no valid PROXY header:", failure))
+                return
+            if self.listener == NULL:       # closed by a finalizer meanwhile
+                return
+            if header is not None:
+                self.let_pass(slot, header, size)
+                return
+            if over or (time_is_up and self.late(slot)):
+                self.give_up(slot, data)
+                return
+            if self.wait_for(slot, size, <uint32_t>len(data)):
+                return
+
+    cdef bint late(self, Slot *slot) noexcept:
+        return self.core.now() - slot.opened >= self.patience
+
+    cdef void note_grace(self, Slot *slot) noexcept:
+        """Its grace is over, and the reactor has looked at its socket since."""
+        try:
+            self.standing[<size_t>slot] = True
+        except MemoryError:
+            pass        # it keeps its place
+        if self.listener != NULL:
+            self.core.requeue(self.listener, ACCEPTED)      # ports may wait for the place
+
+    cdef void make_room(self, uint32_t wanted) noexcept:
+        """Ports have stopped: refuse so many of those whose grace is over, oldest first,
+        unless they say something now."""
+        cdef Slot *slot
+        try:
+            old = self.past_grace(wanted)
+        except MemoryError:
+            return
+        for address in old:
+            slot = <Slot *><size_t>address
+            if self.stands(address):    # and was not let go of by what ran for another
+                self.examine(slot, False)
+            if self.stands(address):
+                self.refuse(slot, ABORT, WARNING, "no PROXY header yet, and others wait")
+
+    cdef list past_grace(self, uint32_t most):
+        old = []
+        if self.standing is not None:
+            for address, over in self.standing.items():
+                if over:
+                    old.append(address)
+                if len(old) == most:
+                    break
+        return old
+
+    cdef bint stands(self, address) noexcept:
+        return self.standing is not None and address in self.standing
+
+    cdef bytes look(self, Slot *slot, bint *over):
+        """What a header can consist of, of the bytes that are there."""
+        cdef uint32_t n
+        pthread_mutex_lock(&slot.lock)
+        try:
+            n = min(ring_len(&slot.inbound), MAX_HEADER_BYTES)
+            data = PyBytes_FromStringAndSize(NULL, n)
+            ring_copy(&slot.inbound, PyBytes_AS_STRING(data), n, 0)
+            over[0] = slot.ended or slot.error != 0
+        finally:
+            pthread_mutex_unlock(&slot.lock)
+        return data
+
+    cdef bint wait_for(self, Slot *slot, uint32_t size, uint32_t seen) noexcept:
+        """Arrange for a wake at so many bytes, or the end, or when time is up. False if
+        there is more already than was seen."""
+        cdef bint news, resume = False
+        pthread_mutex_lock(&slot.lock)
+        news = ring_len(&slot.inbound) > seen or slot.ended or slot.error != 0
+        if not news:
+            slot.wanted = size
+            resume = slot.paused        # at a mark below that
+            slot.paused = False
+        pthread_mutex_unlock(&slot.lock)
+        if news:
+            return False
+        self.watch(slot)
+        if resume and self.listener != NULL:
+            self.core.post(slot, RESUME)
+        return True
+
+    cdef void watch(self, Slot *slot) noexcept:
+        """Have the reactor tell when its grace is over, and then when time is up."""
+        cdef uint64_t time = self.patience
+        if self.core.now() - slot.opened < self.grace:
+            time = self.grace
+        cdef uint32_t rule = idle_rule(idle_ms(time), WRITE)
+        if wk_u32_load_relaxed(&slot.idle) != rule:
+            self.core.watch_idle(slot, rule, slot.opened)
+
+    # --- going on ------------------------------------------------------------
+
+    cdef void let_pass(self, Slot *slot, header, uint32_t size) noexcept:
+        """Have accept take it, with its header and without the header's bytes."""
+        cdef bint resume
+        try:
+            self.core.headers[wk_u64_load(&slot.handle)] = header
+        except MemoryError as failure:
+            self.refuse(slot, ABORT, WARNING, failure)
+            return
+        pthread_mutex_lock(&slot.lock)
+        ring_discard(&slot.inbound, self.core.hub.pool, size)
+        slot.wanted = 0
+        resume = slot.paused and has_room(slot)
+        if resume:
+            slot.paused = False
+        pthread_mutex_unlock(&slot.lock)
+        # The idle timeout is set when somebody accepts it.
+        wk_u32_store_relaxed(&slot.idle, 0)
+        self.leave(slot)
+        queue_append(&self.oldest, &self.newest, slot)
+        self.core.requeue(self.listener, ACCEPTED)
+        if resume:
+            self.core.post(slot, RESUME)
+
+    cdef void leave(self, Slot *slot) noexcept:
+        slot.server = NULL
+        try:
+            self.standing.pop(<size_t>slot, None)
+        except MemoryError:
+            pass        # `close` sees that it is gone
+
+    cdef void give_up(self, Slot *slot, data) noexcept:
+        """It has ended before its header had, or takes too long."""
+        cdef uint32_t command = DROP
+        cdef int level = WARNING
+        cdef str why = "it ended before its PROXY header, after"
+        if self.late(slot):
+            command = ABORT
+            why = "no PROXY header in time, but"
+        elif not data:
+            level = DEBUG   # without a word: so balancers look whether somebody listens
+        self.refuse(slot, command, level, _words(why, data))
+
+    cdef void refuse(self, Slot *slot, uint32_t command, int level, why) noexcept:
+        cdef Slot *listener
+        cdef uint64_t unsaid = self.unsaid
+        cdef bint said = self.may_say(level)
+        try:
+            peer = peer_of(slot.fd, slot.family) if said else None
+        except MemoryError:
+            peer = None
+        listener = self.listener
+        if listener == NULL:        # closed by a finalizer meanwhile, the slot too
+            return
+        self.refused += 1
+        self.leave(slot)
+        self.core.post(slot, command)
+        pthread_mutex_lock(&listener.lock)
+        listener.waiting -= 1
+        pthread_mutex_unlock(&listener.lock)
+        self.core.requeue(listener, ACCEPTED)
+        if said:
+            # Last: handlers of logging may do anything.
+            more = f" (and {unsaid} others, unlogged)" if unsaid else ""
+            logger.log(level, "refused a connection from %r: %s%s", peer, why, more)
+
+    cdef bint may_say(self, int level) noexcept:
+        """Whether a refusal gets a line of its own. If not, it is counted."""
+        cdef uint64_t now = monotonic_ns()
+        if not logger.isEnabledFor(level):
+            return False
+        self.lines = min(<double>LINES, self.lines + (now - self.lines_at) / 1e9)
+        self.lines_at = now
+        if self.lines < 1:
+            self.unsaid += 1
+            return False
+        self.lines -= 1
+        self.unsaid = 0
+        return True
+
+    cdef void say_rest(self) noexcept:
+        """The listener is closed: tell how many refusals got no line."""
+        unsaid, self.unsaid = self.unsaid, 0
+        if unsaid:
+            logger.log(WARNING, "refused %d more connections, unlogged", unsaid)

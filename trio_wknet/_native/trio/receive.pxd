@@ -1,0 +1,50 @@
+from libc.stdint cimport uint32_t
+
+from ..reactor.ring cimport ring_len
+from ..reactor.slot cimport Slot
+from .operation cimport Operation
+from .stream cimport Stream
+
+cdef enum:
+    SOME_BYTES = 131072         # what receive_some gives where it is not told
+
+# What `look` found.
+cdef enum:
+    WAIT = 0
+    ENOUGH = 1
+    OVER = 2                    # the peer ended; what is there is all there will be
+
+
+cdef inline bint has_room(Slot *slot) noexcept nogil:
+    """Whether a reactor that paused is to read again, under the lock: once half is
+    taken, or at the first byte if more is waited for."""
+    cdef uint32_t mark = slot.limits.inbound if slot.wanted else slot.limits.inbound // 2 + 1
+    return ring_len(&slot.inbound) < mark
+
+
+cdef class ReceiveHalf(Stream):
+    cdef int look(self, uint32_t enough, uint32_t *available, bint open_ended=*) except -1
+    cdef void discard(self, uint32_t n) noexcept
+    cdef bint resumes(self) noexcept
+    cdef void took(self, uint32_t n) noexcept
+    cdef object take(self, uint32_t n, uint32_t skip)
+    cdef void end_at_hole(self) noexcept
+    cdef int ensure_no_receiver(self) except -1
+    cdef object take_some(self, Py_ssize_t most, bint wait)
+    cdef object take_much(self, Py_ssize_t most, bint wait)
+    cdef uint32_t at_hand(self, Py_ssize_t most, uint32_t *more) noexcept
+    cdef void copy_out(self, char *out, uint32_t n) noexcept
+    cdef uint32_t fill(self, char *out, uint32_t n, uint32_t more, bint stay) noexcept
+    cdef ssize_t receive_now(self, char *out, uint32_t n) noexcept
+    cdef bint nothing_yet(self) noexcept
+
+
+cdef class Receive(Operation):
+    cdef ReceiveHalf conn
+    cdef object argument
+    cdef object validate(self)
+    cdef bint must_wait(self)
+    cdef object attempt(self)
+
+
+cdef Py_ssize_t positive(str name, value, Py_ssize_t default) except -1

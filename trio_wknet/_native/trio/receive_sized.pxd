@@ -1,0 +1,5 @@
+from .receive cimport ReceiveHalf
+
+
+cdef class ReceiveSized(ReceiveHalf):
+    pass

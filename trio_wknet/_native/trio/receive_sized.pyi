@@ -1,0 +1,17 @@
+import sys
+from typing import SupportsIndex
+
+from trio_wknet._native.trio.receive import ReceiveHalf
+
+if sys.version_info >= (3, 12):
+    from collections.abc import Buffer
+else:
+    from typing_extensions import Buffer
+
+# An async method gives an Operation, which is a coroutine in all but its type.
+class ReceiveSized(ReceiveHalf):
+    async def receive_into(self, buffer: Buffer) -> int: ...
+    async def receive_exactly(self, n: SupportsIndex) -> bytes: ...
+    async def receive_until(
+        self, delimiter: bytes | bytearray | memoryview, max_bytes: SupportsIndex | None = None
+    ) -> bytes: ...

@@ -1,0 +1,388 @@
+"""What both halves of a connection share. receive.pyx and send.pyx add the
+halves; Conn, in Python, adds the rest of Trio's contract."""
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.stdint cimport int32_t, uint8_t, uint32_t
+from libc.stdlib cimport free
+
+from ..base.atomics cimport wk_u64_load, wk_u64_load_relaxed
+from ..base.linux cimport ECONNRESET, pthread_mutex_lock, pthread_mutex_unlock
+from ..reactor.ring cimport ring_len
+from ..reactor.slot cimport (
+    ABORT, CLOSE, DETACH, DETACHED, DROP, ENDED, FLUSHED, IDLE, READABLE, WRITABLE, Slot,
+)
+from .addresses cimport Name, ask_local, ask_remote, keep_names
+from .core cimport Core, Server, disown, make_limits, take_entry
+from .handed cimport Handed
+from .operation cimport ABORT_FAILED, ABORT_SUCCEEDED, Operation, make_trap
+
+import os
+import warnings
+
+import trio
+
+
+cdef object broken(int32_t error):
+    """The exception for a broken connection, with the system's as its cause."""
+    cause = OSError(error, os.strerror(error))
+    exception = trio.BrokenResourceError(f"connection broken: {cause}")
+    exception.__cause__ = cause
+    return exception
+
+
+cdef class Stream(Endpoint):
+    """One connection, as the Trio side holds it."""
+
+    def _adopt(self, Core core, sock, int fd, int family, limits):
+        """Take over a connected socket's descriptor. The reactor owns it from here on."""
+        core.check()
+        cdef Slot *slot = core.new_slot(fd, family, make_limits(limits))
+        self.attach(core, slot)
+        disown(sock)
+        core.start(slot)
+
+    cdef int ensure_not_served(self) except -1:
+        """Refuse to wait for bytes where a callback of `serve_events` is to be told
+        of them: one of the two would never hear. Phase 0: no callback runs."""
+        if self.slot != NULL and self.slot.server != NULL and self.slot.phase == 0:
+            raise trio.BusyResourceError("serve_events receives from this connection")
+        return 0
+
+    # --- parking -------------------------------------------------------------
+
+    cdef object park_reader(self, Operation operation):
+        if self.read_trap is None:
+            self.read_trap = make_trap(self._abort_read)
+        trap = operation.parked(self.read_trap)
+        self.reader = operation
+        return trap
+
+    cdef object park_sender(self, Operation operation):
+        if self.write_trap is None:
+            self.write_trap = make_trap(self._abort_write)
+        trap = operation.parked(self.write_trap)
+        self.sender_parked = True
+        return trap
+
+    def _abort_read(self, raise_cancel):
+        # A completion may be under way; it will find nobody, or wake the next
+        # reader for nothing. The bytes stay in the ring.
+        self.reader = None
+        if self.slot == NULL:       # let go of, and not woken yet, for lack of memory
+            return ABORT_SUCCEEDED
+        pthread_mutex_lock(&self.slot.lock)
+        self.slot.wanted = 0
+        pthread_mutex_unlock(&self.slot.lock)
+        return ABORT_SUCCEEDED
+
+    def _abort_write(self, raise_cancel):
+        if self.detaching:
+            return ABORT_FAILED         # the reactor cannot take the command back
+        self.sender_parked = False
+        return ABORT_SUCCEEDED
+
+    cdef void wake_reader(self) noexcept:
+        cdef Operation operation = self.reader
+        if operation is not None:
+            self.reader = None
+            if not self.core.wake_task(self, operation):
+                self.reader = operation
+
+    cdef void wake_sender(self) noexcept:
+        if self.sender_parked:
+            self.sender_parked = False
+            if not self.core.wake_task(self, self.sender):
+                self.sender_parked = True
+
+    cdef void retry(self) noexcept:
+        # To be woken for nothing does no harm.
+        self.wake_reader()
+        self.wake_sender()
+        if self.end_due:
+            self.end_due = False
+            self._tell_end()
+
+    cdef void completed(self, uint32_t bits) noexcept:
+        # First: it asks who waits.
+        if bits & IDLE and self.slot != NULL:
+            self.became_idle(bits)
+        if bits & READABLE:
+            self.wake_reader()
+        if bits & (WRITABLE | FLUSHED):
+            self.wake_sender()
+        if bits & ENDED:
+            self._tell_end()
+        if bits & DETACHED:
+            self.detaching = DETACH_DONE
+            self.wake_sender()
+
+    cdef void became_idle(self, uint32_t bits) noexcept:
+        """The idle rule came due. `bits` is all that was told with it."""
+
+    cdef void _tell_end(self) noexcept:
+        told, self.on_end = self.on_end, None
+        if told is not None:
+            try:
+                told()
+            except MemoryError:
+                self.on_end = told
+                self.end_due = True
+                self.core.again(self)
+            except BaseException as failure:
+                self.core.fail_run(failure)
+
+    # --- the end -------------------------------------------------------------
+
+    cdef void engine_closed(self) noexcept:
+        self.let_go(DROP, "engine closed")
+
+    cdef void after_fork(self) noexcept:
+        # Other waits end when they are cancelled; this one cannot be.
+        if self.detaching:
+            self.wake_sender()
+
+    cdef void let_go(self, uint32_t command, str reason) noexcept:
+        """Hand the connection back to its reactor for good, and wake everyone
+        who waits on it, once. Nothing in here takes memory but waking them, which
+        comes last, and is tried again."""
+        cdef Slot *slot = self.slot
+        cdef Core core = self.core
+        if slot == NULL:
+            return
+        self.count(&self.final)
+        self.keep_names()
+        self.header = take_entry(core.headers, slot)
+        take_entry(core.excused, slot)
+        self.look_at_end()
+        self.reason = reason
+        if slot.server != NULL:
+            (<Server>slot.server).left(self, reason)
+            self.kept = self.context
+            self._exchange_context(NULL)
+        self.leave()
+        core.post(slot, command)
+        self.wake_reader()
+        self.wake_sender()
+        self._tell_end()
+        # Each holds a bound method of this object.
+        self.read_trap = None
+        self.write_trap = None
+        self.hand_back()
+
+    cdef void hand_to(self, Handed handed) noexcept:
+        """Count among what a listener's drain waits for."""
+        self.handed = handed
+        handed.count += 1
+
+    cdef void hand_back(self) noexcept:
+        handed, self.handed = self.handed, None
+        if handed is not None:
+            (<Handed>handed).left()
+
+    cdef void keep_names(self) noexcept:
+        """Ask for the names that nobody has asked for yet, while there is a
+        descriptor to ask."""
+        cdef dict known = self._addresses
+        if self.names == NULL and (known is None or len(known) < 2):
+            self.names = keep_names(self.slot.fd)
+
+    cdef void look_at_end(self) noexcept:
+        """See what has ended the connection from outside, so far."""
+        cdef Slot *slot = self.slot
+        if slot == NULL:
+            return
+        pthread_mutex_lock(&slot.lock)
+        self.end_error = slot.error or slot.foretold
+        self.end_seen = slot.ended or slot.hung_up
+        pthread_mutex_unlock(&slot.lock)
+
+    cdef str _why(self):
+        self.look_at_end()
+        if self.end_error:
+            return "reset" if self.end_error == ECONNRESET else os.strerror(self.end_error)
+        return "eof" if self.end_seen else self.reason
+
+    @property
+    def _open(self):
+        return self.slot != NULL
+
+    def _close(self, str reason="closed"):
+        self.ensure_thread()
+        self.let_go(CLOSE, reason)
+
+    def _drop(self):
+        self.ensure_thread()
+        self.let_go(DROP, "closed")
+
+    def _abort(self):
+        self.ensure_thread()
+        self.let_go(ABORT, "aborted")
+
+    cdef bint unmarked(self) noexcept:
+        """Whether nothing but its slot tells this object from a new one."""
+        return (
+            self.slot != NULL and self.kept is None
+            and self.reader is None and self.sender is None
+            and self.read_trap is None and self.write_trap is None
+            and self.on_end is None and not self.is_undone
+            and self._end_watchers is None and self._facade is None and self._addresses is None
+        )
+
+    def __dealloc__(self):
+        free(self.names)
+
+    def __del__(self):
+        # In event mode the connection goes on without an object.
+        if self.slot == NULL or self.slot.server != NULL:
+            self.hand_back()    # if it lost its slot without being let go of (owner_of)
+            return
+        # Perhaps the collector runs this, in another thread, where no task may be woken.
+        # None is to be: whoever waits refers to this object, and is garbage, too.
+        self.reader = None
+        self.sender_parked = False
+        self.on_end = None
+        try:
+            warnings.warn(f"unclosed connection {self!r}", ResourceWarning, stacklevel=1)
+        finally:    # warnings may be errors
+            self.let_go(DROP, "closed")
+
+    def _reason(self):
+        return self._why()
+
+    def _when_ended(self, told):
+        """Call `told` once the peer has ended or the connection is let go of;
+        at once if that is so already. None takes the wish back."""
+        cdef bint over = self.slot == NULL
+        self.ensure_usable()
+        self.on_end = told
+        if not over:
+            pthread_mutex_lock(&self.slot.lock)
+            over = self.slot.hung_up or self.slot.error != 0
+            # A server of events has that wish itself, for good.
+            self.slot.end_wanted = (told is not None or self.slot.server != NULL) and not over
+            pthread_mutex_unlock(&self.slot.lock)
+        if over:
+            self._tell_end()
+
+    cdef int begin_to_detach(self) except -1:
+        """Ask the reactor to forget the descriptor. Whoever begins to receive or send
+        from here on is refused: what they began would be lost to them."""
+        if self.reader is not None:
+            raise trio.BusyResourceError("another task is receiving from this connection")
+        self.detaching = DETACH_ASKED
+        self.core.post(self.slot, DETACH)
+        return 0
+
+    def _take_descriptor(self):
+        """The descriptor of a forgotten connection, which is let go of here. The
+        reactor has said DETACHED and will not look at the number again before
+        it is told to drop the slot."""
+        cdef int fd
+        self.ensure_usable()    # since it began there may have been a fork
+        if self.slot == NULL:
+            raise trio.ClosedResourceError("this connection was already closed")
+        fd = self.slot.fd
+        self.keep_names()
+        self.slot.fd = -1
+        self.let_go(DROP, "detached")
+        return fd
+
+    # --- facts ---------------------------------------------------------------
+
+    @property
+    def context(self):
+        """The application's slot: whatever it wants to keep with the connection.
+        None at first. Stays after the close."""
+        # In event mode the object may go, and the slot keeps what it was told.
+        if self.slot == NULL or self.slot.server == NULL:
+            return self.kept
+        return None if self.slot.context == NULL else <object>self.slot.context
+
+    @context.setter
+    def context(self, value):
+        self.ensure_thread()
+        if self.slot == NULL or self.slot.server == NULL:
+            self.kept = value
+            return
+        Py_INCREF(value)
+        self._exchange_context(<void *>value)
+
+    cdef void _exchange_context(self, void *context) noexcept:
+        """Put a reference, or NULL, in the slot. What is dropped is dropped last: its
+        finalizer may do anything, even close this connection."""
+        cdef void *previous = self.slot.context
+        self.slot.context = context
+        if previous != NULL:
+            Py_DECREF(<object>previous)
+
+    @property
+    def proxy_header(self):
+        """What the load balancer said of the connection by the PROXY protocol, a
+        `ProxyHeader`; None where the listener does not speak that. Stays after the
+        close."""
+        if self.slot == NULL:
+            return self.header
+        return self.core.headers.get(wk_u64_load(&self.slot.handle))
+
+    def _raw_address(self, bint remote):
+        """The system's name of an end; empty if nobody knows it."""
+        cdef Name name
+        cdef uint8_t *kept = self.names
+        if self.slot != NULL:
+            if remote:
+                ask_remote(self.slot.fd, &name)
+            else:
+                ask_local(self.slot.fd, &name)
+            return name.bytes[:name.size]
+        if kept == NULL:
+            return b""
+        if remote:
+            kept += 1 + kept[0]
+        return kept[1:1 + kept[0]]
+
+    @property
+    def _fd(self):
+        return self.slot.fd if self.slot != NULL else -1
+
+    @property
+    def _family(self):
+        return self.slot.family if self.slot != NULL else None
+
+    @property
+    def _handle(self):
+        return wk_u64_load(&self.slot.handle) if self.slot != NULL else None
+
+    cdef void count(self, Counters *into) noexcept:
+        cdef Slot *slot = self.slot
+        cdef uint64_t active, now
+        pthread_mutex_lock(&slot.lock)
+        into.unread = ring_len(&slot.inbound)
+        into.unsent = ring_len(&slot.outbound)
+        pthread_mutex_unlock(&slot.lock)
+        active = max(
+            slot.opened,
+            wk_u64_load_relaxed(&slot.last_received),
+            wk_u64_load_relaxed(&slot.last_sent),
+            wk_u64_load_relaxed(&slot.last_flushed),
+        )
+        now = self.core.now()       # after what a reactor may be storing meanwhile
+        into.received = wk_u64_load_relaxed(&slot.received)
+        into.receive_calls = wk_u64_load_relaxed(&slot.receive_calls)
+        into.sent = wk_u64_load_relaxed(&slot.sent) + wk_u64_load_relaxed(&slot.flushed)
+        into.send_calls = (wk_u64_load_relaxed(&slot.send_calls)
+                           + wk_u64_load_relaxed(&slot.flush_calls))
+        into.idle = now - active if now > active else 0
+        into.age = now - slot.opened if now > slot.opened else 0
+
+    def _counters(self):
+        if self.slot != NULL:
+            self.count(&self.final)
+        return (
+            self.final.received,
+            self.final.receive_calls,
+            self.final.sent,
+            self.final.send_calls,
+            self.final.unread,
+            self.final.unsent,
+            self.final.idle,
+            self.final.age,
+        )

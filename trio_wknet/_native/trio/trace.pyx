@@ -1,0 +1,222 @@
+"""What a trace sees: when each message passed from stage to stage.
+
+The times are those that a connection keeps anyway, and three that are taken here:
+when the drain began, when the handler ran, when it waited again. So nothing asks
+whether there is a trace: while there is one, the bridge has other hooks, which drain
+with the tracer looking on, and Trio calls the tracer around each step of a task.
+
+What a connection keeps is exact only where somebody wants it to be (`idle_since` in
+slot.pxd). A connection that a trace meets first with a message keeps no such time for
+that one.
+"""
+from libc.stdint cimport uint32_t, uint64_t
+
+from ..base.atomics cimport wk_u32_load, wk_u64_load, wk_u64_load_relaxed, wk_u64_store_relaxed
+from ..base.linux cimport pthread_mutex_lock, pthread_mutex_unlock
+from ..reactor.mailbox cimport Letter, mailbox_take, mailbox_waiting
+from ..reactor.ring cimport ring_len
+from ..reactor.slot cimport CONNECTION, EXACT, READABLE, RELEASED, Slot, slot_of_up
+from .bridge cimport Hooks
+from .core cimport Core, deliver
+from .operation cimport Operation
+from .stream cimport Stream
+
+
+cdef class Message:
+    """Bytes that somebody was woken for."""
+    cdef Core core
+    cdef Stream conn            # None in event mode
+    cdef Slot *slot             # for as long as the connection has it
+    cdef uint64_t handle
+    cdef uint32_t size
+    cdef uint64_t noticed       # ns, here and below
+    cdef uint64_t stored
+    cdef uint64_t drained
+    cdef uint64_t started
+    cdef bint running           # it has started
+    cdef uint64_t sends         # of the connection, when it started
+
+    cdef void start(self) noexcept:
+        self.running = True
+        self.started = self.core.now()
+        if self.is_held():
+            self.sends = wk_u64_load_relaxed(&self.slot.send_calls)
+
+    cdef bint is_held(self) noexcept:
+        """Whether the connection still has the slot. A task may outlive its engine,
+        and then there are no slots any more."""
+        return (
+            not self.core.closed and self.slot.claimed
+            and wk_u64_load(&self.slot.handle) == self.handle
+        )
+
+    cdef bint is_answered(self) noexcept:
+        return self.is_held() and wk_u64_load_relaxed(&self.slot.send_calls) != self.sends
+
+    cdef bint is_over(self) noexcept:
+        """Whether no answer is to be expected: the task waits for the next message, or
+        the connection is closed."""
+        return not self.is_held() or self.conn.reader is not None
+
+    cdef tuple times(self, uint64_t ended, bint answered):
+        return (
+            self.handle, self.size, self.noticed, self.stored, self.drained, self.started,
+            ended, answered,
+        )
+
+
+cdef class Tracer:
+    """What stands behind `Trace`: `keep` is called with what a message's `times` gives,
+    once it was answered, or its handler waits again."""
+    cdef object keep
+    cdef dict waiting           # messages, by the task that was woken
+
+    def __init__(self, keep):
+        self.keep = keep
+        self.waiting = {}
+
+    cdef Message meet(self, Core core, Slot *slot, uint32_t bits, uint64_t drained):
+        """A message that is about to be delivered, if that is what a letter tells."""
+        cdef Message message
+        cdef uint32_t size
+        if bits & RELEASED or not bits & READABLE or slot.kind != CONNECTION:
+            return None
+        pthread_mutex_lock(&slot.lock)
+        size = ring_len(&slot.inbound)
+        pthread_mutex_unlock(&slot.lock)
+        if size == 0:
+            return None         # the end
+        message = Message.__new__(Message)
+        message.core = core
+        message.slot = slot
+        message.handle = wk_u64_load(&slot.handle)
+        message.size = size
+        message.drained = drained
+        # The reactor may be storing the next ones by now.
+        message.stored = min(wk_u64_load(&slot.last_received), drained)
+        message.noticed = wk_u64_load(&slot.noticed)
+        if message.noticed == 0 or message.noticed > message.stored:
+            message.noticed = message.stored
+        set_exact(slot)
+        return message
+
+    cdef bint expect(self, Message message):
+        """Whether a task is going to handle it."""
+        cdef Stream conn = message.core.owner_of(message.slot)
+        cdef Operation reader = None if conn is None else conn.reader
+        if reader is None or reader.task is None:
+            return False
+        message.conn = conn
+        self.finish(reader.task)
+        self.waiting[reader.task] = message
+        return True
+
+    cdef void deliver(self, Core core, Letter *letter, uint64_t drained) noexcept:
+        cdef Slot *slot = slot_of_up(letter)
+        cdef Message message = None
+        cdef bint expected = False
+        try:
+            message = self.meet(core, slot, wk_u32_load(&letter.bits), drained)
+            expected = message is None or self.expect(message)
+        except MemoryError:
+            expected = True     # it is not traced, but delivered
+        # Phase 0: a callback may be called.
+        if expected or slot.server == NULL or slot.phase != 0:
+            deliver(core, letter)
+            return
+        message.start()
+        deliver(core, letter)
+        self.conclude(message)
+
+    cdef void conclude(self, Message message):
+        """Keep what was answered by now, or not."""
+        if message.is_answered():
+            self.keep(message.times(wk_u64_load_relaxed(&message.slot.last_sent), True))
+        else:
+            self.keep(message.times(message.core.now(), False))
+
+    cdef void settle(self, task, Message message):
+        del self.waiting[task]
+        self.conclude(message)
+
+    cdef void finish(self, task):
+        """Keep what a task has, until now not answered."""
+        cdef Message message = self.waiting.pop(task, None)
+        if message is not None and message.running:
+            self.keep(message.times(message.core.now(), False))
+
+    def _forget(self):
+        """Let go of messages that are under way."""
+        self.waiting.clear()
+
+    # --- as an instrument ------------------------------------------------------------
+
+    def before_task_step(self, task):
+        cdef Message message = self.waiting.get(task)
+        if message is None:
+            return
+        if not message.running:
+            message.start()
+        elif message.is_answered():
+            # A send that was deferred is done between two steps, and what it counts on
+            # may be gone after the next.
+            self.settle(task, message)
+
+    def after_task_step(self, task):
+        cdef Message message = self.waiting.get(task)
+        if message is not None and message.running and (
+            message.is_answered() or message.is_over()
+        ):
+            self.settle(task, message)
+
+    def task_exited(self, task):
+        self.finish(task)
+
+
+cdef inline void set_exact(Slot *slot) noexcept:
+    if wk_u64_load_relaxed(&slot.idle_since) == 0:
+        wk_u64_store_relaxed(&slot.idle_since, EXACT)
+
+
+cdef inline void unset_exact(Slot *slot) noexcept:
+    if wk_u64_load_relaxed(&slot.idle_since) == EXACT:
+        wk_u64_store_relaxed(&slot.idle_since, 0)
+
+
+def keep_exact_times(Core core, bint wanted):
+    """Have the connections that are there keep exact times, or no longer."""
+    cdef uint32_t cursor = 0
+    cdef Slot *slot = core.next_claimed(&cursor)
+    while slot != NULL:
+        if wanted:
+            set_exact(slot)
+        else:
+            unset_exact(slot)
+        slot = core.next_claimed(&cursor)
+
+
+# --- the bridge's hooks, while there is a trace --------------------------------------
+
+cdef void drain(Core core, Tracer tracer) noexcept:
+    cdef Letter *letter
+    cdef Letter *following
+    cdef uint64_t now
+    if not mailbox_waiting(&core.hub.completions):
+        return
+    now = core.now()
+    letter = mailbox_take(&core.hub.completions)
+    while letter != NULL:
+        following = letter.next
+        tracer.deliver(core, letter, now)
+        letter = following
+
+
+cdef class TracedHooks(Hooks):
+    cdef Tracer tracer
+
+    def __init__(self, Core core, pump, Tracer tracer):
+        Hooks.__init__(self, core, pump)
+        self.tracer = tracer
+
+    cdef void drain(self) noexcept:
+        drain(self.core, self.tracer)
