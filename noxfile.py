@@ -350,20 +350,20 @@ WATCHED = {
     "address": [
         "ring",
         "pool",
-        "matrix",
+        "slot_map",
         "wheel",
         "timing_wheel",
         "mailbox",
         "close_races",
         "load_modes",
-        "deferred",
+        "send_batch",
         "turns",
         "churn",
         *EVENTS,
     ],
     "thread": [
         *("mailbox", "close_races", "load_modes", "stream_contract", "churn", *EVENTS),
-        *("proxy_protocol", "trace", "deferred", "spin"),
+        *("proxy_protocol", "trace", "send_batch", "spin"),
         *("listener", "reuse_port", "engine"),
     ],
 }
@@ -546,7 +546,7 @@ def _reaches_debian() -> bool:
 
 # Where memory is handed around and where threads meet; none of them starts a process,
 # which would take binfmt_misc.
-EMULATED = ["matrix", "ring", "pool", "mailbox", "stream_contract", "close_races", "deferred"]
+EMULATED = ["slot_map", "ring", "pool", "mailbox", "stream_contract", "close_races", "send_batch"]
 
 
 def _debian_for_aarch64(session: nox.Session) -> Path:
@@ -592,7 +592,7 @@ def qemu(session: nox.Session) -> None:
         files = session.posargs or [f"tests/test_{name}.py" for name in EMULATED]
         with session.chdir(source):
             session.run("qemu-aarch64-static", *run, *files, env=env, external=True)
-            pages = ["-p", "65536", *run, "tests/test_matrix.py", "tests/test_ring.py"]
+            pages = ["-p", "65536", *run, "tests/test_slot_map.py", "tests/test_ring.py"]
             session.run("qemu-aarch64-static", *pages, env=env, external=True)
 
 

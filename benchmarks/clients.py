@@ -10,7 +10,7 @@ from typing import Any
 
 from worker import Worker
 
-MOST_EACH = 16_000
+MAX_EACH = 16_000
 """Connections that one client holds: within its descriptors, and its ports."""
 LISTENING = "0A"
 
@@ -49,7 +49,7 @@ class Clients:
 @contextmanager
 def clients(port: int, connections: int) -> Iterator[Clients]:
     """Clients for that many connections to a port, each from an address of its own."""
-    number = -(-connections // MOST_EACH)
+    number = -(-connections // MAX_EACH)
     with ExitStack() as stack:
         workers = [
             stack.enter_context(Worker("crowd_client.py", str(port), f"127.0.1.{index + 1}"))

@@ -1,6 +1,6 @@
 """A million connections without their descriptors: ``python benchmarks/million.py``.
 
-The matrix, a wheel and a pool are given what a million connections would give them:
+The slot map, a wheel and a pool are given what a million connections would give them:
 a slot and an idle timeout each, and a buffer for each that is busy at once. Memory is
 the process's resident set; times are CPU time, and of what is done from Python they
 hold Python's call. Looking up is beside a `dict` of as many, in turn, medians.
@@ -59,7 +59,7 @@ def look_up(get: Callable[[int], object], keys: Sequence[int]) -> None:
         get(key)
 
 
-def matrix(count: int) -> list[Row]:
+def slot_map(count: int) -> list[Row]:
     table = SlotTable()
     handles = array("Q", bytes(8 * count))
 
@@ -87,12 +87,12 @@ def matrix(count: int) -> list[Row]:
     returning = timed(empty, count)
     left = held - (with_all - resident())
     return [
-        Row("matrix", "memory of a connection's slot", held / count, "B"),
-        Row("matrix", "take a slot", taking, "ns"),
-        Row("matrix", "look one up", median(ours), "ns"),
-        Row("matrix", "look one up in a dict", median(theirs), "ns"),
-        Row("matrix", "return a slot", returning, "ns"),
-        Row("matrix", "memory left when all are returned", left / 2**20, "MiB"),
+        Row("slot_map", "memory of a connection's slot", held / count, "B"),
+        Row("slot_map", "take a slot", taking, "ns"),
+        Row("slot_map", "look one up", median(ours), "ns"),
+        Row("slot_map", "look one up in a dict", median(theirs), "ns"),
+        Row("slot_map", "return a slot", returning, "ns"),
+        Row("slot_map", "memory left when all are returned", left / 2**20, "MiB"),
     ]
 
 
@@ -152,7 +152,7 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.connections < 1 or asked.busy < 1:
         parser.error("--connections and --busy must be at least 1")
-    rows = [*matrix(asked.connections), *wheel(asked.connections), *pool(asked.busy)]
+    rows = [*slot_map(asked.connections), *wheel(asked.connections), *pool(asked.busy)]
     table = Table(title=f"{asked.connections:,} connections, {asked.busy:,} of them busy")
     for heading in ("part", "work", "figure"):
         table.add_column(heading, justify="right" if heading == "figure" else "left")

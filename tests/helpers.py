@@ -255,7 +255,7 @@ async def is_served(engine: Engine, listener: Any, data: bytes = b"hello") -> No
     await conn.aclose()
 
 
-class Hands:
+class ManualClock:
     """A clock that is moved by hand, and what was called when."""
 
     def __init__(self, now: float = 0.0) -> None:

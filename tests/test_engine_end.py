@@ -169,7 +169,7 @@ async def main():
         listener = await engine.listen("tcp://127.0.0.1:0")
         client = socket.create_connection(listener.address)
         conn = await listener.accept()
-        engine._core.deferred.crowd = 0
+        engine._core.send_batch.threshold = 0
         deferred = conn.send_all(b"deferred, ")
         trap = deferred.send(None)
         child = os.fork()

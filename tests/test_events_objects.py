@@ -217,7 +217,7 @@ async def test_a_context_is_replaced(engine: Engine) -> None:
 # -- other threads ---------------------------------------------------------------------------------
 
 
-class Gate:
+class ProxyGate:
     """Garbage whose finalizer waits: whoever frees it is held there, in another thread,
     while this one goes on."""
 
@@ -236,10 +236,10 @@ async def test_the_collector_finds_an_object_that_is_handed_out_meanwhile(engine
     keeps it. It must not be taken away again."""
     conns: list[Any] = []
     kept: list[Conn] = []
-    gates: list[Gate] = []
+    gates: list[ProxyGate] = []
 
     def on_connect(conn: Conn) -> None:
-        gate = Gate()
+        gate = ProxyGate()
         gates.append(gate)
         cycle: list[Any] = [gate, conn]
         cycle.append(cycle)
@@ -296,7 +296,7 @@ async def test_an_object_that_another_thread_is_freeing(engine: Engine) -> None:
         for depth in range(40, 60):
             with caller(listener) as peer:
                 await until(lambda: roots)
-                gate = Gate()
+                gate = ProxyGate()
                 reached, go = gate.reached, gate.go
                 nested: Any = [roots.pop()]
                 for _ in range(depth):

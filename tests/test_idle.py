@@ -1094,7 +1094,7 @@ async def test_it_counts_from_being_accepted(
 
 
 async def test_nobody_accepts(engine: Engine) -> None:
-    """What came due meanwhile is in nobody's hands."""
+    """What came due meanwhile is in nobody's clock."""
     async with await engine.listen(LOCAL, idle_timeout=0.01) as listener:
         with dialled(listener, 20) as socks:
             await until(lambda: listener.statistics().waiting == 20)

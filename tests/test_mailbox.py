@@ -12,24 +12,24 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from trio_wknet._native.testing import LetterBox
+from trio_wknet._native.testing import NotificationBox
 
-letters = st.integers(0, 4)
+notifications = st.integers(0, 4)
 bit_sets = st.integers(1, 2**32 - 1) | st.sampled_from([1, 2, 4, 1 << 31])
 
 
 class MailboxMachine(RuleBasedStateMachine):
-    """The model: the order letters were queued in, those gathered and not yet
-    sent, and every letter's bits."""
+    """The model: the order notifications were queued in, those gathered and not yet
+    sent, and every notification's bits."""
 
     @initialize()
     def open(self) -> None:
-        self.box = LetterBox(5)
+        self.box = NotificationBox(5)
         self.queue: list[int] = []
         self.gathered: list[int] = []
         self.bits: dict[int, int] = {}
 
-    @rule(number=letters, bits=bit_sets)
+    @rule(number=notifications, bits=bit_sets)
     def post(self, number: int, bits: int) -> None:
         fresh = number not in self.bits
         assert self.box.post(number, bits) == fresh
@@ -37,7 +37,7 @@ class MailboxMachine(RuleBasedStateMachine):
         if fresh:
             self.queue.append(number)
 
-    @rule(number=letters, bits=bit_sets)
+    @rule(number=notifications, bits=bit_sets)
     def gather(self, number: int, bits: int) -> None:
         self.box.gather(number, bits)
         if number not in self.bits:
@@ -66,7 +66,7 @@ TestMailbox = MailboxMachine.TestCase
 
 @pytest.mark.parametrize("number", [-1, 3])
 def test_a_letter_that_is_not_there(number: int) -> None:
-    box = LetterBox(3)
+    box = NotificationBox(3)
     with pytest.raises(IndexError, match=str(number)):
         box.post(number, 1)
     with pytest.raises(IndexError, match=str(number)):
@@ -82,7 +82,7 @@ def run_all(*bodies: functools.partial[None]) -> None:
 
 
 SENDERS = 4
-LETTERS = 8
+NOTIFICATIONS = 8
 
 
 @pytest.fixture(autouse=True)
@@ -94,28 +94,28 @@ def _quick_turns() -> Iterator[None]:
     sys.setswitchinterval(interval)
 
 
-def take_until(box: LetterBox, done: threading.Event, seen: list[tuple[int, int]]) -> None:
+def take_until(box: NotificationBox, done: threading.Event, seen: list[tuple[int, int]]) -> None:
     while True:
         last = done.is_set()
         batch = box.take()
-        assert len({number for number, _ in batch}) == len(batch), "a letter was in twice"
-        assert all(bits for _, bits in batch), "a letter came without bits"
+        assert len({number for number, _ in batch}) == len(batch), "a notification was in twice"
+        assert all(bits for _, bits in batch), "a notification came without bits"
         seen += batch
         if last and not batch:
             return
 
 
 def test_many_senders_lose_no_letter() -> None:
-    """A letter is queued by whoever turned its bits from 0: so there are as many
-    arrivals as posts that say so, and each sender's bit arrives at each letter."""
-    box = LetterBox(LETTERS)
+    """A notification is queued by whoever turned its bits from 0: so there are as many
+    arrivals as posts that say so, and each sender's bit arrives at each notification."""
+    box = NotificationBox(NOTIFICATIONS)
     done = threading.Event()
     seen: list[tuple[int, int]] = []
     queued = [0] * SENDERS
 
     def send(sender: int) -> None:
         for turn in range(400):
-            queued[sender] += box.post_many((turn + sender) % LETTERS, 1 << sender, 1000)
+            queued[sender] += box.post_many((turn + sender) % NOTIFICATIONS, 1 << sender, 1000)
 
     taker = threading.Thread(target=take_until, args=(box, done, seen))
     taker.start()
@@ -124,7 +124,7 @@ def test_many_senders_lose_no_letter() -> None:
     taker.join()
     assert len(seen) == sum(queued) > 0
     assert not box.waiting()
-    for number in range(LETTERS):
+    for number in range(NOTIFICATIONS):
         arrived = functools.reduce(operator.or_, (bits for at, bits in seen if at == number))
         assert arrived == (1 << SENDERS) - 1
 
@@ -133,14 +133,14 @@ def test_no_bit_is_lost() -> None:
     """Each sender waits until its bit has arrived before it sends the next one:
     exactly one arrival for each post, or it would wait forever."""
     rounds = 1_000
-    box = LetterBox(LETTERS)
+    box = NotificationBox(NOTIFICATIONS)
     answers = [threading.Semaphore(0) for _ in range(SENDERS)]
     arrivals = [0] * SENDERS
     stop = threading.Event()
 
     def send(sender: int) -> None:
         for turn in range(rounds):
-            box.post((turn + sender) % LETTERS, 1 << sender)
+            box.post((turn + sender) % NOTIFICATIONS, 1 << sender)
             assert answers[sender].acquire(timeout=30), f"the bit of round {turn} was lost"
 
     def take() -> None:

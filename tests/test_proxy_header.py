@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from proxy_headers import LINE, SIGNATURE, SOURCE, inet, tlv, version_2
 
 from trio_wknet import ProxyHeader
-from trio_wknet._proxy_protocol import MOST_HEADER, crc32c, header_size, parse_header
+from trio_wknet._proxy_protocol import MAX_HEADER, crc32c, header_size, parse_header
 
 V4 = ("192.0.2.1", 1), ("198.51.100.255", 65535)
 V6 = ("2001:db8::1", 65535, 0, 0), ("::ffff:10.0.0.1", 0, 0, 0)
@@ -183,7 +183,7 @@ def test_checksums() -> None:
         version_2(bytes(12) + b"\x01", kind=0x11),
         version_2(bytes(12) + b"\x01\x00", kind=0x11),
         version_2(bytes(12) + b"\x01\x00\x01", kind=0x11),
-        version_2(size=MOST_HEADER - 15),
+        version_2(size=MAX_HEADER - 15),
         version_2(size=0xFFFF),
     ],
 )
@@ -195,7 +195,7 @@ def test_what_is_malformed(line: bytes) -> None:
 
 
 def test_the_longest_header() -> None:
-    room = MOST_HEADER - 16 - 12 - 3
+    room = MAX_HEADER - 16 - 12 - 3
     header, rest = read(inet(*V4, tlv(4, bytes(room))) + b"rest")
     assert (header.tlvs, rest) == (((4, bytes(room)),), b"rest")
 
@@ -271,7 +271,7 @@ def test_any_bytes_are_a_header_or_not(data: bytes) -> None:
     have = 0
     try:
         while (size := header_size(data[:have])) > have:
-            assert size <= MOST_HEADER
+            assert size <= MAX_HEADER
             if size > len(data):
                 return
             have = size

@@ -84,8 +84,8 @@ def test_ctrl_c_ends_every_process() -> None:
 def test_a_million_in_small(tmp_path: Path) -> None:
     rows = measured("million.py", tmp_path, "--connections", 20_000, "--busy", 1000)["rows"]
     figures = {(row["part"], row["work"]): row["figure"] for row in rows}
-    assert {part for part, _ in figures} == {"matrix", "wheel", "pool"}
-    assert 448 <= figures["matrix", "memory of a connection's slot"] < 512
+    assert {part for part, _ in figures} == {"slot_map", "wheel", "pool"}
+    assert 448 <= figures["slot_map", "memory of a connection's slot"] < 512
     assert figures["wheel", "looks at each"] < 4
 
 

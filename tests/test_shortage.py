@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import trio
-from helpers import Hands, dialled, echo, few_descriptors, until
+from helpers import ManualClock, dialled, echo, few_descriptors, until
 from trio.testing import wait_all_tasks_blocked
 
 from trio_wknet import Conn, Engine
@@ -177,7 +177,7 @@ async def test_a_log_that_fails_stops_nothing(
 
 
 def test_the_log_of_stops_that_follow_each_other(caplog: pytest.LogCaptureFixture) -> None:
-    clock = Hands()
+    clock = ManualClock()
     log = ShortageLog("stops", "goes on", clock)
     log.heed("it", True, 1, errno.EMFILE)
     clock.now = 1.5

@@ -6,59 +6,59 @@ import trio
 from helpers import content, read, two_conns
 
 from trio_wknet import Conn, Engine
-from trio_wknet._native.testing import Game
+from trio_wknet._native.testing import SpinTrial
 
-MOST_LUCK, RETRY = 8, 256
+MAX_BUDGET, RETRY = 8, 256
 
 
-def play(game: Game, *heard: int) -> bool:
+def play(trial: SpinTrial, *heard: int) -> bool:
     """Hear of some, and be about to sleep."""
     for whom in heard:
-        game.hear(whom)
-    return game.goes_on()
+        trial.hear(whom)
+    return trial.goes_on()
 
 
 def test_one_peer_that_answers_each_time() -> None:
-    game = Game()
-    assert not play(game, 1), "it may be the only time"
-    assert play(game, 1)
-    assert play(game, 1)
+    trial = SpinTrial()
+    assert not play(trial, 1), "it may be the only time"
+    assert play(trial, 1)
+    assert play(trial, 1)
 
 
 def test_other_patterns() -> None:
-    game = Game()
+    trial = SpinTrial()
     for turn in range(20):
-        assert not play(game, turn % 2 + 1), "two in turn"
+        assert not play(trial, turn % 2 + 1), "two in turn"
     for _ in range(20):
-        assert not play(game, 1, 1), "more than a message"
-        assert not play(game, 1, 2), "two at once"
-        assert not play(game), "something else woke Trio"
+        assert not play(trial, 1, 1), "more than a message"
+        assert not play(trial, 1, 2), "two at once"
+        assert not play(trial), "something else woke Trio"
 
 
 def test_looking_on_in_vain_is_given_up_and_tried_again() -> None:
-    game = Game()
-    play(game, 1)
-    for _ in range(MOST_LUCK):
-        assert play(game, 1)
-        game.note(False)
-    tries = [play(game, 1) for _ in range(2 * RETRY)]
+    trial = SpinTrial()
+    play(trial, 1)
+    for _ in range(MAX_BUDGET):
+        assert play(trial, 1)
+        trial.note(False)
+    tries = [play(trial, 1) for _ in range(2 * RETRY)]
     assert [n for n, tried in enumerate(tries, 1) if tried] == [RETRY, 2 * RETRY]
-    game.note(True)
-    assert play(game, 1), "the try was worth it"
-    game.note(False)
-    assert not play(game, 1), "luck is soon used up"
+    trial.note(True)
+    assert play(trial, 1), "the try was worth it"
+    trial.note(False)
+    assert not play(trial, 1), "luck is soon used up"
 
 
 def test_luck_is_bounded() -> None:
-    game = Game()
-    play(game, 1)
+    trial = SpinTrial()
+    play(trial, 1)
     for _ in range(1000):
-        assert play(game, 1)
-        game.note(True)
-    for _ in range(MOST_LUCK):
-        assert play(game, 1)
-        game.note(False)
-    assert not play(game, 1)
+        assert play(trial, 1)
+        trial.note(True)
+    for _ in range(MAX_BUDGET):
+        assert play(trial, 1)
+        trial.note(False)
+    assert not play(trial, 1)
 
 
 async def test_ping_pong(engine: Engine, kind: str) -> None:

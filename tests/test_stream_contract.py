@@ -28,7 +28,7 @@ async def test_trios_own_check_passes(
     engine: Engine, kind: str, deferring: bool, long: bool
 ) -> None:
     if deferring:
-        engine._core.deferred.crowd = 0
+        engine._core.send_batch.threshold = 0
     async with AsyncExitStack() as pairs:
         stock: list[tuple[Conn, Conn]] = []
 

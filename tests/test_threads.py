@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from helpers import Hands, plain_pair, read, until
+from helpers import ManualClock, plain_pair, read, until
 
 import trio_wknet
 from trio_wknet import Conn, Engine, Limits, Listener, Timer, TimingWheel, Trace
@@ -380,7 +380,7 @@ async def test_handles(engine: Engine) -> None:
 
 @pytest.mark.parametrize("by_hand", [False, True])
 async def test_a_wheel(by_hand: bool) -> None:
-    wheel = TimingWheel(clock=Hands()) if by_hand else TimingWheel()
+    wheel = TimingWheel(clock=ManualClock()) if by_hand else TimingWheel()
     timer = wheel.call_later(1000, print)
     uses = [
         *(partial(call, wheel) for call in WHEEL.values() if call is not None),

@@ -14,7 +14,7 @@ from typing import Any
 import outcome
 import pytest
 import trio
-from helpers import Hands
+from helpers import ManualClock
 from trio.testing import MockClock
 
 from trio_wknet import Timer, TimingWheel
@@ -25,15 +25,15 @@ VISITS_A_TURN = 4096
 
 
 async def test_virtual_time(autojump_clock: MockClock) -> None:
-    wheel, hands = TimingWheel(), Hands()
+    wheel, clock = TimingWheel(), ManualClock()
     start = trio.current_time()
     done = trio.Event()
     for delay in (0, 0.005, 5, 0.5, 400, 86400, 20_000):
-        wheel.call_later(delay, lambda: hands.calls.append((None, trio.current_time() - start)))
+        wheel.call_later(delay, lambda: clock.calls.append((None, trio.current_time() - start)))
     wheel.call_later(86401, done.set)
     await done.wait()
     expected = [0, 0.005, 0.5, 5, 400, 20_000, 86400]
-    for (_, at), delay in zip(hands.calls, expected, strict=True):
+    for (_, at), delay in zip(clock.calls, expected, strict=True):
         assert delay <= at <= delay + TICK + 1e-9
     assert trio.current_time() - start < 86401 + 2 * TICK
 
@@ -52,19 +52,19 @@ def test_no_moment_is_too_early(seed: int) -> None:
     """However doubles are rounded, at the moment that the wheel says it has something to
     do. Otherwise a driver would spin, in virtual time for good."""
     rng = random.Random(seed)
-    hands = Hands(rng.choice([0.0, rng.uniform(0, 1e6), rng.uniform(1e6, 1e9)]))
+    clock = ManualClock(rng.choice([0.0, rng.uniform(0, 1e6), rng.uniform(1e6, 1e9)]))
     wheel = Watched(rng.choice([0.01, 0.001, 1 / 3]))
-    wheel._start(hands)
+    wheel._start(clock)
     for _ in range(100):
         wheel._unwatch()
-        wheel.call_later(rng.choice([0, rng.random(), rng.uniform(0, 1e5)]), hands.note)
+        wheel.call_later(rng.choice([0, rng.random(), rng.uniform(0, 1e5)]), clock.note)
         if rng.random() < 0.5:
             assert wheel.roused is not None
-            hands.now = max(hands.now, wheel.roused)
+            clock.now = max(clock.now, wheel.roused)
         else:
             moment = wheel._watch()
             assert moment is not None
-            hands.now = max(hands.now, moment)
+            clock.now = max(clock.now, moment)
         visits = wheel._counters()[4]
         wheel._run_due()
         assert wheel._counters()[4] > visits
@@ -230,8 +230,8 @@ def test_a_wheel_belongs_to_the_run_of_its_first_use() -> None:
 
 
 async def test_other_threads_are_refused() -> None:
-    hands = Hands()
-    of_the_run, by_hand = TimingWheel(), TimingWheel(clock=hands)
+    clock = ManualClock()
+    of_the_run, by_hand = TimingWheel(), TimingWheel(clock=clock)
     timers = [of_the_run.call_later(1000, print), by_hand.call_later(1000, print)]
 
     def elsewhere() -> None:
@@ -249,7 +249,7 @@ async def test_other_threads_are_refused() -> None:
     assert of_the_run.statistics().pending == 1
     assert by_hand.statistics().pending == 1
     timers[1].reset()  # the delay is what it was
-    hands.now = 999
+    clock.now = 999
     assert by_hand.turn() == 0
 
 
@@ -374,7 +374,7 @@ async def test_a_scope_is_entered_once() -> None:
 
 
 def test_a_scope_outside_of_a_task() -> None:
-    wheel = TimingWheel(clock=Hands())
+    wheel = TimingWheel(clock=ManualClock())
     with pytest.raises(RuntimeError), wheel.move_on_after(5):
         raise AssertionError("it was entered")
     assert wheel.statistics().pending == 0

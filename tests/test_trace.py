@@ -186,7 +186,7 @@ async def served(
         trio.open_nursery() as nursery,
     ):
         if deferring:
-            engine._core.deferred.crowd = 0
+            engine._core.send_batch.threshold = 0
         nursery.start_soon(listener.serve_events, on_data)
         with socket.socket(socket.AF_UNIX) as peer:
             peer.connect(f"{folder}/socket")

@@ -11,9 +11,9 @@ from trio_wknet._drop_in.functions import (
     serve_tcp,
 )
 from trio_wknet._drop_in.install import install, run, uninstall
-from trio_wknet._engine import Engine, open_engine
+from trio_wknet._engine import Engine, open_engine, open_wknet_listener
 from trio_wknet._errors import DelimiterNotFound, IncompleteRead
-from trio_wknet._listener import Listener, open_wknet_listener
+from trio_wknet._listener import Listener
 from trio_wknet._native.public.ringbuffer import RingBuffer
 from trio_wknet._native.public.timer import Timer
 from trio_wknet._options import ConnOptions, Limits

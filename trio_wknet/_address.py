@@ -19,8 +19,8 @@ from trio_wknet._misuse import as_tcp
 if TYPE_CHECKING:
     from trio_wknet._options import ConnOptions
 
-MOST_BACKLOG = 65_535
-MOST_UNIX_NAME = 107  # bytes
+MAX_BACKLOG = 65_535
+MAX_UNIX_NAME = 107  # bytes
 PORT_TRIES = 64
 
 
@@ -110,10 +110,10 @@ def _parse_unix(address: str) -> Address:
         size = len(os.fsencode(path))
     except UnicodeEncodeError as exc:
         raise ValueError(f"address {address!r} is no path: {exc}") from None
-    if size > MOST_UNIX_NAME:
+    if size > MAX_UNIX_NAME:
         raise ValueError(
             f"address {address!r} takes {size} bytes, and a unix socket's path or name at most "
-            f"{MOST_UNIX_NAME}"
+            f"{MAX_UNIX_NAME}"
         )
     return Address(address, None, 0, "\0" + path[1:] if path.startswith("@") else path)
 
@@ -157,12 +157,12 @@ async def open_listening_sockets(
 
 def _check_backlog(backlog: int | None) -> int:
     if backlog is None:
-        return MOST_BACKLOG
+        return MAX_BACKLOG
     if isinstance(backlog, bool) or not isinstance(backlog, int):
         raise TypeError(f"backlog must be an integer or None, not {backlog!r}")
     if backlog < 1:
         raise ValueError(f"backlog must be at least 1, not {backlog}")
-    return min(backlog, MOST_BACKLOG)
+    return min(backlog, MAX_BACKLOG)
 
 
 def _listen_tcp(

@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 import threading
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Literal, NoReturn
 
@@ -36,15 +36,15 @@ if TYPE_CHECKING:
 
     from trio_wknet._proxy_trust import Network, Trusted
 
-MOST_REACTORS = 1024
+MAX_REACTORS = 1024
 _SOCKET_STREAM_OPTIONS = ((socket.TCP_NODELAY, 1), (socket.TCP_NOTSENT_LOWAT, 2**14))
 
 
 def check_reactors(reactors: object) -> None:
     if reactors is not None and (isinstance(reactors, bool) or not isinstance(reactors, int)):
         raise TypeError(f"reactors must be an integer or None, not {reactors!r}")
-    if reactors is not None and not 0 <= reactors <= MOST_REACTORS:
-        raise ValueError(f"reactors must be from 0 to {MOST_REACTORS}, not {reactors}")
+    if reactors is not None and not 0 <= reactors <= MAX_REACTORS:
+        raise ValueError(f"reactors must be from 0 to {MAX_REACTORS}, not {reactors}")
 
 
 def _choose_reactors(reactors: int | None) -> int:
@@ -476,6 +476,55 @@ async def open_engine(
 
 # A run's default engine, and how many reactors `run` wants it to have.
 _default: trio.lowlevel.RunVar[Engine] = trio.lowlevel.RunVar("trio_wknet default engine")
+
+
+@one_address
+@for_async_with
+async def open_wknet_listener(
+    address: str | int,
+    *,
+    engine: Engine | None = None,
+    reactors: int | None = None,
+    backlog: int | None = None,
+    reuse_port: bool = False,
+    idle_timeout: float | None = None,
+    proxy_protocol: Collection[Network] | None = None,
+    limits: Limits = Limits(),
+    options: ConnOptions = ConnOptions(),
+) -> AsyncIterator[Listener]:
+    """Open a listener for the duration of an ``async with`` block::
+
+        async with open_wknet_listener("tcp://127.0.0.1:5100") as listener:
+            await listener.serve(handler)
+
+    Args:
+      engine: whose reactors to use; by default an engine of the listener's own,
+          with ``reactors`` as in `open_engine`, which ends with the block.
+
+    ``address`` and the other arguments, and the errors, are those of
+    `Engine.listen`. Entering and leaving are checkpoints.
+    """
+    if engine is not None:
+        if not isinstance(engine, Engine):
+            raise TypeError(f"engine must be an Engine, not {engine!r}")
+        if reactors is not None:
+            raise ValueError(f"reactors ({reactors}) has no meaning together with engine")
+    async with open_engine(reactors) if engine is None else nullcontext(engine) as used:
+        listener = await used.listen(
+            address,
+            backlog=backlog,
+            reuse_port=reuse_port,
+            idle_timeout=idle_timeout,
+            proxy_protocol=proxy_protocol,
+            limits=limits,
+            options=options,
+        )
+        try:
+            yield listener
+        finally:
+            await listener.aclose()
+
+
 default_reactors: trio.lowlevel.RunVar[int | None] = trio.lowlevel.RunVar(
     "trio_wknet default reactors", None
 )

@@ -42,7 +42,7 @@ class EventServing(EventServer):
             while self.accepting or (self.open and self._listener._draining):
                 await self._told.wait()
                 self._told = Latch(self._listener._core)
-                self.bury()
+                self.run_on_close()
                 self._raise_failure()
             if not self._listener._draining:
                 raise trio.ClosedResourceError("this listener was closed")
@@ -52,9 +52,9 @@ class EventServing(EventServer):
     # As in the drain, Ctrl-C waits.
 
     @trio.lowlevel.enable_ki_protection
-    def bury(self) -> None:
+    def run_on_close(self) -> None:
         """Call on_close where no drain will."""
-        self._bury()
+        self._run_on_close()
 
     @trio.lowlevel.enable_ki_protection
     def stop(self, *, running: bool) -> None:

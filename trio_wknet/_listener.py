@@ -5,32 +5,30 @@ from __future__ import annotations
 import os
 import socket
 import warnings
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import trio
 
-from trio_wknet._async_context import for_async_with
 from trio_wknet._conn import Conn
 from trio_wknet._events import EventServing
 from trio_wknet._handler_tasks import frames_below, trios_stream
-from trio_wknet._misuse import GivenWhenOpened, call_handler, one_address, require_callable
+from trio_wknet._misuse import GivenWhenOpened, call_handler, require_callable
 from trio_wknet._native.trio.latch import Latch
 from trio_wknet._native.trio.listen import NativeListener
-from trio_wknet._native.trio.proxy_gate import Gate
-from trio_wknet._options import ConnOptions, Limits
+from trio_wknet._native.trio.proxy_gate import ProxyGate
+from trio_wknet._options import Limits
 from trio_wknet._passes_for import ListenerBase
 from trio_wknet._shortage import ShortageLog
 from trio_wknet._socket import SocketFacade, borrowed
 from trio_wknet._statistics import ListenerStatistics
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+    from collections.abc import Awaitable, Callable
     from types import FrameType
 
-    from trio_wknet._engine import Engine
     from trio_wknet._native.trio.core import Core
-    from trio_wknet._proxy_trust import Network, Trusted
+    from trio_wknet._proxy_trust import Trusted
     from trio_wknet._socket_address import SocketAddress
 
 # Connections taken at once by `serve`: what one wake of its task may start.
@@ -89,7 +87,7 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
         for sock in sockets:
             sock.setblocking(False)
         descriptors = [(sock, sock.fileno(), int(sock.family)) for sock in sockets]
-        gate = None if trusted is None else Gate(trusted, limits.proxy_header_time)
+        gate = None if trusted is None else ProxyGate(trusted, limits.proxy_header_time)
         self._listen(core, descriptors, limits, spread, timeout, gate)
         for sock in sockets:
             sock.detach()
@@ -464,52 +462,3 @@ def _file_id(path: str | None) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
-
-
-@one_address
-@for_async_with
-async def open_wknet_listener(
-    address: str | int,
-    *,
-    engine: Engine | None = None,
-    reactors: int | None = None,
-    backlog: int | None = None,
-    reuse_port: bool = False,
-    idle_timeout: float | None = None,
-    proxy_protocol: Collection[Network] | None = None,
-    limits: Limits = Limits(),
-    options: ConnOptions = ConnOptions(),
-) -> AsyncIterator[Listener]:
-    """Open a listener for the duration of an ``async with`` block::
-
-        async with open_wknet_listener("tcp://127.0.0.1:5100") as listener:
-            await listener.serve(handler)
-
-    Args:
-      engine: whose reactors to use; by default an engine of the listener's own,
-          with ``reactors`` as in `open_engine`, which ends with the block.
-
-    ``address`` and the other arguments, and the errors, are those of
-    `Engine.listen`. Entering and leaving are checkpoints.
-    """
-    from trio_wknet._engine import Engine, open_engine
-
-    if engine is not None:
-        if not isinstance(engine, Engine):
-            raise TypeError(f"engine must be an Engine, not {engine!r}")
-        if reactors is not None:
-            raise ValueError(f"reactors ({reactors}) has no meaning together with engine")
-    async with open_engine(reactors) if engine is None else nullcontext(engine) as used:
-        listener = await used.listen(
-            address,
-            backlog=backlog,
-            reuse_port=reuse_port,
-            idle_timeout=idle_timeout,
-            proxy_protocol=proxy_protocol,
-            limits=limits,
-            options=options,
-        )
-        try:
-            yield listener
-        finally:
-            await listener.aclose()

@@ -22,7 +22,7 @@ import attrs
 if TYPE_CHECKING:
     from trio_wknet._socket_address import SocketAddress
 
-MOST_HEADER = 4096  # bytes
+MAX_HEADER = 4096  # bytes
 
 _SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 _MOST_LINE = 107  # bytes, CRLF included
@@ -79,8 +79,8 @@ def _binary_size(data: bytes) -> int:
     if len(data) < _FIXED:
         return _FIXED
     size = _FIXED + int.from_bytes(data[14:16], "big")
-    if size > MOST_HEADER:
-        raise ValueError(f"it is longer than {MOST_HEADER} bytes: {size}")
+    if size > MAX_HEADER:
+        raise ValueError(f"it is longer than {MAX_HEADER} bytes: {size}")
     return size
 
 

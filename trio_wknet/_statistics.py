@@ -79,7 +79,7 @@ class EngineStatistics:
     wakes: int
     """Times that a reactor had to wake Trio's loop."""
     slots_in_use: int
-    """Entries of the connection matrix in use: one for each connection, listener and
+    """Entries of the slot map in use: one for each connection, listener and
     listening socket, and a few of the engine's own."""
     slots_ready: int
     """Entries that are free and have their memory. Of 256 that stand together and are

@@ -22,7 +22,7 @@ from trio_wknet._trios_own import is_trios, trios_own
 if TYPE_CHECKING:
     import os
 
-FIRST_PAUSE, MOST_PAUSE = 0.001, 0.05  # seconds
+FIRST_PAUSE, MAX_PAUSE = 0.001, 0.05  # seconds
 
 
 async def connect_unix(
@@ -37,7 +37,7 @@ async def connect_unix(
             return stream
         stream.socket.close()
         await trio.sleep(pause)
-        pause = min(2 * pause, MOST_PAUSE)
+        pause = min(2 * pause, MAX_PAUSE)
 
 
 def is_connected(sock: trio.socket.SocketType) -> bool:

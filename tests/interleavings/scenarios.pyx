@@ -18,13 +18,13 @@ from trio_wknet._native.trio.idle_scopes cimport IdleWatch
 from trio_wknet._native.reactor.lists cimport list_empty
 from trio_wknet._native.base.linux cimport MSG_DONTWAIT, MSG_NOSIGNAL, POLLIN, poll, pollfd, recv, send
 from trio_wknet._native.trio.listen cimport NativeListener
-from trio_wknet._native.reactor.mailbox cimport Letter, mailbox_take, mailbox_waiting
+from trio_wknet._native.reactor.mailbox cimport Notification, mailbox_take, mailbox_waiting
 from trio_wknet._native.reactor.pool cimport Block, Pool, pool_drop, pool_take, pool_trim
 from trio_wknet._native.reactor.hub cimport Hub, Reactor, notify
 from trio_wknet._native.reactor.reactor cimport publish, reactor_turn
 from trio_wknet._native.trio.receive cimport ENOUGH
 from trio_wknet._native.reactor.ring cimport ring_len
-from trio_wknet._native.reactor.wake cimport reactor_post, still_bell
+from trio_wknet._native.reactor.wake cimport reactor_post, eventfd_clear
 
 import socket
 
@@ -85,7 +85,7 @@ cdef int trio_is_woken(void *argument) noexcept nogil:
 
 cdef int is_done(void *argument) noexcept nogil:
     """What was asked of a reactor, about a slot."""
-    return wk_u32_load(&(<Slot *>argument).down.bits) == 0
+    return wk_u32_load(&(<Slot *>argument).command.bits) == 0
 
 
 # --- threads -----------------------------------------------------------------------
@@ -105,7 +105,7 @@ cdef void reactor_thread(void *argument) noexcept nogil:
 
 cdef struct Reader:
     int fd
-    uint32_t wanted
+    uint32_t rcvlowat
 
 
 cdef int peer_has_bytes(void *argument) noexcept nogil:
@@ -260,18 +260,18 @@ cdef class Scenario:
             for i in range(self.hub.count):
                 reactor_turn(self.hub.reactors[i], 0)
             self.take_mail()
-        still_bell(self.hub.wakefd)
+        eventfd_clear(self.hub.wakefd)
 
     cdef void take_mail(self) noexcept:
         """The drain."""
-        cdef Letter *letter = mailbox_take(&self.hub.completions)
-        cdef Letter *following
-        while letter != NULL:
-            following = letter.next
-            if wk_u32_load(&letter.bits) == 0:
-                il_fail(b"a letter came without bits")
-            deliver(self.core, letter)
-            letter = following
+        cdef Notification *notification = mailbox_take(&self.hub.completions)
+        cdef Notification *following
+        while notification != NULL:
+            following = notification.next
+            if wk_u32_load(&notification.bits) == 0:
+                il_fail(b"a notification came without bits")
+            deliver(self.core, notification)
+            notification = following
 
     cdef void sleep(self) noexcept:
         """What Trio's loop does when no task can run."""
@@ -335,7 +335,7 @@ cdef class Commands(Scenario):
         reactor_post(self.conn.slot, WATCH)
         reactor_post(self.other.slot, WATCH)
         il_wait(is_done, self.conn.slot)
-        # The other's letter may stand behind this one in what the reactor has taken.
+        # The other's notification may stand behind this one in what the reactor has taken.
         reactor_post(self.conn.slot, WATCH)
         il_wait(is_done, self.conn.slot)
         il_wait(is_done, self.other.slot)
@@ -445,7 +445,7 @@ cdef class Release(Scenario):
         self.connect(Limits())
         self.conn.take_some(1, True)
         self.peer.send(b"news")
-        self.slots = wk_u32_load(&self.hub.matrix.count)
+        self.slots = wk_u32_load(&self.hub.slot_map.count)
         il_watch(self.conn.slot, sizeof(Slot), &self.conn.slot.handle)
         self.add_reactors()
 
@@ -456,7 +456,7 @@ cdef class Release(Scenario):
 
     cdef tear_down(self):
         Scenario.tear_down(self)
-        if wk_u32_load(&self.hub.matrix.count) != self.slots - 1:
+        if wk_u32_load(&self.hub.slot_map.count) != self.slots - 1:
             il_fail(b"the slot was not given back once")
 
 
@@ -471,7 +471,7 @@ cdef class CloseListener(Scenario):
         names = [sock.getsockname() for sock in socks]
         for sock in socks:
             sock.setblocking(False)
-        self.slots = wk_u32_load(&self.hub.matrix.count)
+        self.slots = wk_u32_load(&self.hub.slot_map.count)
         self.listener = NativeListener()
         taken = [(sock, sock.fileno(), socket.AF_INET) for sock in socks]
         self.listener._listen(self.core, taken, limits, True, 0, None)
@@ -492,7 +492,7 @@ cdef class CloseListener(Scenario):
         self.listener._close()
         self.listener = None
         Scenario.tear_down(self)
-        if wk_u32_load(&self.hub.matrix.count) != self.slots:
+        if wk_u32_load(&self.hub.slot_map.count) != self.slots:
             il_fail(b"a slot was not given back")
 
 

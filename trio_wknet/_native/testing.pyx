@@ -6,8 +6,8 @@ from libc.stdlib cimport calloc, free
 
 from .base.atomics cimport wk_u32_load, wk_u64_exchange, wk_u64_load, wk_u64_load_relaxed
 from .reactor.mailbox cimport (
-    Batch, Letter, Mailbox, batch_add, batch_send, letter_mark, letter_take, mailbox_push,
-    mailbox_take, mailbox_waiting,
+    Batch, Notification, Mailbox, batch_add, batch_send, notification_mark, notification_take,
+    mailbox_push, mailbox_take, mailbox_waiting,
 )
 from .reactor.pool cimport (
     Block, Pool, pool_drop, pool_free, pool_new, pool_settled, pool_take, pool_trim,
@@ -15,65 +15,68 @@ from .reactor.pool cimport (
 )
 from .reactor.slot cimport Slot
 from .reactor.slot_map cimport (
-    SLABS, Matrix, matrix_each, matrix_free, matrix_get, matrix_new, matrix_return, matrix_take,
+    SLABS, SlotMap, slot_map_each, slot_map_free, slot_map_get, slot_map_new, slot_map_return,
+    slot_map_take,
 )
 from .reactor.wheel cimport (
-    MOST_NODES, MOST_SLOTS, Wheel, WheelNode, wheel_add, wheel_free, wheel_linked, wheel_new,
+    MAX_NODES, MAX_SLOTS, Wheel, WheelNode, wheel_add, wheel_free, wheel_linked, wheel_new,
     wheel_next, wheel_remove, wheel_take, wheel_turn,
 )
-from .trio.spin cimport PingPong, ping_pong_goes_on, ping_pong_hear, ping_pong_new, ping_pong_note
+from .trio.spin cimport (
+    SpinPolicy, spin_policy_wants, spin_policy_hear, spin_policy_new, spin_policy_note,
+)
 
 from array import array
 
 
-cdef class LetterBox:
-    """A mailbox with a Python face, for tests: `count` letters, by number."""
+cdef class NotificationBox:
+    """A mailbox with a Python face, for tests: `count` notifications, by number."""
     cdef Mailbox _box
-    cdef Letter *_letters
+    cdef Notification *_notifications
     cdef Batch _batch
     cdef int _count
 
     def __cinit__(self, int count):
-        self._letters = <Letter *>calloc(count, sizeof(Letter))
-        if self._letters == NULL:
+        self._notifications = <Notification *>calloc(count, sizeof(Notification))
+        if self._notifications == NULL:
             raise MemoryError
         self._count = count
 
     def __dealloc__(self):
-        free(self._letters)
+        free(self._notifications)
 
-    cdef Letter *_letter(self, int number) except NULL:
+    cdef Notification *_notification(self, int number) except NULL:
         if not 0 <= number < self._count:
             raise IndexError(number)
-        return &self._letters[number]
+        return &self._notifications[number]
 
     def post(self, int number, uint32_t bits):
-        """Add bits to a letter and queue it if need be, as one sender."""
-        cdef Letter *letter = self._letter(number)
+        """Add bits to a notification and queue it if need be, as one sender."""
+        cdef Notification *notification = self._notification(number)
         cdef bint queued
         with nogil:
-            queued = letter_mark(letter, bits)
+            queued = notification_mark(notification, bits)
             if queued:
-                mailbox_push(&self._box, letter, letter)
+                mailbox_push(&self._box, notification, notification)
         return queued
 
     def post_many(self, int number, uint32_t bits, int times):
         """The same so many times, letting nobody in between by the GIL; returns
-        how often the letter was queued."""
-        cdef Letter *letter = self._letter(number)
+        how often the notification was queued."""
+        cdef Notification *notification = self._notification(number)
         cdef int i, queued = 0
         with nogil:
             for i in range(times):
-                if letter_mark(letter, bits):
-                    mailbox_push(&self._box, letter, letter)
+                if notification_mark(notification, bits):
+                    mailbox_push(&self._box, notification, notification)
                     queued += 1
         return queued
 
     def gather(self, int number, uint32_t bits):
         """The same, but into the batch that `send` sends."""
-        cdef Letter *letter = self._letter(number)
-        if letter_mark(letter, bits):
-            batch_add(&self._batch, letter)
+        cdef Notification *notification = self._notification(number)
+        if notification_mark(notification, bits):
+            batch_add(&self._batch, notification)
 
     def send(self):
         return batch_send(&self._batch, &self._box)
@@ -82,14 +85,14 @@ cdef class LetterBox:
         return mailbox_waiting(&self._box)
 
     def take(self):
-        """All (number, bits), oldest letter first."""
-        cdef Letter *letter = mailbox_take(&self._box)
-        cdef Letter *following
+        """All (number, bits), oldest notification first."""
+        cdef Notification *notification = mailbox_take(&self._box)
+        cdef Notification *following
         taken = []
-        while letter != NULL:
-            following = letter.next
-            taken.append((letter - self._letters, letter_take(letter)))
-            letter = following
+        while notification != NULL:
+            following = notification.next
+            taken.append((notification - self._notifications, notification_take(notification)))
+            notification = following
         return taken
 
 
@@ -174,37 +177,37 @@ def starve_pools(bint starved):
 
 
 cdef class SlotTable:
-    """The matrix with a Python face, for tests.
+    """The slot map with a Python face, for tests.
 
     Args:
       generation: what every slab counts on from.
     """
-    cdef Matrix *_matrix
+    cdef SlotMap *_map
 
     def __cinit__(self, uint32_t generation=0):
         cdef uint32_t i
-        self._matrix = matrix_new()
-        if self._matrix == NULL:
+        self._map = slot_map_new()
+        if self._map == NULL:
             raise MemoryError
         for i in range(SLABS if generation else 0):
-            self._matrix.slabs[i].generation = generation
+            self._map.slabs[i].generation = generation
 
     def __dealloc__(self):
-        if self._matrix != NULL:
-            matrix_free(self._matrix)
+        if self._map != NULL:
+            slot_map_free(self._map)
 
     def __len__(self):
-        return wk_u32_load(&self._matrix.count)
+        return wk_u32_load(&self._map.count)
 
     @property
     def warm(self):
         """The numbers of the slabs that have memory."""
-        return [i for i in range(self._matrix.slab_count)
-                if wk_u32_load(&self._matrix.slabs[i].warm)]
+        return [i for i in range(self._map.slab_count)
+                if wk_u32_load(&self._map.slabs[i].warm)]
 
     def add(self, int fd):
         """Take a slot for a pretended descriptor; returns its handle."""
-        cdef Slot *slot = matrix_take(self._matrix)
+        cdef Slot *slot = slot_map_take(self._map)
         if slot == NULL:
             raise MemoryError
         slot.fd = fd
@@ -212,25 +215,25 @@ cdef class SlotTable:
 
     def get(self, uint64_t handle):
         """The descriptor behind a handle, or None for a stale one."""
-        cdef Slot *slot = matrix_get(self._matrix, handle)
+        cdef Slot *slot = slot_map_get(self._map, handle)
         return None if slot == NULL else slot.fd
 
     def remove(self, uint64_t handle):
         """Return the slot; False for a stale handle, which changes nothing."""
-        cdef Slot *slot = matrix_get(self._matrix, handle)
+        cdef Slot *slot = slot_map_get(self._map, handle)
         if slot == NULL:
             return False
-        matrix_return(self._matrix, slot)
+        slot_map_return(self._map, slot)
         return True
 
     def each(self):
         """The handles in use."""
         cdef uint32_t cursor = 0
-        cdef Slot *slot = matrix_each(self._matrix, &cursor)
+        cdef Slot *slot = slot_map_each(self._map, &cursor)
         handles = []
         while slot != NULL:
             handles.append(wk_u64_load(&slot.handle))
-            slot = matrix_each(self._matrix, &cursor)
+            slot = slot_map_each(self._map, &cursor)
         return handles
 
     def count_found(self, list handles):
@@ -240,7 +243,7 @@ cdef class SlotTable:
         cdef Py_ssize_t found = 0
         with nogil:
             for i in range(numbers.shape[0]):
-                found += matrix_get(self._matrix, numbers[i]) != NULL
+                found += slot_map_get(self._map, numbers[i]) != NULL
         return found
 
     def swell(self, Py_ssize_t count):
@@ -251,7 +254,7 @@ cdef class SlotTable:
         with nogil:
             while count > 0:
                 count -= 1
-                slot = matrix_take(self._matrix)
+                slot = slot_map_take(self._map)
                 if slot == NULL:
                     break
                 if newest == NULL:
@@ -262,7 +265,7 @@ cdef class SlotTable:
             while oldest != NULL:
                 slot = oldest
                 oldest = slot.chain
-                matrix_return(self._matrix, slot)
+                slot_map_return(self._map, slot)
 
 
 cdef struct Member:
@@ -285,7 +288,7 @@ cdef class NodeWheel:
     cdef uint32_t _size
 
     def __cinit__(self, uint64_t tick_ns, uint32_t slots, uint64_t now_ns, uint32_t size):
-        if tick_ns < 1 or not 2 <= slots <= MOST_SLOTS or size > <uint32_t>MOST_NODES:
+        if tick_ns < 1 or not 2 <= slots <= MAX_SLOTS or size > <uint32_t>MAX_NODES:
             raise ValueError("out of range")
         self._size = size
         self._members = <Member *>calloc(max(size, 1), sizeof(Member))
@@ -338,18 +341,18 @@ cdef class NodeWheel:
         return index if wheel_take(self._wheel, &index) else None
 
 
-cdef class Game:
+cdef class SpinTrial:
     """A Python face, for tests. Whoever is heard is a number."""
-    cdef PingPong _game
+    cdef SpinPolicy _policy
 
     def __cinit__(self):
-        ping_pong_new(&self._game)
+        spin_policy_new(&self._policy)
 
     def hear(self, size_t whom):
-        ping_pong_hear(&self._game, <void *>whom)
+        spin_policy_hear(&self._policy, <void *>whom)
 
     def goes_on(self):
-        return ping_pong_goes_on(&self._game)
+        return spin_policy_wants(&self._policy)
 
     def note(self, bint found):
-        ping_pong_note(&self._game, found)
+        spin_policy_note(&self._policy, found)

@@ -14,7 +14,7 @@ from trio_wknet._cli.demo.process import ServerFailed, ServerProcess
 from trio_wknet._cli.demo.result import Comparison, Round, reactors_text
 from trio_wknet._cli.demo.view import Lane, View, round_text
 from trio_wknet._cli.text import complaint
-from trio_wknet._engine import MOST_REACTORS
+from trio_wknet._engine import MAX_REACTORS
 from trio_wknet._load.cpu import CpuMeter
 from trio_wknet._load.options import LoadOptions
 from trio_wknet._load.run import LoadProgress, run_load
@@ -30,7 +30,7 @@ WARMUP = 0.5
 @click.option("--duration", type=float, default=4.0, help="Seconds of each of the four loads.")
 @click.option(
     "--reactors",
-    type=click.IntRange(0, MOST_REACTORS),
+    type=click.IntRange(0, MAX_REACTORS),
     show_default="the library's choice",
     help="Reactor threads; 0 runs the reactor in Trio's own thread.",
 )

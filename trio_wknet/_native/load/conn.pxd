@@ -121,4 +121,4 @@ cdef struct Load:
 cdef int begin_connect(Load *load, Conn *conn, uint64_t now) noexcept nogil
 cdef void on_event(Load *load, uint64_t handle, uint32_t events) noexcept nogil
 cdef void pump(Load *load, Conn *conn, uint64_t now) noexcept nogil
-cdef void lose(Load *load, Conn *conn, int fault) noexcept nogil
+cdef void fail_conn(Load *load, Conn *conn, int fault) noexcept nogil

@@ -101,7 +101,7 @@ cdef void take_back(Load *load, Conn *conn) noexcept nogil:
 cdef void fail_connect(Load *load, Conn *conn, int problem) noexcept nogil:
     if problem != ECONNREFUSED and load.connect_errno == 0:
         load.connect_errno = problem
-    lose(load, conn, REFUSED if problem == ECONNREFUSED else CONNECT_OTHER)
+    fail_conn(load, conn, REFUSED if problem == ECONNREFUSED else CONNECT_OTHER)
 
 
 cdef bint finish_connect(Load *load, Conn *conn, uint32_t events) noexcept nogil:
@@ -125,15 +125,15 @@ cdef bint finish_connect(Load *load, Conn *conn, uint32_t events) noexcept nogil
 # -- Parting -------------------------------------------------------------------
 
 
-cdef void lose(Load *load, Conn *conn, int fault) noexcept nogil:
+cdef void fail_conn(Load *load, Conn *conn, int fault) noexcept nogil:
     """Count a connection that failed, and with it what it had not answered."""
     wk_u64_bump(&load.faults[fault], 1)
     load.lost += conn.due - conn.answered
     load.failures += 1
-    part(load, conn)
+    close_conn(load, conn)
 
 
-cdef void part(Load *load, Conn *conn) noexcept nogil:
+cdef void close_conn(Load *load, Conn *conn) noexcept nogil:
     """Close. In churn the slot is for the next transaction, else it stays empty."""
     if conn.state == OPEN:
         wk_u64_store_relaxed(&load.connected, wk_u64_load_relaxed(&load.connected) - 1)
@@ -178,7 +178,7 @@ cdef void pump(Load *load, Conn *conn, uint64_t now) noexcept nogil:
         elif errno == EAGAIN:
             return
         elif errno != EINTR:
-            lose(load, conn, RESET)
+            fail_conn(load, conn, RESET)
             return
 
 
@@ -217,7 +217,7 @@ cdef bint receive(Load *load, Conn *conn, bint ending) noexcept nogil:
         elif got < 0 and errno == EAGAIN:
             return True
         elif got == 0 or errno != EINTR:
-            lose(load, conn, END_OF_FILE if got == 0 else RESET)
+            fail_conn(load, conn, END_OF_FILE if got == 0 else RESET)
             return False
 
 
@@ -225,7 +225,7 @@ cdef bint take(Load *load, Conn *conn, uint64_t length) noexcept nogil:
     """Judge and count bytes that came; False when the connection is no more."""
     cdef uint64_t now, whole
     if not is_echo(load, conn, length):
-        lose(load, conn, MISMATCH)
+        fail_conn(load, conn, MISMATCH)
         return False
     now = monotonic_ns()
     conn.received += length
@@ -237,7 +237,7 @@ cdef bint take(Load *load, Conn *conn, uint64_t length) noexcept nogil:
         conn.answered += 1
     if load.plan.mode == CHURN and whole == 1:
         load.failures = 0
-        part(load, conn)
+        close_conn(load, conn)
         return False
     return True
 

@@ -21,7 +21,7 @@ from ..base.linux cimport (
 )
 from .conn cimport (
     CHURN, CONNECTING, DONE, DRAIN, MEASURE, OPEN, OPEN_LOOP, RAMP, TIMEOUT, WARMUP, Conn, Load,
-    begin_connect, lose, on_event, pump,
+    begin_connect, fail_conn, on_event, pump,
 )
 
 
@@ -208,7 +208,7 @@ cdef void give_up_connects(Load *load) noexcept nogil:
     load.blocked_since = 0
     for slot in range(load.plan.connections):
         if load.conns[slot].state < OPEN:
-            lose(load, &load.conns[slot], TIMEOUT)
+            fail_conn(load, &load.conns[slot], TIMEOUT)
 
 
 cdef void open_window(Load *load, uint64_t now) noexcept nogil:
@@ -286,7 +286,7 @@ cdef void expire_connects(Load *load, uint64_t now) noexcept nogil:
     for slot in range(load.plan.connections):
         conn = &load.conns[slot]
         if conn.state == CONNECTING and now - conn.since >= load.plan.connect_timeout:
-            lose(load, conn, TIMEOUT)
+            fail_conn(load, conn, TIMEOUT)
 
 
 cdef void expire_blocked(Load *load, uint64_t now) noexcept nogil:
@@ -296,7 +296,7 @@ cdef void expire_blocked(Load *load, uint64_t now) noexcept nogil:
     if load.idle_count:
         load.idle_count -= 1
         conn = &load.conns[load.idle[load.idle_count]]
-        lose(load, conn, TIMEOUT)
+        fail_conn(load, conn, TIMEOUT)
 
 
 cdef int pause(Loop *loop, uint64_t now) noexcept nogil:

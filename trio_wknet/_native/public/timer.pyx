@@ -19,7 +19,7 @@ from libc.stdlib cimport free, realloc
 from libc.string cimport memset
 
 from ..reactor.wheel cimport (
-    MOST_NODES, MOST_SLOTS, NEVER, Wheel, WheelNode, wheel_add, wheel_free, wheel_linked,
+    MAX_NODES, MAX_SLOTS, NEVER, Wheel, WheelNode, wheel_add, wheel_free, wheel_linked,
     wheel_new, wheel_next, wheel_remove, wheel_take, wheel_turn,
 )
 
@@ -37,7 +37,7 @@ cdef extern from "Python.h":
 cdef enum:
     FIRST_ENTRIES = 64
 
-cdef double MOST_SECONDS = 18446744073.0    # in 64 bits of nanoseconds
+cdef double MAX_SECONDS = 18446744073.0    # in 64 bits of nanoseconds
 
 
 # --- the table --------------------------------------------------------------------
@@ -68,7 +68,7 @@ cdef int _grow(Table *table) except -1:
     cdef uint32_t size = max(2 * table.size, <uint32_t>FIRST_ENTRIES)
     cdef Entry *grown = NULL
     cdef uint32_t index
-    if size <= <uint32_t>MOST_NODES:
+    if size <= <uint32_t>MAX_NODES:
         grown = <Entry *>realloc(table.entries, size * sizeof(Entry))
     if grown == NULL:
         raise MemoryError
@@ -88,14 +88,14 @@ cdef inline uint64_t _passed(double seconds) noexcept:
     """The whole nanoseconds that have passed."""
     if not seconds > 0:
         return 0
-    return <uint64_t>(seconds * 1e9) if seconds < MOST_SECONDS else NEVER - 1
+    return <uint64_t>(seconds * 1e9) if seconds < MAX_SECONDS else NEVER - 1
 
 
 cdef inline uint64_t _not_before(double seconds) noexcept:
     """The first whole nanosecond that is not early."""
     if not seconds > 0:
         return 0
-    return <uint64_t>ceil(seconds * 1e9) if seconds < MOST_SECONDS else NEVER
+    return <uint64_t>ceil(seconds * 1e9) if seconds < MAX_SECONDS else NEVER
 
 
 cdef double _seconds(str name, value) except -1:
@@ -123,8 +123,8 @@ cdef uint64_t _tick_ns(tick) except 0:
 cdef uint32_t _slots(slots) except 0:
     if isinstance(slots, bool) or not isinstance(slots, int):
         raise TypeError(f"slots must be an integer, not {slots!r}")
-    if not 2 <= slots <= MOST_SLOTS:
-        raise ValueError(f"slots must be from 2 to {MOST_SLOTS}, not {slots!r}")
+    if not 2 <= slots <= MAX_SLOTS:
+        raise ValueError(f"slots must be from 2 to {MAX_SLOTS}, not {slots!r}")
     return slots
 
 

@@ -47,7 +47,7 @@ from .hub cimport Hub, Reactor, least_loaded, notify
 from .lists cimport queue_append
 from .shortage cimport end_shortage, is_shortage, wait_for_resources
 from .slot cimport ADD, DROP, NEW, OPEN, PORT, Slot, take_acceptor
-from .slot_map cimport matrix_take
+from .slot_map cimport slot_map_take
 from .timeouts cimport timeout_set
 from .transfer cimport end_of_input, flush
 from .wake cimport reactor_post
@@ -74,7 +74,7 @@ cdef extern from *:
 
 cdef enum:
     ACCEPT_BATCH = 64
-    MOST_BACKLOG = 65535
+    MAX_BACKLOG = 65535
     GRACE_MS = 2                # what a handshake may take that began before a close
 
 
@@ -234,7 +234,7 @@ cdef int _accept_rest(Reactor *reactor, Slot *port) noexcept nogil:
     cdef pollfd late
     cdef uint64_t until
     cdef int error = _accept_queued(reactor, port)
-    if error != EAGAIN or not port.keeps:
+    if error != EAGAIN or not port.pinned:
         return error
     if setsockopt(port.fd, SOL_SOCKET, SO_ATTACH_FILTER, &wk_no_syn_program,
                   sizeof(wk_no_syn_program)) != 0:
@@ -253,7 +253,7 @@ cdef int _accept_queued(Reactor *reactor, Slot *port) noexcept nogil:
     if none is left in it, or the errno that stands in the way."""
     cdef int i, error
     cdef bint full = False
-    for i in range(MOST_BACKLOG):
+    for i in range(MAX_BACKLOG):
         error = _accept_one(reactor, port, &full)
         if error == EAGAIN or is_shortage(error) or _is_fatal(error):
             return error
@@ -267,7 +267,7 @@ cdef int _accept_one(Reactor *reactor, Slot *port, bint *full) noexcept nogil:
     if wk_u32_load_relaxed(&reactor.hub.unwatched):
         return <int>wk_u32_load(&reactor.hub.shortage)
     if reactor.spare == NULL:
-        reactor.spare = matrix_take(reactor.hub.matrix)
+        reactor.spare = slot_map_take(reactor.hub.slot_map)
     if reactor.spare == NULL:
         return ENOMEM
     fd = accept4(port.fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)
@@ -283,7 +283,7 @@ cdef bint _hand_over(Reactor *reactor, Slot *port, int fd) noexcept nogil:
     cdef Slot *slot = reactor.spare
     cdef Reactor *target = reactor
     reactor.spare = NULL
-    if not port.keeps:
+    if not port.pinned:
         target = _choose(reactor)
     slot.fd = fd
     slot.family = port.family

@@ -17,7 +17,7 @@ from ..base.linux cimport (
 )
 from .hub cimport RECEIVE_BUFFER, Reactor, notify
 from .lists cimport list_append, list_remove
-from .mailbox cimport letter_mark
+from .mailbox cimport notification_mark
 from .pool cimport block_data, pool_note_released
 from .ring cimport ring_clear
 from .shortage cimport end_shortage
@@ -208,8 +208,8 @@ cdef void _count_down(Reactor *reactor) noexcept nogil:
 
 cdef void release(Reactor *reactor, Slot *slot) noexcept nogil:
     """Return the slot: after the event batch, or by the drain that holds its
-    letter (slot.pxd)."""
-    if letter_mark(&slot.up, RELEASED):
+    notification (slot.pxd)."""
+    if notification_mark(&slot.completion, RELEASED):
         slot.chain = reactor.dead
         reactor.dead = slot
 

@@ -7,10 +7,10 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from ..base.atomics cimport wk_u32, wk_u32_load_relaxed, wk_u64
 from ..base.linux cimport epoll_event, monotonic_ns
-from .mailbox cimport Batch, Mailbox, batch_add, letter_mark
+from .mailbox cimport Batch, Mailbox, batch_add, notification_mark
 from .pool cimport Block, Pool
 from .slot cimport Link, Slot
-from .slot_map cimport Matrix
+from .slot_map cimport SlotMap
 from .wheel cimport Wheel
 
 cdef enum:
@@ -25,13 +25,13 @@ cdef enum:
     TIMER_TAG = 1
 
 cdef struct Hub:
-    Matrix *matrix
+    SlotMap *slot_map
     Pool *pool              # the Trio side's, for outbound rings
     Mailbox completions
     int wakefd              # eventfd that Trio waits on; in-loop: the reactor's
     wk_u32 asleep           # Trio is about to wait, or waits, and is to be woken
     wk_u64 wakes            # statistics: how often it was
-    Slot *beacon            # its letter tells what concerns no connection: that a
+    Slot *beacon            # its notification tells what concerns no connection: that a
                             # reactor has none left, that the pool is to be trimmed
     wk_u32 quiet_wanted     # somebody wants to know
     wk_u32 shared           # a child was forked, and may hold the same descriptors
@@ -97,5 +97,5 @@ cdef inline Reactor *least_loaded(Hub *hub, Reactor *reactor) noexcept nogil:
 
 cdef inline void notify(Reactor *reactor, Slot *slot, uint32_t bits) noexcept nogil:
     """Tell the Trio side, once the turn ends."""
-    if bits and letter_mark(&slot.up, bits):
-        batch_add(&reactor.batch, &slot.up)
+    if bits and notification_mark(&slot.completion, bits):
+        batch_add(&reactor.batch, &slot.completion)

@@ -24,12 +24,12 @@ cdef enum Direction:
     EACH = 3            # since the last byte in that direction which is idle longer
 
 cdef enum:
-    MOST_IDLE_MS = 0x3FFFFFFF       # 12 days; longer waits are looked at in between
+    MAX_IDLE_MS = 0x3FFFFFFF       # 12 days; longer waits are looked at in between
 
 
 cdef inline uint32_t idle_ms(uint64_t ns) noexcept nogil:
     """A time as a rule can say it: no shorter, as far as it can."""
-    return <uint32_t>min(ns / 1000000 + (ns % 1000000 != 0), <uint64_t>MOST_IDLE_MS)
+    return <uint32_t>min(ns / 1000000 + (ns % 1000000 != 0), <uint64_t>MAX_IDLE_MS)
 
 
 cdef inline uint32_t idle_rule(uint32_t ms, uint32_t direction) noexcept nogil:

@@ -1,11 +1,11 @@
 # Mail between the two sides: commands go down, completions come up.
 #
-# A letter is embedded in the slot it speaks of, and carries a set of bits. A
-# sender sets bits by fetch-or; whoever turned 0 into non-0 queues the letter, so
-# a letter is in at most one queue at a time and a mailbox never holds more
-# letters than there are connections. The receiver takes the whole queue, and
-# from each letter its bits by exchange: bits set before the exchange are handled
-# now, bits set after it queue the letter again. No wake is lost, and nobody
+# A notification is embedded in the slot it speaks of, and carries a set of bits. A
+# sender sets bits by fetch-or; whoever turned 0 into non-0 queues the notification, so
+# a notification is in at most one queue at a time and a mailbox never holds more
+# notifications than there are connections. The receiver takes the whole queue, and
+# from each notification its bits by exchange: bits set before the exchange are handled
+# now, bits set after it queue the notification again. No wake is lost, and nobody
 # waits for anybody.
 #
 # The queue is a stack that is only ever pushed to or taken whole, hence no ABA
@@ -14,22 +14,22 @@ from libc.stdint cimport uint32_t
 
 from ..base.atomics cimport wk_ptr, wk_u32
 
-cdef struct Letter:
-    Letter *next
+cdef struct Notification:
+    Notification *next
     wk_u32 bits
 
 cdef struct Mailbox:
     wk_ptr head
 
-# Letters that one thread has gathered, to be sent with one push.
+# Notifications that one thread has gathered, to be sent with one push.
 cdef struct Batch:
-    Letter *newest
-    Letter *oldest
+    Notification *newest
+    Notification *oldest
 
-cdef bint letter_mark(Letter *letter, uint32_t bits) noexcept nogil
-cdef uint32_t letter_take(Letter *letter) noexcept nogil
-cdef void mailbox_push(Mailbox *box, Letter *newest, Letter *oldest) noexcept nogil
-cdef Letter *mailbox_take(Mailbox *box) noexcept nogil
+cdef bint notification_mark(Notification *notification, uint32_t bits) noexcept nogil
+cdef uint32_t notification_take(Notification *notification) noexcept nogil
+cdef void mailbox_push(Mailbox *box, Notification *newest, Notification *oldest) noexcept nogil
+cdef Notification *mailbox_take(Mailbox *box) noexcept nogil
 cdef bint mailbox_waiting(Mailbox *box) noexcept nogil
-cdef void batch_add(Batch *batch, Letter *letter) noexcept nogil
+cdef void batch_add(Batch *batch, Notification *notification) noexcept nogil
 cdef bint batch_send(Batch *batch, Mailbox *box) noexcept nogil

@@ -6,37 +6,37 @@ from ..base.atomics cimport (
 )
 
 
-cdef bint letter_mark(Letter *letter, uint32_t bits) noexcept nogil:
-    """Add bits; True if the caller must now queue the letter."""
-    return wk_u32_or(&letter.bits, bits) == 0
+cdef bint notification_mark(Notification *notification, uint32_t bits) noexcept nogil:
+    """Add bits; True if the caller must now queue the notification."""
+    return wk_u32_or(&notification.bits, bits) == 0
 
 
-cdef uint32_t letter_take(Letter *letter) noexcept nogil:
-    """Take all bits. The letter may be queued again from this moment on, so its
+cdef uint32_t notification_take(Notification *notification) noexcept nogil:
+    """Take all bits. The notification may be queued again from this moment on, so its
     `next` must have been read before."""
-    return wk_u32_exchange(&letter.bits, 0)
+    return wk_u32_exchange(&notification.bits, 0)
 
 
-cdef void mailbox_push(Mailbox *box, Letter *newest, Letter *oldest) noexcept nogil:
+cdef void mailbox_push(Mailbox *box, Notification *newest, Notification *oldest) noexcept nogil:
     """Push a chain, newest first. The release of the compare-and-swap publishes
     the links and everything the sender wrote before."""
     cdef void *head = wk_ptr_load_relaxed(&box.head)
     while True:
-        oldest.next = <Letter *>head
+        oldest.next = <Notification *>head
         if wk_ptr_cas(&box.head, &head, newest):
             return
 
 
-cdef Letter *mailbox_take(Mailbox *box) noexcept nogil:
+cdef Notification *mailbox_take(Mailbox *box) noexcept nogil:
     """Take everything, oldest first."""
-    cdef Letter *letter = <Letter *>wk_ptr_exchange(&box.head, NULL)
-    cdef Letter *ordered = NULL
-    cdef Letter *following
-    while letter != NULL:
-        following = letter.next
-        letter.next = ordered
-        ordered = letter
-        letter = following
+    cdef Notification *notification = <Notification *>wk_ptr_exchange(&box.head, NULL)
+    cdef Notification *ordered = NULL
+    cdef Notification *following
+    while notification != NULL:
+        following = notification.next
+        notification.next = ordered
+        ordered = notification
+        notification = following
     return ordered
 
 
@@ -44,11 +44,11 @@ cdef bint mailbox_waiting(Mailbox *box) noexcept nogil:
     return wk_ptr_load_relaxed(&box.head) != NULL
 
 
-cdef void batch_add(Batch *batch, Letter *letter) noexcept nogil:
-    letter.next = batch.newest
-    batch.newest = letter
+cdef void batch_add(Batch *batch, Notification *notification) noexcept nogil:
+    notification.next = batch.newest
+    batch.newest = notification
     if batch.oldest == NULL:
-        batch.oldest = letter
+        batch.oldest = notification
 
 
 cdef bint batch_send(Batch *batch, Mailbox *box) noexcept nogil:

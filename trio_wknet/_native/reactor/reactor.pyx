@@ -22,16 +22,16 @@ from .closing cimport (
 from .hub cimport EVENTS, TIMER_TAG, WAKE_TAG, Reactor, hub_now, notify
 from .idle cimport idle_due
 from .lists cimport list_empty, list_remove
-from .mailbox cimport Letter, batch_send, letter_take, mailbox_take, mailbox_waiting
+from .mailbox cimport Notification, batch_send, notification_take, mailbox_take, mailbox_waiting
 from .slot cimport (
     ABORT, ADD, CLOSE, DETACH, DROP, FLUSH, FLUSHING, FORGOTTEN, IDLE, LINGERING, LISTENER, NEW,
-    OPEN, PORT, RESUME, WATCH, Link, Slot, slot_of_down, slot_of_ready,
+    OPEN, PORT, RESUME, WATCH, Link, Slot, slot_of_command, slot_of_ready,
 )
-from .slot_map cimport matrix_at, matrix_get, matrix_return
+from .slot_map cimport slot_map_at, slot_map_get, slot_map_return
 from .timeouts cimport timeout_set
 from .transfer cimport flush, look_at_socket, on_readable, on_writable, resume_reading
 from .trim cimport run_trim
-from .wake cimport hub_wake, ring_bell, still_bell
+from .wake cimport hub_wake, eventfd_signal, eventfd_clear
 from .wheel cimport NEVER, wheel_next, wheel_take, wheel_turn
 
 cdef enum:
@@ -99,7 +99,7 @@ cdef void _note_look(Reactor *reactor, uint32_t asked) noexcept nogil:
     wk_fence()
     if (wk_u32_load(&reactor.hub.looks_awaited)
             and wk_u32_exchange(&reactor.hub.looks_awaited, 0)):
-        ring_bell(reactor.hub.wakefd)
+        eventfd_signal(reactor.hub.wakefd)
 
 
 cdef void publish(Reactor *reactor) noexcept nogil:
@@ -110,21 +110,21 @@ cdef void publish(Reactor *reactor) noexcept nogil:
     while reactor.dead != NULL:
         slot = reactor.dead
         reactor.dead = slot.chain
-        matrix_return(reactor.hub.matrix, slot)
+        slot_map_return(reactor.hub.slot_map, slot)
 
 
 cdef void _dispatch(Reactor *reactor, epoll_event *event) noexcept nogil:
     cdef Slot *slot
     cdef uint32_t events = event.events
     if event.data.u64 == WAKE_TAG:
-        still_bell(reactor.wakefd)
+        eventfd_clear(reactor.wakefd)
         wk_u32_exchange(&reactor.kicked, 0)
         return
     if event.data.u64 == TIMER_TAG:
-        still_bell(reactor.timerfd)
+        eventfd_clear(reactor.timerfd)
         reactor.alarm_at = NEVER
         return
-    slot = matrix_get(reactor.hub.matrix, event.data.u64)
+    slot = slot_map_get(reactor.hub.slot_map, event.data.u64)
     if slot == NULL:
         return
     if slot.kind == PORT:
@@ -141,19 +141,19 @@ cdef void _dispatch(Reactor *reactor, epoll_event *event) noexcept nogil:
 cdef void _run_commands(Reactor *reactor) noexcept nogil:
     """Only what was there when it began: a flood of commands cannot keep the
     reactor from its sockets."""
-    cdef Letter *letter
-    cdef Letter *following
+    cdef Notification *notification
+    cdef Notification *following
     if not mailbox_waiting(&reactor.commands):
         return
-    letter = mailbox_take(&reactor.commands)
-    while letter != NULL:
-        following = letter.next
-        command(reactor, slot_of_down(letter), letter_take(letter))
-        letter = following
+    notification = mailbox_take(&reactor.commands)
+    while notification != NULL:
+        following = notification.next
+        command(reactor, slot_of_command(notification), notification_take(notification))
+        notification = following
 
 
 cdef void command(Reactor *reactor, Slot *slot, uint32_t bits) noexcept nogil:
-    """Carry out what a letter asks. When several bits come together their order
+    """Carry out what a notification asks. When several bits come together their order
     is that of a connection's life."""
     if bits & ADD and slot.state == NEW:
         if slot.kind == PORT:
@@ -209,7 +209,7 @@ cdef void _run_timeouts(Reactor *reactor) noexcept nogil:
     cdef Slot *slot
     wheel_turn(reactor.wheel, reactor.now)
     while wheel_take(reactor.wheel, &index):
-        slot = matrix_at(reactor.hub.matrix, index)
+        slot = slot_map_at(reactor.hub.slot_map, index)
         if slot.kind == PORT or slot.state == NEW:
             retry(reactor, slot)
         elif slot.state == OPEN:

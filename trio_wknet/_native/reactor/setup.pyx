@@ -11,7 +11,7 @@ from .hub cimport RECEIVE_BUFFER, TIMER_TAG, WAKE_TAG, Hub, Reactor, hub_now
 from .lists cimport list_init
 from .pool cimport Pool, pool_drop, pool_free, pool_new, pool_take
 from .slot cimport LISTENER
-from .slot_map cimport matrix_free, matrix_new, matrix_take
+from .slot_map cimport slot_map_free, slot_map_new, slot_map_take
 from .timeouts cimport timeouts_new
 from .wake cimport kick
 from .wheel cimport NEVER, wheel_free
@@ -89,9 +89,9 @@ cdef Hub *hub_new(uint32_t count, bint in_loop, bint round_robin) noexcept nogil
     hub.in_loop = in_loop
     hub.round_robin = round_robin
     hub.wakefd = -1
-    hub.matrix = matrix_new()
-    if hub.matrix != NULL:
-        hub.beacon = matrix_take(hub.matrix)
+    hub.slot_map = slot_map_new()
+    if hub.slot_map != NULL:
+        hub.beacon = slot_map_take(hub.slot_map)
     hub.reactors = <Reactor **>calloc(count, sizeof(Reactor *))
     cdef bint ready = hub.beacon != NULL and hub.reactors != NULL
     while ready and hub.count < count:
@@ -125,6 +125,6 @@ cdef void hub_free(Hub *hub) noexcept nogil:
     for i in range(hub.count):
         _reactor_free(hub.reactors[i])
     free(hub.reactors)
-    if hub.matrix != NULL:
-        matrix_free(hub.matrix)
+    if hub.slot_map != NULL:
+        slot_map_free(hub.slot_map)
     free(hub)

@@ -1,4 +1,4 @@
-# The slot: one struct of the matrix, for a connection, a listener or a port of
+# The slot: one struct of the slot map, for a connection, a listener or a port of
 # one. Who may touch what, and when.
 #
 # Kinds of access:
@@ -17,7 +17,7 @@
 #
 # Layout. 64-byte lines, each of one kind, so that neither side's own fields ever
 # share a line with what the other side writes: counting bytes on one core takes
-# no line away from the other. What both must write, rings and letters, moves
+# no line away from the other. What both must write, rings and notifications, moves
 # between the cores anyway when work is handed over, and stands together: an echo
 # touches lines 0, 1 and 3 on both sides, 4 on the reactor's and 6 on Trio's.
 # The sizes are asserted where slot_map.pyx allocates slots, on 64-byte boundaries.
@@ -45,8 +45,8 @@
 #
 # The slot. Letting go is the Trio side's last touch. The reactor closes the
 # descriptor (after lingering) and marks `up` with RELEASED: if `up` was not
-# queued, the reactor returns the slot to the matrix once its event batch ends;
-# if it was, the drain that takes the letter returns it. Either way a generation
+# queued, the reactor returns the slot to the slot map once its event batch ends;
+# if it was, the drain that takes the notification returns it. Either way a generation
 # passes, and every handle to the old connection is void.
 #
 # A LISTENER's slot is reached from several reactors, those of its ports, and from the
@@ -57,7 +57,7 @@ from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from ..base.atomics cimport wk_u32, wk_u64
 from ..base.linux cimport SPARE_OF_MUTEX, pthread_mutex_t
-from .mailbox cimport Letter
+from .mailbox cimport Notification
 from .ring cimport Ring
 from .wheel cimport WheelNode
 
@@ -74,7 +74,7 @@ cdef enum Completion:
     ENDED = 8           # the peer finished sending, or the connection broke
     ACCEPTED = 16       # connections wait for accept(), or a port failed
     DETACHED = 32       # the reactor has forgotten the descriptor
-    RELEASED = 64       # whoever takes this letter returns the slot
+    RELEASED = 64       # whoever takes this notification returns the slot
     IDLE = 128          # its idle rule came due
     TRIM = 256          # of the beacon: the Trio side's pool has more than it needs
     SHORTAGE = 512      # of a LISTENER, and of the beacon for connections: something
@@ -126,15 +126,15 @@ cdef struct Slot:
     int32_t fd
     uint16_t family
     uint8_t kind
-    uint8_t keeps           # of a PORT: its reactor keeps what it accepts
+    uint8_t pinned           # of a PORT: its reactor keeps what it accepts
     uint8_t spare_identity[SPARE_OF_MUTEX]
 
     # --- line 1: lock
     Ring inbound            # the reactor writes, the Trio side reads
     Ring outbound           # the Trio side writes, the reactor reads
-    uint32_t wanted         # a receiver waits for so many bytes; 0: nobody waits
+    uint32_t rcvlowat         # a receiver waits for so many bytes; 0: nobody waits
     int32_t error           # errno that broke the connection or port; 0: none
-    int32_t foretold        # errno that the socket told of, once, ahead of bytes:
+    int32_t pending_error        # errno that the socket told of, once, ahead of bytes:
                             # while paused, or to whoever sent; stands at their end
     uint8_t ended           # the peer's FIN was read: every byte before it is in;
                             # of a LISTENER: no port is left to add to its queue
@@ -158,9 +158,9 @@ cdef struct Slot:
                             # reactor's dead list
     uint64_t timeout_since  # ns: what limits.idle counts from, if nothing moved (trio)
 
-    # --- line 3: mail; the rules of letters stand in mailbox.pxd
-    Letter up
-    Letter down
+    # --- line 3: mail; the rules of notifications stand in mailbox.pxd
+    Notification completion
+    Notification command
     wk_u64 idle_since       # ns: what an idle rule counts from, if nothing moved;
                             # EXACT: there is none, and 0: there never was one
     wk_u32 idle             # the idle rule that the reactor watches; 0: none
@@ -223,12 +223,12 @@ cdef inline uint32_t take_acceptor(Slot *listener) noexcept nogil:
     return ACCEPTED
 
 
-cdef inline Slot *slot_of_up(Letter *letter) noexcept nogil:
-    return <Slot *>(<char *>letter - <size_t>&(<Slot *>NULL).up)
+cdef inline Slot *slot_of_completion(Notification *notification) noexcept nogil:
+    return <Slot *>(<char *>notification - <size_t>&(<Slot *>NULL).completion)
 
 
-cdef inline Slot *slot_of_down(Letter *letter) noexcept nogil:
-    return <Slot *>(<char *>letter - <size_t>&(<Slot *>NULL).down)
+cdef inline Slot *slot_of_command(Notification *notification) noexcept nogil:
+    return <Slot *>(<char *>notification - <size_t>&(<Slot *>NULL).command)
 
 
 cdef inline Slot *slot_of_ready(Link *link) noexcept nogil:

@@ -1,4 +1,4 @@
-# The connection matrix: slots by index, in slabs that never move.
+# The slot map: slots by index, in slabs that never move.
 #
 # A handle is generation << 32 | index. Looking one up is two loads and a
 # comparison: the slab's pointer is published with release and never changes, and a
@@ -11,7 +11,7 @@
 # that of two connections. The first generation is 1, so none is below 2**32: the
 # numbers that the reactor gives to its own descriptors in epoll are no handles.
 #
-# Slots are taken from the lowest slab that has room, so after a peak the matrix
+# Slots are taken from the lowest slab that has room, so after a peak the slot map
 # becomes dense again, from below. A slab whose slots are all free may be cooled: its
 # pages go back to the system, its addresses stay. KEEP_WARM such slabs are left as
 # they are, the lowest; so a connection that comes and goes at a slab's edge moves no
@@ -55,7 +55,7 @@ cdef struct Slab:
     uint32_t generation     # of the slot taken last; 0: none was
     wk_u32 warm             # it may have pages, and slots in use
 
-cdef struct Matrix:
+cdef struct SlotMap:
     wk_ptr slots[SLABS]     # where each slab's are
     Slab slabs[SLABS]
     uint64_t room[256]      # a bit for each slab that has a slot to give
@@ -67,12 +67,12 @@ cdef struct Matrix:
     wk_u32 count            # slots in use
     wk_u32 warm_count       # warm slabs
 
-cdef Matrix *matrix_new() noexcept nogil
-cdef void matrix_free(Matrix *matrix) noexcept nogil
-cdef Slot *matrix_take(Matrix *matrix) noexcept nogil
-cdef void matrix_return(Matrix *matrix, Slot *slot) noexcept nogil
-cdef Slot *matrix_at(Matrix *matrix, uint32_t index) noexcept nogil
-cdef Slot *matrix_get(Matrix *matrix, uint64_t handle) noexcept nogil
-cdef void matrix_after_fork(Matrix *matrix) noexcept nogil
-cdef Slot *matrix_step(Matrix *matrix, uint32_t *cursor) noexcept nogil
-cdef Slot *matrix_each(Matrix *matrix, uint32_t *cursor) noexcept nogil
+cdef SlotMap *slot_map_new() noexcept nogil
+cdef void slot_map_free(SlotMap *slot_map) noexcept nogil
+cdef Slot *slot_map_take(SlotMap *slot_map) noexcept nogil
+cdef void slot_map_return(SlotMap *slot_map, Slot *slot) noexcept nogil
+cdef Slot *slot_map_at(SlotMap *slot_map, uint32_t index) noexcept nogil
+cdef Slot *slot_map_get(SlotMap *slot_map, uint64_t handle) noexcept nogil
+cdef void slot_map_after_fork(SlotMap *slot_map) noexcept nogil
+cdef Slot *slot_map_step(SlotMap *slot_map, uint32_t *cursor) noexcept nogil
+cdef Slot *slot_map_each(SlotMap *slot_map, uint32_t *cursor) noexcept nogil

@@ -1,4 +1,4 @@
-"""The connection matrix. Its rules stand in slot_map.pxd."""
+"""The slot map. Its rules stand in slot_map.pxd."""
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 from posix.mman cimport (
@@ -41,12 +41,12 @@ cdef void _assert_layout() noexcept nogil:
     last field of each kind. Compiles to nothing."""
     static_assert_(sizeof(Slot) == 7 * LINE)
     static_assert_(sizeof(Slot) * SLAB_SLOTS % 16384 == 0)
-    static_assert_(line_of(&(<Slot *>NULL).keeps) == 0)
+    static_assert_(line_of(&(<Slot *>NULL).pinned) == 0)
     static_assert_(starts_line(&(<Slot *>NULL).inbound))
     static_assert_(line_of(&(<Slot *>NULL).oldest) == 1)
     static_assert_(starts_line(&(<Slot *>NULL).reactor))
     static_assert_(line_of(&(<Slot *>NULL).chain) == 2)
-    static_assert_(starts_line(&(<Slot *>NULL).up))
+    static_assert_(starts_line(&(<Slot *>NULL).completion))
     static_assert_(line_of(&(<Slot *>NULL).opened) == 3)
     static_assert_(starts_line(&(<Slot *>NULL).timer))
     static_assert_(line_of(&(<Slot *>NULL).last_received) == 4)
@@ -69,9 +69,9 @@ cdef void *_pages(size_t size) noexcept nogil:
     return NULL if memory == MAP_FAILED else memory
 
 
-cdef bint _add_slab(Matrix *matrix) noexcept nogil:
+cdef bint _add_slab(SlotMap *slot_map) noexcept nogil:
     """Add a slab, cold; False without memory or numbers."""
-    cdef uint32_t number = matrix.slab_count
+    cdef uint32_t number = slot_map.slab_count
     cdef void *slots
     _assert_layout()
     if number == SLABS:
@@ -79,124 +79,124 @@ cdef bint _add_slab(Matrix *matrix) noexcept nogil:
     slots = _pages(SLAB_BYTES)
     if slots == NULL:
         return False
-    wk_ptr_store(&matrix.slots[number], slots)
-    _give_room(matrix, number)
-    matrix.slab_count += 1
+    wk_ptr_store(&slot_map.slots[number], slots)
+    _give_room(slot_map, number)
+    slot_map.slab_count += 1
     return True
 
 
-cdef inline void _give_room(Matrix *matrix, uint32_t number) noexcept nogil:
-    bits_set(matrix.room, number)
-    if number >> 6 < matrix.first_room:
-        matrix.first_room = number >> 6
+cdef inline void _give_room(SlotMap *slot_map, uint32_t number) noexcept nogil:
+    bits_set(slot_map.room, number)
+    if number >> 6 < slot_map.first_room:
+        slot_map.first_room = number >> 6
 
 
-cdef inline bint _find_room(Matrix *matrix, uint32_t *number) noexcept nogil:
+cdef inline bint _find_room(SlotMap *slot_map, uint32_t *number) noexcept nogil:
     """The lowest slab with a slot to give; False if there is none."""
-    while matrix.first_room << 6 < matrix.slab_count:
-        if matrix.room[matrix.first_room] != 0:
-            number[0] = bits_lowest(matrix.room, matrix.first_room)
+    while slot_map.first_room << 6 < slot_map.slab_count:
+        if slot_map.room[slot_map.first_room] != 0:
+            number[0] = bits_lowest(slot_map.room, slot_map.first_room)
             return True
-        matrix.first_room += 1
+        slot_map.first_room += 1
     return False
 
 
-cdef void _warm(Matrix *matrix, uint32_t number) noexcept nogil:
-    cdef Slab *slab = &matrix.slabs[number]
+cdef void _warm(SlotMap *slot_map, uint32_t number) noexcept nogil:
+    cdef Slab *slab = &slot_map.slabs[number]
     memset(slab.free, 0xff, sizeof(slab.free))
     slab.free_count = SLAB_SLOTS
     wk_u32_store(&slab.warm, True)
-    wk_u32_add(&matrix.warm_count, 1)
+    wk_u32_add(&slot_map.warm_count, 1)
 
 
-cdef void _cool(Matrix *matrix, uint32_t number) noexcept nogil:
+cdef void _cool(SlotMap *slot_map, uint32_t number) noexcept nogil:
     """Give a slab's pages back. Where the system refuses (they may be locked in
     memory) they stay, and it is all the same: the slots are free as they are."""
-    wk_u32_store(&matrix.slabs[number].warm, False)
-    wk_u32_sub(&matrix.warm_count, 1)
-    madvise(wk_ptr_load(&matrix.slots[number]), SLAB_BYTES, MADV_DONTNEED)
+    wk_u32_store(&slot_map.slabs[number].warm, False)
+    wk_u32_sub(&slot_map.warm_count, 1)
+    madvise(wk_ptr_load(&slot_map.slots[number]), SLAB_BYTES, MADV_DONTNEED)
 
 
-cdef void _emptied(Matrix *matrix, uint32_t number) noexcept nogil:
+cdef void _emptied(SlotMap *slot_map, uint32_t number) noexcept nogil:
     """A slab's last slot was returned: cool it or another one, if it is one too many."""
-    if _spent(&matrix.slabs[number]):
-        _cool(matrix, number)
+    if _spent(&slot_map.slabs[number]):
+        _cool(slot_map, number)
         return
-    bits_set(matrix.empty, number)
-    matrix.empty_count += 1
-    if matrix.empty_count > KEEP_WARM:
+    bits_set(slot_map.empty, number)
+    slot_map.empty_count += 1
+    if slot_map.empty_count > KEEP_WARM:
         # Not just this one: it may be where slots are taken from next.
-        number = bits_highest(matrix.empty, (matrix.slab_count - 1) >> 6)
-        bits_clear(matrix.empty, number)
-        matrix.empty_count -= 1
-        _cool(matrix, number)
+        number = bits_highest(slot_map.empty, (slot_map.slab_count - 1) >> 6)
+        bits_clear(slot_map.empty, number)
+        slot_map.empty_count -= 1
+        _cool(slot_map, number)
 
 
-cdef uint32_t _take_from(Matrix *matrix, uint32_t number) noexcept nogil:
+cdef uint32_t _take_from(SlotMap *slot_map, uint32_t number) noexcept nogil:
     """The number of a slot in a slab that has room."""
-    cdef Slab *slab = &matrix.slabs[number]
+    cdef Slab *slab = &slot_map.slabs[number]
     cdef uint32_t slot
     if not wk_u32_load_relaxed(&slab.warm):
-        _warm(matrix, number)
+        _warm(slot_map, number)
     elif slab.free_count == SLAB_SLOTS:
-        bits_clear(matrix.empty, number)
-        matrix.empty_count -= 1
+        bits_clear(slot_map.empty, number)
+        slot_map.empty_count -= 1
     slot = bits_lowest(slab.free, 0)
     bits_clear(slab.free, slot)
     slab.free_count -= 1
     slab.generation += 1
     if slab.free_count == 0 or _spent(slab):
-        bits_clear(matrix.room, number)
+        bits_clear(slot_map.room, number)
     return slot
 
 
-# --- the matrix -----------------------------------------------------------------------
+# --- the slot map -----------------------------------------------------------------------
 
 
-cdef Matrix *matrix_new() noexcept nogil:
-    """An empty matrix, or NULL without memory."""
-    cdef Matrix *matrix = <Matrix *>_pages(sizeof(Matrix))
-    if matrix != NULL:
-        pthread_mutex_init(&matrix.lock, NULL)
-    return matrix
+cdef SlotMap *slot_map_new() noexcept nogil:
+    """An empty slot map, or NULL without memory."""
+    cdef SlotMap *slot_map = <SlotMap *>_pages(sizeof(SlotMap))
+    if slot_map != NULL:
+        pthread_mutex_init(&slot_map.lock, NULL)
+    return slot_map
 
 
-cdef void matrix_free(Matrix *matrix) noexcept nogil:
-    """Free the matrix and all slots. No thread may use it any more."""
+cdef void slot_map_free(SlotMap *slot_map) noexcept nogil:
+    """Free the slot map and all slots. No thread may use it any more."""
     cdef uint32_t i
-    for i in range(matrix.slab_count):
-        munmap(wk_ptr_load(&matrix.slots[i]), SLAB_BYTES)
-    pthread_mutex_destroy(&matrix.lock)
-    munmap(matrix, sizeof(Matrix))
+    for i in range(slot_map.slab_count):
+        munmap(wk_ptr_load(&slot_map.slots[i]), SLAB_BYTES)
+    pthread_mutex_destroy(&slot_map.lock)
+    munmap(slot_map, sizeof(SlotMap))
 
 
-cdef Slot *matrix_at(Matrix *matrix, uint32_t index) noexcept nogil:
+cdef Slot *slot_map_at(SlotMap *slot_map, uint32_t index) noexcept nogil:
     """The slot of an index, or NULL where no slab is."""
     if index >= <uint32_t>SLABS * SLAB_SLOTS:
         return NULL
-    cdef Slot *slots = <Slot *>wk_ptr_load(&matrix.slots[index >> SLAB_BITS])
+    cdef Slot *slots = <Slot *>wk_ptr_load(&slot_map.slots[index >> SLAB_BITS])
     if slots == NULL:
         return NULL
     return &slots[index & (SLAB_SLOTS - 1)]
 
 
-cdef Slot *matrix_take(Matrix *matrix) noexcept nogil:
+cdef Slot *slot_map_take(SlotMap *slot_map) noexcept nogil:
     """A reset slot of kind CONNECTION, or NULL without memory."""
     cdef uint32_t number, index
     cdef uint64_t generation
     cdef Slot *slots
     cdef bint found
-    pthread_mutex_lock(&matrix.lock)
-    found = _find_room(matrix, &number) or (
-        _add_slab(matrix) and _find_room(matrix, &number))
+    pthread_mutex_lock(&slot_map.lock)
+    found = _find_room(slot_map, &number) or (
+        _add_slab(slot_map) and _find_room(slot_map, &number))
     if found:
-        index = number << SLAB_BITS | _take_from(matrix, number)
-        generation = matrix.slabs[number].generation
-    pthread_mutex_unlock(&matrix.lock)
+        index = number << SLAB_BITS | _take_from(slot_map, number)
+        generation = slot_map.slabs[number].generation
+    pthread_mutex_unlock(&slot_map.lock)
     if not found:
         return NULL
-    wk_u32_add(&matrix.count, 1)
-    slots = <Slot *>wk_ptr_load(&matrix.slots[number])
+    wk_u32_add(&slot_map.count, 1)
+    slots = <Slot *>wk_ptr_load(&slot_map.slots[number])
     return _prepare(&slots[index & (SLAB_SLOTS - 1)], generation << 32 | index)
 
 
@@ -210,64 +210,64 @@ cdef Slot *_prepare(Slot *slot, uint64_t handle) noexcept nogil:
     return slot
 
 
-cdef void matrix_return(Matrix *matrix, Slot *slot) noexcept nogil:
+cdef void slot_map_return(SlotMap *slot_map, Slot *slot) noexcept nogil:
     """Take a slot back. From here on its old handle finds nothing."""
     cdef uint32_t index = <uint32_t>wk_u64_load(&slot.handle)
     cdef uint32_t number = index >> SLAB_BITS
-    cdef Slab *slab = &matrix.slabs[number]
+    cdef Slab *slab = &slot_map.slabs[number]
     wk_u64_store(&slot.handle, 0)
     pthread_mutex_destroy(&slot.lock)
-    wk_u32_sub(&matrix.count, 1)
-    pthread_mutex_lock(&matrix.lock)
+    wk_u32_sub(&slot_map.count, 1)
+    pthread_mutex_lock(&slot_map.lock)
     bits_set(slab.free, index & (SLAB_SLOTS - 1))
     slab.free_count += 1
     if not _spent(slab):
-        _give_room(matrix, number)
+        _give_room(slot_map, number)
     if slab.free_count == SLAB_SLOTS:
-        _emptied(matrix, number)
-    pthread_mutex_unlock(&matrix.lock)
+        _emptied(slot_map, number)
+    pthread_mutex_unlock(&slot_map.lock)
 
 
-cdef Slot *matrix_get(Matrix *matrix, uint64_t handle) noexcept nogil:
+cdef Slot *slot_map_get(SlotMap *slot_map, uint64_t handle) noexcept nogil:
     """The slot that a handle means, or NULL if that connection is over."""
-    cdef Slot *slot = matrix_at(matrix, <uint32_t>handle)
+    cdef Slot *slot = slot_map_at(slot_map, <uint32_t>handle)
     if slot == NULL or handle == 0 or wk_u64_load(&slot.handle) != handle:
         return NULL
     return slot
 
 
-cdef void matrix_after_fork(Matrix *matrix) noexcept nogil:
+cdef void slot_map_after_fork(SlotMap *slot_map) noexcept nogil:
     """In a forked child: make the locks usable, which the parent's threads may
     have held at that moment."""
     cdef uint32_t cursor = 0
     cdef Slot *slot
-    pthread_mutex_init(&matrix.lock, NULL)
-    slot = matrix_each(matrix, &cursor)
+    pthread_mutex_init(&slot_map.lock, NULL)
+    slot = slot_map_each(slot_map, &cursor)
     while slot != NULL:
         pthread_mutex_init(&slot.lock, NULL)
-        slot = matrix_each(matrix, &cursor)
+        slot = slot_map_each(slot_map, &cursor)
 
 
-cdef Slot *matrix_step(Matrix *matrix, uint32_t *cursor) noexcept nogil:
+cdef Slot *slot_map_step(SlotMap *slot_map, uint32_t *cursor) noexcept nogil:
     """The next slot, free or not, moving the cursor (0 at first); NULL at the end.
     Slots of cold slabs are passed over. Other threads may take and return slots
     meanwhile; those that this thread knows to be in use are all met."""
     cdef Slot *slot
     cdef uint32_t number = cursor[0] >> SLAB_BITS
-    while number < SLABS and not wk_u32_load(&matrix.slabs[number].warm):
-        if wk_ptr_load(&matrix.slots[number]) == NULL:
+    while number < SLABS and not wk_u32_load(&slot_map.slabs[number].warm):
+        if wk_ptr_load(&slot_map.slots[number]) == NULL:
             return NULL
         number += 1
         cursor[0] = number << SLAB_BITS
-    slot = matrix_at(matrix, cursor[0])
+    slot = slot_map_at(slot_map, cursor[0])
     cursor[0] += 1
     return slot
 
 
-cdef Slot *matrix_each(Matrix *matrix, uint32_t *cursor) noexcept nogil:
+cdef Slot *slot_map_each(SlotMap *slot_map, uint32_t *cursor) noexcept nogil:
     """The next slot in use, moving the cursor (0 at first); NULL at the end.
     Meant for an engine that is being taken down: no other thread runs."""
-    cdef Slot *slot = matrix_step(matrix, cursor)
+    cdef Slot *slot = slot_map_step(slot_map, cursor)
     while slot != NULL and wk_u64_load(&slot.handle) == 0:
-        slot = matrix_step(matrix, cursor)
+        slot = slot_map_step(slot_map, cursor)
     return slot

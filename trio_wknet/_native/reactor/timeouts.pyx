@@ -7,7 +7,7 @@ from ..base.atomics cimport wk_u64_load
 from .hub cimport Reactor
 from .idle cimport idle_due
 from .slot cimport OPEN, PORT, Slot
-from .slot_map cimport matrix_at
+from .slot_map cimport slot_map_at
 from .wheel cimport Wheel, WheelNode, wheel_add, wheel_new, wheel_remove
 
 cdef enum:
@@ -16,11 +16,11 @@ cdef enum:
 
 
 cdef WheelNode *_timer(void *reactor, uint32_t index) noexcept nogil:
-    return &matrix_at((<Reactor *>reactor).hub.matrix, index).timer
+    return &slot_map_at((<Reactor *>reactor).hub.slot_map, index).timer
 
 
 cdef uint64_t _due(void *reactor, uint32_t index) noexcept nogil:
-    cdef Slot *slot = matrix_at((<Reactor *>reactor).hub.matrix, index)
+    cdef Slot *slot = slot_map_at((<Reactor *>reactor).hub.slot_map, index)
     if slot.kind == PORT or slot.state != OPEN:
         return slot.deadline
     return idle_due(slot)

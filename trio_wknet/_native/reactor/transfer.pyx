@@ -50,9 +50,9 @@ cdef inline uint32_t _mark(Slot *slot) noexcept nogil:
     """How many bytes the ring may hold, under the lock. A receiver that waits for more
     than the limit raises it while it waits; one that cannot know how much more it will
     need, by a receive at a time."""
-    if slot.wanted <= slot.limits.inbound:
+    if slot.rcvlowat <= slot.limits.inbound:
         return slot.limits.inbound
-    return slot.wanted + RECEIVE_BUFFER if slot.open_ended else slot.wanted
+    return slot.rcvlowat + RECEIVE_BUFFER if slot.open_ended else slot.rcvlowat
 
 
 cdef inline uint32_t _room(Slot *slot) noexcept nogil:
@@ -83,7 +83,7 @@ cdef void on_readable(Reactor *reactor, Slot *slot, uint32_t events) noexcept no
             bits = ENDED
     pthread_mutex_unlock(&slot.lock)
     if paused and events & EPOLLERR:
-        _foretell(slot)
+        _note_pending_error(slot)
     notify(reactor, slot, bits)
     # What is left to the Trio side to receive has come, for idle rules, though it may
     # take its time.
@@ -94,7 +94,7 @@ cdef void on_readable(Reactor *reactor, Slot *slot, uint32_t events) noexcept no
                  over or slot.family == AF_UNIX or (events & EPOLLPRI) != 0)
 
 
-cdef void _foretell(Slot *slot) noexcept nogil:
+cdef void _note_pending_error(Slot *slot) noexcept nogil:
     """Remember the error that the socket holds. Asking takes it, so that reading
     will end in what looks like a FIN."""
     cdef int error = 0
@@ -102,7 +102,7 @@ cdef void _foretell(Slot *slot) noexcept nogil:
     getsockopt(slot.fd, SOL_SOCKET, SO_ERROR, &error, &length)
     pthread_mutex_lock(&slot.lock)
     if error != 0:
-        slot.foretold = error
+        slot.pending_error = error
     pthread_mutex_unlock(&slot.lock)
 
 
@@ -165,11 +165,11 @@ cdef uint32_t _store(Reactor *reactor, Slot *slot, uint32_t n) noexcept nogil:
     if slot.error != 0:     # since this receive began Trio's side has lost some
         pthread_mutex_unlock(&slot.lock)
         return 0
-    ring_expect(&slot.inbound, reactor.pool, n, slot.wanted)
+    ring_expect(&slot.inbound, reactor.pool, n, slot.rcvlowat)
     stored = (_hand_on(reactor, slot, n)
               or ring_write(&slot.inbound, reactor.pool, block_data(reactor.buffer), n))
-    if slot.wanted and ring_len(&slot.inbound) >= slot.wanted:
-        slot.wanted = 0
+    if slot.rcvlowat and ring_len(&slot.inbound) >= slot.rcvlowat:
+        slot.rcvlowat = 0
         bits = READABLE
     room = _room(slot)
     # The end was announced together with these bytes, and will not be read to.
@@ -224,18 +224,18 @@ cdef void end_of_input(Reactor *reactor, Slot *slot, int32_t error) noexcept nog
     """The peer's FIN was read (error 0), or the connection broke. Wakes whoever
     waits to receive or for the end, and after an error also every sender. An
     error is kept even if the FIN was read before it, and what looks like a FIN is
-    none if an error was foretold."""
+    none if an error was pending_error."""
     cdef uint32_t bits = 0
     pthread_mutex_lock(&slot.lock)
     slot.hung_up = True
     if error == 0:
-        error = slot.foretold
+        error = slot.pending_error
     if error == 0:
         slot.ended = True
     elif slot.error == 0:
         slot.error = error
-    if slot.wanted:
-        slot.wanted = 0
+    if slot.rcvlowat:
+        slot.rcvlowat = 0
         bits |= READABLE
     if slot.end_wanted:
         slot.end_wanted = False
@@ -328,8 +328,8 @@ cdef void _cannot_flush(Reactor *reactor, Slot *slot, int32_t error) noexcept no
         end_of_input(reactor, slot, error)
         return
     pthread_mutex_lock(&slot.lock)
-    if slot.foretold == 0:
-        slot.foretold = error
+    if slot.pending_error == 0:
+        slot.pending_error = error
     pthread_mutex_unlock(&slot.lock)
     _drop_output(reactor, slot)
     resume_reading(reactor, slot)

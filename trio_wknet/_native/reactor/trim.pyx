@@ -9,7 +9,7 @@ process is not woken once it has settled.
 What is freed leaves holes in the allocator's heap, which it keeps. malloc_trim gives
 them back, but looks through the whole heap, and in a flow that goes on they would only be
 filled again. So it is called when little was freed in a period beside all that was freed
-since the last call: soon after a peak, and in a steady flow once in some MOST_SHARE
+since the last call: soon after a peak, and in a steady flow once in some MAX_SHARE
 periods. Freed are blocks of pools, and what the application had for connections that are
 closed (closing.pyx).
 """
@@ -24,7 +24,7 @@ from .wheel cimport NEVER
 
 cdef enum:
     PERIOD_NS = 1000000000
-    MOST_SHARE = 64             # little: at most 1 / MOST_SHARE of what was freed
+    MAX_SHARE = 64             # little: at most 1 / MAX_SHARE of what was freed
 
 
 cdef void run_trim(Reactor *reactor) noexcept nogil:
@@ -80,7 +80,7 @@ cdef void _trim_heap(Reactor *reactor, Pool *other) noexcept nogil:
         released += wk_u64_load_relaxed(&other.released)
     lately = released - reactor.released
     reactor.released = released
-    if released < MUCH_RELEASED or lately > released // MOST_SHARE:
+    if released < MUCH_RELEASED or lately > released // MAX_SHARE:
         return
     reactor.released = 0
     wk_u64_exchange(&reactor.pool.released, 0)

@@ -5,17 +5,17 @@ from libc.stdint cimport uint32_t, uint64_t
 from ..base.atomics cimport wk_fence, wk_u32_exchange, wk_u32_load, wk_u32_store, wk_u64_add
 from ..base.linux cimport read, write
 from .hub cimport Hub, Reactor
-from .mailbox cimport letter_mark, mailbox_push
+from .mailbox cimport notification_mark, mailbox_push
 from .slot cimport Slot
 
 
-cdef void ring_bell(int fd) noexcept nogil:
+cdef void eventfd_signal(int fd) noexcept nogil:
     cdef uint64_t one = 1
     # Fails only when the counter is full, and then the bell is ringing anyway.
     cdef ssize_t ignored = write(fd, &one, sizeof(one))
 
 
-cdef void still_bell(int fd) noexcept nogil:
+cdef void eventfd_clear(int fd) noexcept nogil:
     cdef uint64_t count
     cdef ssize_t ignored = read(fd, &count, sizeof(count))
 
@@ -30,7 +30,7 @@ cdef void hub_wake(Hub *hub) noexcept nogil:
     wk_fence()
     if wk_u32_load(&hub.asleep) and wk_u32_exchange(&hub.asleep, 0):
         wk_u64_add(&hub.wakes, 1)
-        ring_bell(hub.wakefd)
+        eventfd_signal(hub.wakefd)
 
 
 cdef void kick(void *which) noexcept nogil:
@@ -38,14 +38,14 @@ cdef void kick(void *which) noexcept nogil:
     commands are taken, so a command pushed later rings again."""
     cdef Reactor *reactor = <Reactor *>which
     if wk_u32_exchange(&reactor.kicked, 1) == 0:
-        ring_bell(reactor.wakefd)
+        eventfd_signal(reactor.wakefd)
 
 
 cdef void reactor_post(Slot *slot, uint32_t command) noexcept nogil:
     """Ask the reactor of a slot for something; any thread may."""
     cdef Reactor *reactor = <Reactor *>slot.reactor
-    if letter_mark(&slot.down, command):
-        mailbox_push(&reactor.commands, &slot.down, &slot.down)
+    if notification_mark(&slot.command, command):
+        mailbox_push(&reactor.commands, &slot.command, &slot.command)
         kick(reactor)
 
 

@@ -22,11 +22,11 @@ cdef extern from "<stdint.h>" nogil:
     const uint64_t NEVER "UINT64_MAX"
 
 cdef enum:
-    MOST_SLOTS = 4096           # a bit of a 64-bit summary for each 64 buckets
-    MOST_NODES = 0x7fffffff
+    MAX_SLOTS = 4096           # a bit of a 64-bit summary for each 64 buckets
+    MAX_NODES = 0x7fffffff
     VISITS_A_TURN = 4096
 
-# Links are numbers: 0 is none, up to MOST_NODES a node's index + 1, above that the
+# Links are numbers: 0 is none, up to MAX_NODES a node's index + 1, above that the
 # head of a list. All zero is a node that is not linked.
 cdef struct WheelNode:
     uint32_t prev

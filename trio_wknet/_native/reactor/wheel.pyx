@@ -24,14 +24,14 @@ cdef enum:
 
 
 cdef inline WheelNode *_node(Wheel *wheel, uint32_t link) noexcept nogil:
-    if link > <uint32_t>MOST_NODES:
-        return &wheel.heads[link - <uint32_t>MOST_NODES - 1]
+    if link > <uint32_t>MAX_NODES:
+        return &wheel.heads[link - <uint32_t>MAX_NODES - 1]
     return wheel.locate(wheel.owner, link - 1)
 
 
 cdef inline uint32_t _head(uint32_t number) noexcept nogil:
     """The link that means a list's head."""
-    return number + <uint32_t>MOST_NODES + 1
+    return number + <uint32_t>MAX_NODES + 1
 
 
 cdef inline bint _empty(Wheel *wheel, uint32_t number) noexcept nogil:
@@ -190,7 +190,7 @@ cdef bint _build(Wheel *wheel) noexcept nogil:
 cdef Wheel *wheel_new(uint64_t tick_ns, uint32_t slots, uint64_t now_ns, void *owner,
                       WheelLocate locate, WheelDue due) noexcept nogil:
     """An empty wheel, or NULL without memory. A tick has at least 1 ns, a ring from 2
-    to MOST_SLOTS slots."""
+    to MAX_SLOTS slots."""
     cdef Wheel *wheel = <Wheel *>calloc(1, sizeof(Wheel))
     if wheel == NULL:
         return NULL

@@ -12,17 +12,17 @@ from ..base.linux cimport (
 )
 
 cdef enum:
-    MOST_NAME = 128     # bytes: sockaddr_storage, which holds any of them
+    MAX_NAME = 128     # bytes: sockaddr_storage, which holds any of them
     INET_NAME = 16      # sockaddr_in
     INET6_NAME = 28     # sockaddr_in6
 
 cdef struct Name:
     uint8_t size
-    uint8_t bytes[MOST_NAME]
+    uint8_t bytes[MAX_NAME]
 
 
 cdef inline void ask_local(int fd, Name *name) noexcept nogil:
-    cdef socklen_t size = MOST_NAME
+    cdef socklen_t size = MAX_NAME
     if getsockname(fd, <sockaddr *>name.bytes, &size) < 0:
         size = 0
     name.size = <uint8_t>size
@@ -31,7 +31,7 @@ cdef inline void ask_local(int fd, Name *name) noexcept nogil:
 cdef inline void ask_remote(int fd, Name *name) noexcept nogil:
     """Who the peer is, or was: after a reset getpeername knows nobody, while
     SO_PEERNAME goes on to tell. It must be given the exact size, or less."""
-    cdef socklen_t size = MOST_NAME
+    cdef socklen_t size = MAX_NAME
     if getpeername(fd, <sockaddr *>name.bytes, &size) == 0:
         name.size = <uint8_t>size
         return

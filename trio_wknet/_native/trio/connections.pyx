@@ -1,10 +1,10 @@
-"""An engine's connections as a mapping from `Conn.id`: the matrix, as applications see it."""
+"""An engine's connections as a mapping from `Conn.id`: the slot map, as applications see it."""
 cimport cython
 from libc.stdint cimport uint32_t, uint64_t
 
 from ..base.atomics cimport wk_u64_load
 from ..reactor.slot cimport CONNECTION, Slot
-from ..reactor.slot_map cimport matrix_get
+from ..reactor.slot_map cimport slot_map_get
 from .core cimport Core
 
 from collections.abc import ItemsView, KeysView, Mapping, ValuesView
@@ -42,7 +42,7 @@ cdef class Connections:
         if handle == <uint64_t>-1 and PyErr_Occurred():
             PyErr_Clear()   # negative or too large
             return NULL
-        slot = matrix_get(self.core.hub.matrix, handle)
+        slot = slot_map_get(self.core.hub.slot_map, handle)
         if slot == NULL or not slot.claimed or slot.kind != CONNECTION:
             return NULL
         return slot

@@ -4,14 +4,14 @@ from libc.stdint cimport uint32_t, uint64_t
 from ..base.atomics cimport wk_u32_store
 from ..reactor.hub cimport Hub, Reactor
 from ..reactor.lists cimport list_empty
-from ..reactor.mailbox cimport Letter, letter_take
+from ..reactor.mailbox cimport Notification, notification_take
 from ..reactor.reactor cimport reactor_turn
-from ..reactor.slot cimport RELEASED, Limits, Slot, slot_of_up
-from ..reactor.slot_map cimport matrix_return
-from ..reactor.wake cimport ring_bell
+from ..reactor.slot cimport RELEASED, Limits, Slot, slot_of_completion
+from ..reactor.slot_map cimport slot_map_return
+from ..reactor.wake cimport eventfd_signal
 from .operation cimport Operation
-from .send_batch cimport Deferred
-from .spin cimport PingPong, ping_pong_hear
+from .send_batch cimport SendBatch
+from .spin cimport SpinPolicy, spin_policy_hear
 from .stall cimport StallWatch, stall_turned
 
 
@@ -69,8 +69,8 @@ cdef class Core:
     cdef object make_conn       # called without arguments, gives a connection's Endpoint
     cdef object alarm           # the cancel scope that shows Trio the next timeout
     cdef readonly uint32_t claimed      # connections that the application knows
-    cdef readonly Deferred deferred
-    cdef PingPong game
+    cdef readonly SendBatch send_batch
+    cdef SpinPolicy spin_policy
     cdef StallWatch stall
     cdef dict headers           # PROXY headers of open connections, by handle
     cdef dict excused           # when idle ones were given time after a stall, by handle
@@ -120,11 +120,11 @@ cdef inline void woke(Core core, bint rung) noexcept:
     """What goes before each drain: the sends that the last turn's tasks deferred; and
     in-loop, turn the reactor if its epoll was ready, or may be, or something is unfinished."""
     wk_u32_store(&core.hub.asleep, 0)
-    core.deferred.woken = 0
+    core.send_batch.woken = 0
     if core.undone is not None:
         core.try_undone()
-    if core.deferred.due:
-        core.deferred.carry_out()
+    if core.send_batch.due:
+        core.send_batch.carry_out()
     if core.hub.in_loop:
         if rung or not list_empty(&core.hub.reactors[0].ready) or core.hub.virtual:
             turn_in_loop(core)
@@ -140,23 +140,23 @@ cdef inline void turn_in_loop(Core core) noexcept:
         # The pump may be parked, under a virtual clock, or gone, at a run's end;
         # and the edges of what is left to read have been taken.
         if not list_empty(&reactor.ready):
-            ring_bell(reactor.wakefd)
+            eventfd_signal(reactor.wakefd)
     stall_turned(&core.stall, core.hub, reactor.full)
     core.show_alarm()
 
 
-cdef inline void deliver(Core core, Letter *letter) noexcept:
+cdef inline void deliver(Core core, Notification *notification) noexcept:
     """Hand a slot's completions to whom they are for."""
-    cdef Slot *slot = slot_of_up(letter)
-    cdef uint32_t bits = letter_take(letter)
+    cdef Slot *slot = slot_of_completion(notification)
+    cdef uint32_t bits = notification_take(notification)
     cdef Endpoint endpoint
     if core.forked:
         return      # a callback before this one has forked: here all ends
-    ping_pong_hear(&core.game, slot)
+    spin_policy_hear(&core.spin_policy, slot)
     if slot == core.hub.beacon:
         core.heed_beacon(bits)
     elif bits & RELEASED:
-        matrix_return(core.hub.matrix, slot)
+        slot_map_return(core.hub.slot_map, slot)
     elif slot.server != NULL:
         (<Server>slot.server).completed(slot, bits)
     else:
@@ -164,5 +164,5 @@ cdef inline void deliver(Core core, Letter *letter) noexcept:
         # rescheduled, and drop the last other one.
         endpoint = core.owner_of(slot)
         if endpoint is not None:
-            core.deferred.woken += 1
+            core.send_batch.woken += 1
             endpoint.completed(bits)

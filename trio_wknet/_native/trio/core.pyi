@@ -3,7 +3,7 @@ from collections.abc import Callable
 import trio
 
 from trio_wknet._conn import Conn
-from trio_wknet._native.trio.send_batch import Deferred
+from trio_wknet._native.trio.send_batch import SendBatch
 
 class Undone: ...
 
@@ -16,7 +16,7 @@ class Server(Undone): ...
 
 class Core:
     claimed: int
-    deferred: Deferred
+    send_batch: SendBatch
     on_shortage: Callable[[], object] | None
     closed: bool
     forked: bool

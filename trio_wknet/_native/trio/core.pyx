@@ -17,7 +17,9 @@ from ..base.linux cimport errno, monotonic_ns
 from ..reactor.closing cimport close_now
 from ..reactor.hub cimport Reactor, least_loaded
 from ..reactor.lists cimport list_empty
-from ..reactor.mailbox cimport Letter, letter_mark, mailbox_push, mailbox_take, mailbox_waiting
+from ..reactor.mailbox cimport (
+    Notification, notification_mark, mailbox_push, mailbox_take, mailbox_waiting,
+)
 from ..reactor.pool cimport pool_trim_idle
 from ..reactor.reactor cimport command, publish, reactor_run, reactor_turn, set_alarm
 from ..reactor.setup cimport hub_free, hub_new
@@ -25,13 +27,14 @@ from ..reactor.slot cimport (
     ADD, CONNECTION, DROP, ENDED, GONE, LISTENER, SHORTAGE, TRIM, WATCH, Limits, Slot,
 )
 from ..reactor.slot_map cimport (
-    SLAB_SLOTS, Matrix, matrix_after_fork, matrix_each, matrix_return, matrix_step, matrix_take,
+    SLAB_SLOTS, SlotMap, slot_map_after_fork, slot_map_each, slot_map_return, slot_map_step,
+    slot_map_take,
 )
-from ..reactor.wake cimport hub_wake, reactor_post, reactor_stop, ring_bell, still_bell
+from ..reactor.wake cimport hub_wake, reactor_post, reactor_stop, eventfd_signal, eventfd_clear
 from ..reactor.wheel cimport NEVER, wheel_next
 from .operation cimport HALF_DONE, UNDONE, WOKEN_UP, Operation, Wake
-from .send_batch cimport Deferred
-from .spin cimport look_on, ping_pong_goes_on, ping_pong_new, ping_pong_note
+from .send_batch cimport SendBatch
+from .spin cimport spin_until, spin_policy_wants, spin_policy_new, spin_policy_note
 from .stall cimport stall_is_behind, stall_sleep, stall_wait_for_reactors, stall_watch_new
 
 import _socket
@@ -44,7 +47,7 @@ cdef object current_statistics = trio.lowlevel.current_statistics
 
 
 cdef enum:
-    MOST_TRIES = 100    # to tell of the end, where there is no memory
+    MAX_TRIES = 100    # to tell of the end, where there is no memory
     SPIN_NS = 50000     # what Trio looks on for at most, before it sleeps
     GIL_NS = 1000000    # more than it takes to get the GIL back where nobody has it
 
@@ -209,8 +212,8 @@ cdef class Core:
         self.clock = clock
         self.headers = {}
         self.excused = {}
-        self.deferred = Deferred()
-        ping_pong_new(&self.game)
+        self.send_batch = SendBatch()
+        spin_policy_new(&self.spin_policy)
         stall_watch_new(&self.stall)
         self.thread = PyThread_get_thread_ident()
         # Last: nobody would free it, if one of the others raised.
@@ -263,7 +266,7 @@ cdef class Core:
         if self.closed or self.forked:
             return False
         self.forked = True
-        matrix_after_fork(self.hub.matrix)
+        slot_map_after_fork(self.hub.slot_map)
         if self.thread != PyThread_get_thread_ident():
             return False
         at = self.endpoints
@@ -328,12 +331,12 @@ cdef class Core:
         if self.forked:
             return
         stall_sleep(&self.stall, timeout)
-        if ping_pong_goes_on(&self.game) and not self.hub.virtual:
+        if spin_policy_wants(&self.spin_policy) and not self.hub.virtual:
             until = monotonic_ns() + <uint64_t>(min(timeout * 1e9, <double>SPIN_NS))
             with nogil:
-                found = look_on(self.hub, until)
+                found = spin_until(self.hub, until)
             # Where others want the GIL, giving it up costs more than is gained.
-            ping_pong_note(&self.game, found and monotonic_ns() < until + GIL_NS)
+            spin_policy_note(&self.spin_policy, found and monotonic_ns() < until + GIL_NS)
         wk_u32_store(&self.hub.asleep, 1)
         wk_fence()
         if mailbox_waiting(&self.hub.completions) or self.undone is not None:
@@ -359,7 +362,7 @@ cdef class Core:
         end the run."""
         self.require_hub()
         if not self.hub.in_loop and not self.forked:
-            still_bell(self.hub.wakefd)
+            eventfd_clear(self.hub.wakefd)
         if self.failure is not None:
             raise self.failure
 
@@ -377,15 +380,15 @@ cdef class Core:
     cdef void drain(self) noexcept:
         """Hand completions to their endpoints: those that are there now. What
         they do is reschedule tasks, or post commands."""
-        cdef Letter *letter
-        cdef Letter *following
+        cdef Notification *notification
+        cdef Notification *following
         if not mailbox_waiting(&self.hub.completions):
             return
-        letter = mailbox_take(&self.hub.completions)
-        while letter != NULL:
-            following = letter.next
-            deliver(self, letter)
-            letter = following
+        notification = mailbox_take(&self.hub.completions)
+        while notification != NULL:
+            following = notification.next
+            deliver(self, notification)
+            notification = following
 
     cdef void heed_beacon(self, uint32_t bits) noexcept:
         if bits & TRIM:
@@ -411,7 +414,7 @@ cdef class Core:
         """Wake a parked task. False if there is no memory for that: then the waiter
         puts the operation back, and will be told to `retry`."""
         cdef Wake outcome = UNDONE
-        cdef int tries = MOST_TRIES if self.closed else 1       # no drain will come
+        cdef int tries = MAX_TRIES if self.closed else 1       # no drain will come
         while outcome == UNDONE and tries > 0:
             outcome = operation.wake()
             tries -= 1
@@ -450,7 +453,7 @@ cdef class Core:
         if self.failure is None:
             self.failure = failure
         if self.hub != NULL and not self.forked:
-            ring_bell(self.hub.wakefd)
+            eventfd_signal(self.hub.wakefd)
 
     cdef void let_go_blind(self, Slot *slot) noexcept:
         """Close a connection of event mode that there is no memory to make an object
@@ -478,14 +481,14 @@ cdef class Core:
         set_alarm(reactor)
         self.show_alarm()
         if self._wants_turn():
-            ring_bell(reactor.wakefd)   # or Trio might sleep on it
+            eventfd_signal(reactor.wakefd)   # or Trio might sleep on it
 
     cdef void requeue(self, Slot *slot, uint32_t bits) noexcept:
         """Have the next drain, not the one under way, find a completion."""
         if self.forked:
             return
-        if letter_mark(&slot.up, bits):
-            mailbox_push(&self.hub.completions, &slot.up, &slot.up)
+        if notification_mark(&slot.completion, bits):
+            mailbox_push(&self.hub.completions, &slot.completion, &slot.completion)
             self.wake()
 
     cdef Slot *next_claimed(self, uint32_t *cursor) noexcept:
@@ -495,9 +498,9 @@ cdef class Core:
         cdef Slot *slot
         if self.closed:
             return NULL
-        slot = matrix_step(self.hub.matrix, cursor)
+        slot = slot_map_step(self.hub.slot_map, cursor)
         while slot != NULL and not (slot.claimed and slot.kind == CONNECTION):
-            slot = matrix_step(self.hub.matrix, cursor)
+            slot = slot_map_step(self.hub.slot_map, cursor)
         return slot
 
     cdef void let_go_unseen(self, Slot *slot) noexcept:
@@ -602,7 +605,7 @@ cdef class Core:
 
     cdef Slot *new_slot(self, int fd, int family, Limits limits) except NULL:
         """A slot for a descriptor the caller owns, with the least loaded reactor."""
-        cdef Slot *slot = matrix_take(self.hub.matrix)
+        cdef Slot *slot = slot_map_take(self.hub.slot_map)
         if slot == NULL:
             raise MemoryError
         slot.fd = fd
@@ -652,17 +655,17 @@ cdef class Core:
             reactor = self.hub.reactors[i]
             reactor_turn(reactor, 0)
             if reactor.spare != NULL:
-                matrix_return(self.hub.matrix, reactor.spare)
+                slot_map_return(self.hub.slot_map, reactor.spare)
                 reactor.spare = NULL
-        slot = matrix_each(self.hub.matrix, &cursor)
+        slot = slot_map_each(self.hub.slot_map, &cursor)
         while slot != NULL:
             if slot.kind != LISTENER and slot.state != GONE:
                 close_now(<Reactor *>slot.reactor, slot)
-            slot = matrix_each(self.hub.matrix, &cursor)
+            slot = slot_map_each(self.hub.slot_map, &cursor)
         for i in range(self.hub.count):
             publish(self.hub.reactors[i])
         self.drain()
-        for i in range(<uint32_t>MOST_TRIES):   # nobody will try again
+        for i in range(<uint32_t>MAX_TRIES):   # nobody will try again
             if self.undone is None:
                 break
             self.try_undone()
@@ -716,9 +719,9 @@ cdef class Core:
         return wk_u64_load_relaxed(&self.hub.wakes), self._memory(rows), rows
 
     cdef tuple _memory(self, list rows):
-        cdef Matrix *matrix = self.hub.matrix
-        cdef uint32_t used = wk_u32_load(&matrix.count)
-        cdef uint32_t warm = wk_u32_load(&matrix.warm_count) * SLAB_SLOTS
+        cdef SlotMap *slot_map = self.hub.slot_map
+        cdef uint32_t used = wk_u32_load(&slot_map.count)
+        cdef uint32_t warm = wk_u32_load(&slot_map.warm_count) * SLAB_SLOTS
         kept = sum([row[3] for row in rows])
         live = sum([row[4] for row in rows])
         if not self.hub.in_loop:

@@ -27,8 +27,8 @@ cdef class EventServer(Server):
     cdef readonly Py_ssize_t open
     cdef readonly bint accepting
 
-    cdef void welcome(self) except *
-    cdef void greet(self, Slot *slot) noexcept
+    cdef void accept_pending(self) except *
+    cdef void admit_conn(self, Slot *slot) noexcept
     cdef void pump(self, Slot *slot) noexcept
     cdef int look(self, Slot *slot, uint32_t *arrived) noexcept
     cdef void call(self, Slot *slot, object callback) noexcept
@@ -36,14 +36,14 @@ cdef class EventServer(Server):
     cdef object context_of(self, Slot *slot)
     cdef void keep_context(self, Stream conn, object context) noexcept
     cdef void keep_of_task(self, Stream conn) noexcept
-    cdef Stream lend(self, Slot *slot)
+    cdef Stream borrow_conn(self, Slot *slot)
     cdef int spawn(self, object runner, Stream conn, object awaitable) except -1
     cdef void callback_done(self, Stream conn) noexcept
     cdef void tell_waiter(self) noexcept
     cdef bint reported(self, Stream conn, object exception) noexcept
     cdef void end(self, Stream conn, bint dealt_with) noexcept
     cdef void close(self, Slot *slot) noexcept
-    cdef void bury(self) noexcept
+    cdef void run_on_close(self) noexcept
     cdef void ended(self, Stream conn) noexcept
     cdef bint call_last(self, Stream conn) except -1
     cdef void count_down(self) noexcept

@@ -118,7 +118,7 @@ cdef inline bint was_set(object context, object before) noexcept:
 
 
 cdef enum:
-    MOST_AT_ONCE = 64           # connections taken in by one drain
+    MAX_AT_ONCE = 64           # connections taken in by one drain
 
 # Where a connection stands (slot.phase).
 cdef enum Phase:
@@ -154,8 +154,8 @@ cdef class EventServer(Server):
     cdef void accepted(self) noexcept:
         """Connections wait to be accepted, or some have been let go of."""
         try:
-            self.bury()
-            self.welcome()
+            self.run_on_close()
+            self.accept_pending()
         except BaseException as exception:
             self.fail(exception)
 
@@ -188,14 +188,14 @@ cdef class EventServer(Server):
 
     # --- serving -------------------------------------------------------------
 
-    cdef void welcome(self) except *:
+    cdef void accept_pending(self) except *:
         """Take in accepted connections: some now, and the rest by the next drains."""
         cdef Slot *slot
         cdef Slot *following
         if not self.accepting or self.ending:
             return
         try:
-            slot = self.listener.take_slots(MOST_AT_ONCE)
+            slot = self.listener.take_slots(MAX_AT_ONCE)
         except trio.ClosedResourceError:
             # Whether that is an error is for `serve_events` to say.
             self.closed()
@@ -207,10 +207,10 @@ cdef class EventServer(Server):
             if self.ending:     # since the callback of one before it
                 self.core.let_go_unseen(slot)
             else:
-                self.greet(slot)
+                self.admit_conn(slot)
             slot = following
 
-    cdef void greet(self, Slot *slot) noexcept:
+    cdef void admit_conn(self, Slot *slot) noexcept:
         self.core.claim(slot)
         slot.server = <void *>self
         slot.phase = QUIET
@@ -246,12 +246,12 @@ cdef class EventServer(Server):
         elif slot.ended or slot.error:
             found = OVER
         else:
-            slot.wanted = unread + 1
+            slot.rcvlowat = unread + 1
             slot.end_wanted = True
             if slot.paused:
                 resume = has_room(slot)
                 slot.paused = not resume
-                if slot.paused and slot.foretold:
+                if slot.paused and slot.pending_error:
                     found = OVER
         pthread_mutex_unlock(&slot.lock)
         if resume:
@@ -264,7 +264,7 @@ cdef class EventServer(Server):
         cdef object context, failure = None
         cdef bint as_task = False, dealt_with = False
         try:
-            conn = self.lend(slot)
+            conn = self.borrow_conn(slot)
         except BaseException:
             self.core.let_go_blind(slot)
             return
@@ -340,7 +340,7 @@ cdef class EventServer(Server):
         except BaseException as exception:
             self.fail(exception)
 
-    cdef Stream lend(self, Slot *slot):
+    cdef Stream borrow_conn(self, Slot *slot):
         """The object of a connection, for a callback. Where there is none, that of the
         last callback will do, if nobody kept it: a plain callback thus makes no
         object for each message."""
@@ -462,7 +462,7 @@ cdef class EventServer(Server):
                 self.fail(failure)
         # else the end of the callback sees it
 
-    cdef void bury(self) noexcept:
+    cdef void run_on_close(self) noexcept:
         """Call on_close for connections that ended between callbacks."""
         cdef Stream conn = self.first_gone
         cdef Stream following
@@ -474,8 +474,8 @@ cdef class EventServer(Server):
             self.ended(conn)
             conn = following
 
-    def _bury(self):
-        self.bury()
+    def _run_on_close(self):
+        self.run_on_close()
 
     cdef void ended(self, Stream conn) noexcept:
         """The last callback of a connection, which was let go of."""
@@ -564,7 +564,7 @@ cdef class EventServer(Server):
                 else:
                     self.core.let_go_blind(slot)
             slot = self.core.next_claimed(&cursor)
-        self.bury()
+        self.run_on_close()
         self._raise_failure()
 
     def _raise_failure(self):

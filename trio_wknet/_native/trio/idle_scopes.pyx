@@ -28,7 +28,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from ..base.atomics cimport wk_u32_load_relaxed, wk_u64_load
 from ..base.linux cimport pthread_mutex_lock, pthread_mutex_unlock
 from ..reactor.idle cimport (
-    EACH, EITHER, MOST_IDLE_MS, READ, WRITE, idle_due_by, idle_last, idle_ms, idle_rule,
+    EACH, EITHER, MAX_IDLE_MS, READ, WRITE, idle_due_by, idle_last, idle_ms, idle_rule,
     timeout_due,
 )
 from ..reactor.ring cimport ring_len
@@ -66,9 +66,9 @@ cdef uint64_t nanoseconds(str name, value) except? 0:
 def timeout_rule(seconds):
     """An idle timeout as a slot holds it, in limits.idle; 0 for None."""
     cdef uint64_t ns = nanoseconds("idle_timeout", seconds)
-    if ns > <uint64_t>MOST_IDLE_MS * 1000000:
+    if ns > <uint64_t>MAX_IDLE_MS * 1000000:
         raise ValueError(
-            f"idle_timeout must be at most {MOST_IDLE_MS // 1000} seconds, not {seconds!r}"
+            f"idle_timeout must be at most {MAX_IDLE_MS // 1000} seconds, not {seconds!r}"
         )
     return idle_rule(idle_ms(ns), EITHER)
 
@@ -241,7 +241,7 @@ cdef class IdleWatch(SendHalf):
         """Have the reactor look when the first of all wishes comes due."""
         cdef uint64_t first = timeout_due(self.slot)
         cdef uint32_t direction = EITHER
-        cdef uint32_t ms = MOST_IDLE_MS
+        cdef uint32_t ms = MAX_IDLE_MS
         cdef IdleScope wish
         if first != NEVER:
             ms = self.slot.limits.idle >> 2

@@ -4,13 +4,13 @@ from ..reactor.slot cimport Slot
 from .core cimport Endpoint, Server
 from .handed cimport Handed
 from .operation cimport Operation
-from .proxy_gate cimport Gate
+from .proxy_gate cimport ProxyGate
 
 
 cdef class NativeListener(Endpoint):
     cdef Operation acceptor     # parked in accept
     cdef Server server          # serves connections in event mode, instead
-    cdef Gate gate              # what connections must pass first; None: nothing
+    cdef ProxyGate gate              # what connections must pass first; None: nothing
     cdef uint64_t refused       # what was last seen of the gate's counter
     cdef object trap
     cdef list ports             # addresses of their slots

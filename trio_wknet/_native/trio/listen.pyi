@@ -4,7 +4,7 @@ from typing import Any
 
 from trio_wknet._conn import Conn
 from trio_wknet._native.trio.core import Core, Endpoint
-from trio_wknet._native.trio.proxy_gate import Gate
+from trio_wknet._native.trio.proxy_gate import ProxyGate
 from trio_wknet._options import Limits
 
 # An async method gives an Operation, which is a coroutine in all but its type.
@@ -16,7 +16,7 @@ class NativeListener(Endpoint):
         limits: Limits,
         spread: bool,
         timeout: int,
-        gate: Gate | None,
+        gate: ProxyGate | None,
     ) -> None: ...
     async def accept(self) -> Conn: ...
     async def _accept_batch(self, most: int) -> list[Conn]: ...

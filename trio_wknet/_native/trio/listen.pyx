@@ -12,11 +12,11 @@ from ..base.atomics cimport wk_u32_add, wk_u32_load, wk_u32_load_relaxed, wk_u64
 from ..base.linux cimport pthread_mutex_lock, pthread_mutex_unlock
 from ..reactor.lists cimport queue_take
 from ..reactor.slot cimport ACCEPTED, CLOSE, DROP, LISTENER, PORT, RESUME, SHORTAGE, Limits, Slot
-from ..reactor.slot_map cimport matrix_return
+from ..reactor.slot_map cimport slot_map_return
 from .core cimport Core, Server, disown, make_limits
 from .handed cimport Handed
 from .operation cimport ABORT_SUCCEEDED, Operation, make_trap
-from .proxy_gate cimport Gate
+from .proxy_gate cimport ProxyGate
 from .stream cimport Stream
 
 import os
@@ -27,7 +27,7 @@ import trio
 cdef class NativeListener(Endpoint):
 
     def _listen(
-        self, Core core, list descriptors, limits, bint spread, uint32_t timeout, Gate gate
+        self, Core core, list descriptors, limits, bint spread, uint32_t timeout, ProxyGate gate
     ):
         """Take over the descriptors of listening sockets: (socket, descriptor, family). With
         `spread` each goes to a reactor of its own, which keeps what it accepts.
@@ -50,11 +50,11 @@ cdef class NativeListener(Endpoint):
                 port = NULL
         except BaseException:
             if port != NULL:
-                matrix_return(core.hub.matrix, port)
+                slot_map_return(core.hub.slot_map, port)
             for address in self.ports:
-                matrix_return(core.hub.matrix, <Slot *><size_t>address)
+                slot_map_return(core.hub.slot_map, <Slot *><size_t>address)
             self.ports = []
-            matrix_return(core.hub.matrix, listener)
+            slot_map_return(core.hub.slot_map, listener)
             raise
         listener.kind = LISTENER
         self.attach(core, listener)
@@ -66,7 +66,7 @@ cdef class NativeListener(Endpoint):
             port = <Slot *><size_t>address
             port.kind = PORT
             port.listener = listener
-            port.keeps = spread
+            port.pinned = spread
             if spread:
                 port.reactor = core.hub.reactors[i % core.hub.count]
             else:

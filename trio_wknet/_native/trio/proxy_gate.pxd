@@ -5,13 +5,13 @@ from ..reactor.slot cimport Slot
 from .core cimport Core, Server
 
 
-cdef class Gate(Server):
+cdef class ProxyGate(Server):
     cdef Core core
     cdef Slot *listener         # NULL before the listener opens, and after it
     cdef object trusted
     cdef uint64_t patience      # ns
     cdef uint64_t grace         # ns: how long one is waited for whatever else waits
-    cdef dict standing          # addresses of slots whose header is awaited, in order, and
+    cdef dict pending          # addresses of slots whose header is awaited, in order, and
                                 # `server` is this, with whether their grace is over; None
                                 # once closed
     cdef Slot *oldest           # slots that have passed, for accept to take
@@ -30,7 +30,7 @@ cdef class Gate(Server):
     cdef bint late(self, Slot *slot) noexcept
     cdef bint wait_for(self, Slot *slot, uint32_t size, uint32_t seen) noexcept
     cdef void watch(self, Slot *slot) noexcept
-    cdef void let_pass(self, Slot *slot, header, uint32_t size) noexcept
+    cdef void admit(self, Slot *slot, header, uint32_t size) noexcept
     cdef void leave(self, Slot *slot) noexcept
     cdef void give_up(self, Slot *slot, data) noexcept
     cdef void note_grace(self, Slot *slot) noexcept

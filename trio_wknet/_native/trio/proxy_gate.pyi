@@ -4,6 +4,6 @@ from trio_wknet._native.trio.core import Server
 from trio_wknet._proxy_trust import Trusted
 
 @final
-class Gate(Server):
+class ProxyGate(Server):
     refused: int
     def __init__(self, trusted: Trusted, seconds: float) -> None: ...

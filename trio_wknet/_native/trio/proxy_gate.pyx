@@ -4,7 +4,7 @@ It is their server (slot.server) meanwhile, so the drain tells it of their bytes
 a header is awaited there is no task and no object, nobody knows the connection, and
 others pass it by:
 
-    ports -> listener's queue -> gate: standing -> gate: passed -> accept
+    ports -> listener's queue -> gate: pending -> gate: passed -> accept
 
 The listener counts all of them as waiting. So they are bounded together
 (limits.accept_queue), and nobody is told that a drained listener has no more while
@@ -41,17 +41,17 @@ from .receive cimport has_room
 
 import logging
 
-from trio_wknet._proxy_protocol import MOST_HEADER, header_size, parse_header
+from trio_wknet._proxy_protocol import MAX_HEADER, header_size, parse_header
 from trio_wknet._proxy_trust import peer_of
 
 logger = logging.getLogger("trio_wknet.proxy_protocol")
 
 cdef enum:
-    MOST_AT_ONCE = 64           # connections taken in by one drain
+    MAX_AT_ONCE = 64           # connections taken in by one drain
     GRACE_PART = 20             # of the time for a header: so much is everybody's
     LINES = 10
 
-cdef uint32_t MAX_HEADER_BYTES = MOST_HEADER
+cdef uint32_t MAX_HEADER_BYTES = MAX_HEADER
 cdef int DEBUG = logging.DEBUG, INFO = logging.INFO, WARNING = logging.WARNING
 
 
@@ -64,7 +64,7 @@ cdef str _words(str why, object what):
 
 
 @cython.final
-cdef class Gate(Server):
+cdef class ProxyGate(Server):
     """What a listener with `proxy_protocol` has.
 
     Args:
@@ -76,7 +76,7 @@ cdef class Gate(Server):
         self.trusted = trusted
         self.patience = <uint64_t>(seconds * 1e9)
         self.grace = self.patience // GRACE_PART
-        self.standing = {}
+        self.pending = {}
         self.lines = LINES
 
     cdef void open(self, Core core, Slot *listener) noexcept:
@@ -95,8 +95,8 @@ cdef class Gate(Server):
             following = slot.chain
             self.core.let_go_unseen(slot)
             slot = following
-        standing, self.standing = self.standing, None
-        for address in standing:
+        pending, self.pending = self.pending, None
+        for address in pending:
             slot = <Slot *><size_t>address
             if slot.server == <void *>self:     # else it stands here for lack of memory
                 slot.server = NULL
@@ -111,7 +111,7 @@ cdef class Gate(Server):
         cdef Slot *following
         cdef uint32_t n
         pthread_mutex_lock(&listener.lock)
-        slot = queue_take(&listener.oldest, &listener.newest, MOST_AT_ONCE, &n)
+        slot = queue_take(&listener.oldest, &listener.newest, MAX_AT_ONCE, &n)
         listener.accept_wanted = slot == NULL and not listener.ended
         pthread_mutex_unlock(&listener.lock)
         if slot != NULL:
@@ -128,7 +128,7 @@ cdef class Gate(Server):
         # What is asked now may close the listener: `close` is to find it.
         slot.server = <void *>self
         try:
-            self.standing[<size_t>slot] = False
+            self.pending[<size_t>slot] = False
             trusted = self.trusted.trusts(slot.fd, slot.family)
         except Exception as failure:        # it is gone, and nobody knows who it was
             self.refuse(slot, DROP, DEBUG, failure)
@@ -141,7 +141,7 @@ cdef class Gate(Server):
             self.refuse(slot, ABORT, INFO, "proxy_protocol does not trust it")
 
     cdef void completed(self, Slot *slot, uint32_t bits) noexcept:
-        cdef Gate alive = self      # whatever is collected meanwhile
+        cdef ProxyGate alive = self      # whatever is collected meanwhile
         if bits & (READABLE | IDLE):
             alive.examine(slot, bits & IDLE)
         if bits & IDLE and alive.stands(<size_t>slot):
@@ -165,7 +165,7 @@ cdef class Gate(Server):
             if self.listener == NULL:       # closed by a finalizer meanwhile
                 return
             if header is not None:
-                self.let_pass(slot, header, size)
+                self.admit(slot, header, size)
                 return
             if over or (time_is_up and self.late(slot)):
                 self.give_up(slot, data)
@@ -179,7 +179,7 @@ cdef class Gate(Server):
     cdef void note_grace(self, Slot *slot) noexcept:
         """Its grace is over, and the reactor has looked at its socket since."""
         try:
-            self.standing[<size_t>slot] = True
+            self.pending[<size_t>slot] = True
         except MemoryError:
             pass        # it keeps its place
         if self.listener != NULL:
@@ -202,8 +202,8 @@ cdef class Gate(Server):
 
     cdef list past_grace(self, uint32_t most):
         old = []
-        if self.standing is not None:
-            for address, over in self.standing.items():
+        if self.pending is not None:
+            for address, over in self.pending.items():
                 if over:
                     old.append(address)
                 if len(old) == most:
@@ -211,7 +211,7 @@ cdef class Gate(Server):
         return old
 
     cdef bint stands(self, address) noexcept:
-        return self.standing is not None and address in self.standing
+        return self.pending is not None and address in self.pending
 
     cdef bytes look(self, Slot *slot, bint *over):
         """What a header can consist of, of the bytes that are there."""
@@ -233,7 +233,7 @@ cdef class Gate(Server):
         pthread_mutex_lock(&slot.lock)
         news = ring_len(&slot.inbound) > seen or slot.ended or slot.error != 0
         if not news:
-            slot.wanted = size
+            slot.rcvlowat = size
             resume = slot.paused        # at a mark below that
             slot.paused = False
         pthread_mutex_unlock(&slot.lock)
@@ -255,7 +255,7 @@ cdef class Gate(Server):
 
     # --- going on ------------------------------------------------------------
 
-    cdef void let_pass(self, Slot *slot, header, uint32_t size) noexcept:
+    cdef void admit(self, Slot *slot, header, uint32_t size) noexcept:
         """Have accept take it, with its header and without the header's bytes."""
         cdef bint resume
         try:
@@ -265,7 +265,7 @@ cdef class Gate(Server):
             return
         pthread_mutex_lock(&slot.lock)
         ring_discard(&slot.inbound, self.core.hub.pool, size)
-        slot.wanted = 0
+        slot.rcvlowat = 0
         resume = slot.paused and has_room(slot)
         if resume:
             slot.paused = False
@@ -281,7 +281,7 @@ cdef class Gate(Server):
     cdef void leave(self, Slot *slot) noexcept:
         slot.server = NULL
         try:
-            self.standing.pop(<size_t>slot, None)
+            self.pending.pop(<size_t>slot, None)
         except MemoryError:
             pass        # `close` sees that it is gone
 

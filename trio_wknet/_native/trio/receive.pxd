@@ -18,7 +18,7 @@ cdef enum:
 cdef inline bint has_room(Slot *slot) noexcept nogil:
     """Whether a reactor that paused is to read again, under the lock: once half is
     taken, or at the first byte if more is waited for."""
-    cdef uint32_t mark = slot.limits.inbound if slot.wanted else slot.limits.inbound // 2 + 1
+    cdef uint32_t mark = slot.limits.inbound if slot.rcvlowat else slot.limits.inbound // 2 + 1
     return ring_len(&slot.inbound) < mark
 
 

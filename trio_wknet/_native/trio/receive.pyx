@@ -78,7 +78,7 @@ cdef class ReceiveHalf(Stream):
         error = slot.error
         over = slot.ended or error != 0
         if available[0] < enough and not over:
-            slot.wanted = enough
+            slot.rcvlowat = enough
             slot.open_ended = open_ended
             if slot.paused:
                 slot.paused = False
@@ -100,8 +100,8 @@ cdef class ReceiveHalf(Stream):
         ring_discard(&slot.inbound, self.core.hub.pool, n)
         # In event mode somebody may take bytes between callbacks. What the wish
         # counts from, the bytes that are there, is fewer then.
-        if slot.wanted:
-            slot.wanted -= n
+        if slot.rcvlowat:
+            slot.rcvlowat -= n
 
     cdef bint resumes(self) noexcept:
         """Whether a paused reactor is to be told to read again, under the lock."""
@@ -183,7 +183,7 @@ cdef class ReceiveHalf(Stream):
             if not much and error == 0:
                 if n == 0:
                     if wait:
-                        slot.wanted = 1
+                        slot.rcvlowat = 1
                     return None
                 data = PyBytes_FromStringAndSize(NULL, n)
                 ring_copy(&slot.inbound, PyBytes_AS_STRING(data), n, 0)
@@ -245,7 +245,7 @@ cdef class ReceiveHalf(Stream):
             self.discard(n)
         if n + received <= RECEIVE_BUFFER and received < <ssize_t>more:
             stay = False
-        if not stay or slot.wanted or ring_len(&slot.inbound):
+        if not stay or slot.rcvlowat or ring_len(&slot.inbound):
             resume = self.resumes()
         pthread_mutex_unlock(&slot.lock)
         if block != NULL:
@@ -272,8 +272,8 @@ cdef class ReceiveHalf(Stream):
             return received
         if error != 0 and error != EAGAIN and error != EINTR:
             pthread_mutex_lock(&slot.lock)
-            if slot.foretold == 0:
-                slot.foretold = error
+            if slot.pending_error == 0:
+                slot.pending_error = error
             pthread_mutex_unlock(&slot.lock)
         return 0
 
@@ -288,7 +288,7 @@ cdef class ReceiveHalf(Stream):
         nothing = (ring_len(&slot.inbound) == 0 and not slot.ended and slot.error == 0
                    and not slot.paused)
         if nothing:
-            slot.wanted = 1
+            slot.rcvlowat = 1
         pthread_mutex_unlock(&slot.lock)
         return nothing
 

@@ -16,7 +16,7 @@ from .receive cimport ENOUGH, OVER, WAIT, Receive, positive
 from trio_wknet._errors import DelimiterNotFound, IncompleteRead
 
 cdef enum:
-    MOST_DELIMITER = 65536
+    MAX_DELIMITER = 65536
 
 
 cdef class ReceiveSized(ReceiveHalf):
@@ -160,8 +160,8 @@ cdef class ReceiveUntil(Receive):
             raise TypeError(f"delimiter must be bytes, not {self.argument!r}")
         # Before it is copied. With it the ring may grow to MAX_RING_BYTES and no further.
         length = memoryview(self.argument).nbytes
-        if not 1 <= length <= MOST_DELIMITER:
-            raise ValueError(f"delimiter must hold 1 to {MOST_DELIMITER} bytes, not {length}")
+        if not 1 <= length <= MAX_DELIMITER:
+            raise ValueError(f"delimiter must hold 1 to {MAX_DELIMITER} bytes, not {length}")
         self.argument = bytes(self.argument)
         mark = 1 if self.conn.slot == NULL else self.conn.slot.limits.inbound
         most = positive("max_bytes", self.max_bytes, mark)

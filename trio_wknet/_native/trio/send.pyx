@@ -19,7 +19,7 @@ from ..base.linux cimport (
 from ..reactor.ring cimport ring_len, ring_write
 from ..reactor.slot cimport FLUSH, Slot
 from .operation cimport PARKED, YIELDING, Operation
-from .send_batch cimport Deferred
+from .send_batch cimport SendBatch
 from .stream cimport DETACH_DONE, broken
 
 import trio
@@ -60,7 +60,7 @@ cdef class SendHalf(ReceiveSized):
         # A connection that broke loses its ring; sending will find the error,
         # but the error itself says more than the EPIPE that sending would give.
         if not self.slot.send_error:
-            self.slot.send_error = slot.error or slot.foretold
+            self.slot.send_error = slot.error or slot.pending_error
         pthread_mutex_unlock(&slot.lock)
         return not self.slot.queued
 
@@ -111,8 +111,8 @@ cdef class SendHalf(ReceiveSized):
         if error == EPIPE:
             return
         pthread_mutex_lock(&slot.lock)
-        if slot.foretold == 0:
-            slot.foretold = error
+        if slot.pending_error == 0:
+            slot.pending_error = error
         if slot.ended and slot.error == 0:
             slot.error = error
         pthread_mutex_unlock(&slot.lock)
@@ -139,7 +139,7 @@ cdef class SendHalf(ReceiveSized):
         cdef bint fits, first, stored = False
         cdef int32_t error
         pthread_mutex_lock(&slot.lock)
-        error = slot.error or slot.foretold
+        error = slot.error or slot.pending_error
         first = ring_len(&slot.outbound) == 0
         fits = ring_len(&slot.outbound) + n <= slot.limits.outbound
         if fits and not error:
@@ -374,13 +374,13 @@ cdef class SendAll(Sending):
         cdef Slot *slot = self.conn.slot
         return (
             slot != NULL and not slot.eof_sent and not slot.queued and not slot.send_error
-            and self.left <= DEFER_UP_TO and self.conn.core.deferred.is_crowded()
+            and self.left <= DEFER_UP_TO and self.conn.core.send_batch.is_worthwhile()
         )
 
     cdef object defer(self):
         """Send when the tasks of this turn have run (send_batch.pyx). The first to wait for
         that keeps Trio awake until then, unless somebody has thrown it away."""
-        cdef Deferred deferred = self.conn.core.deferred
+        cdef SendBatch deferred = self.conn.core.send_batch
         deferred.make_room()
         if deferred.due and (<Operation>deferred.due[0]).state == YIELDING:
             deferred.due.append(self)

@@ -1,2 +1,2 @@
-class Deferred:
-    crowd: int
+class SendBatch:
+    threshold: int

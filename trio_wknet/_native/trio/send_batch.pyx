@@ -27,19 +27,19 @@ from libc.stdint cimport uint32_t
 from .operation cimport Operation
 
 cdef enum:
-    CROWD = 16
+    THRESHOLD = 16
     AT_MOST = 128       # what the kernel keeps for so many stays in the core's cache
 
 
-cdef class Deferred:
+cdef class SendBatch:
     def __cinit__(self):
         self.due = []
         self.other = []
-        self.crowd = CROWD
+        self.threshold = THRESHOLD
 
-    cdef bint is_crowded(self) noexcept:
+    cdef bint is_worthwhile(self) noexcept:
         """Whether so many tasks run in this turn that sends are better deferred."""
-        return self.woken >= self.crowd
+        return self.woken >= self.threshold
 
     cdef int make_room(self) except -1:
         """Not for more than AT_MOST at a time. Whoever is to be the next one does not

@@ -4,7 +4,7 @@ Facts. A thread that sleeps in epoll costs its core's way into idling and out of
 whoever wakes it an interrupt to another core; on a virtual machine these are the larger
 part of what a message costs, in time and even in CPU. A peer that always waits for an
 answer before it sends again is heard of within some 20 microseconds. Any other pattern
-cannot be foretold: with many peers, to look on burns as much time as there is between
+cannot be foreseen: with many peers, to look on burns as much time as there is between
 messages, and gains nothing.
 
 Decision. Trio's thread looks on before it sleeps if all that it was told between its
@@ -28,40 +28,40 @@ from ..reactor.hub cimport Hub
 from ..reactor.mailbox cimport mailbox_waiting
 
 cdef enum:
-    MOST_LUCK = 8
+    MAX_BUDGET = 8
     RETRY = 256             # ping-pongs for each try without luck
 
 
-cdef void ping_pong_new(PingPong *game) noexcept nogil:
-    game.latest = NULL
-    game.before = NULL
-    game.heard = 0
-    game.luck = MOST_LUCK
-    game.passed = 0
+cdef void spin_policy_new(SpinPolicy *policy) noexcept nogil:
+    policy.latest = NULL
+    policy.before = NULL
+    policy.heard = 0
+    policy.budget = MAX_BUDGET
+    policy.passed = 0
 
 
-cdef bint ping_pong_goes_on(PingPong *game) noexcept nogil:
+cdef bint spin_policy_wants(SpinPolicy *policy) noexcept nogil:
     """Before each sleep: whether it is worth while to look on."""
-    cdef bint alone = game.heard == 1 and game.latest == game.before
-    game.before = game.latest
-    game.heard = 0
+    cdef bint alone = policy.heard == 1 and policy.latest == policy.before
+    policy.before = policy.latest
+    policy.heard = 0
     if not alone:
         return False
-    if game.luck > 0:
+    if policy.budget > 0:
         return True
-    game.passed += 1
-    return game.passed % RETRY == 0
+    policy.passed += 1
+    return policy.passed % RETRY == 0
 
 
-cdef void ping_pong_note(PingPong *game, bint found) noexcept nogil:
+cdef void spin_policy_note(SpinPolicy *policy, bint found) noexcept nogil:
     """What came of looking on."""
     if not found:
-        game.luck -= game.luck > 0
-    elif game.luck < MOST_LUCK:
-        game.luck += 1
+        policy.budget -= policy.budget > 0
+    elif policy.budget < MAX_BUDGET:
+        policy.budget += 1
 
 
-cdef bint look_on(Hub *hub, uint64_t until) noexcept nogil:
+cdef bint spin_until(Hub *hub, uint64_t until) noexcept nogil:
     """Wait for news without sleeping, until that time (ns); whether there is some."""
     cdef pollfd one
     one.fd = hub.reactors[0].epfd

@@ -35,7 +35,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from ..base.atomics cimport wk_fence, wk_u32_load, wk_u32_load_relaxed, wk_u32_store
 from ..base.linux cimport POLLIN, monotonic_ns, poll, pollfd
 from ..reactor.hub cimport EVENTS, Hub
-from ..reactor.wake cimport kick, still_bell
+from ..reactor.wake cimport kick, eventfd_clear
 from ..reactor.wheel cimport NEVER
 
 cdef enum:
@@ -157,6 +157,6 @@ cdef void stall_wait_for_reactors(StallWatch *watch, Hub *hub) noexcept nogil:
         if _all_looked(hub):
             break
         poll(&bell, 1, <int>((until - now) // 1000000) + 1)
-        still_bell(hub.wakefd)      # whatever it rang for is drained next
+        eventfd_clear(hub.wakefd)      # whatever it rang for is drained next
         now = monotonic_ns()
     wk_u32_store(&hub.looks_awaited, 0)

@@ -70,7 +70,7 @@ cdef class Stream(Endpoint):
         if self.slot == NULL:       # let go of, and not woken yet, for lack of memory
             return ABORT_SUCCEEDED
         pthread_mutex_lock(&self.slot.lock)
-        self.slot.wanted = 0
+        self.slot.rcvlowat = 0
         pthread_mutex_unlock(&self.slot.lock)
         return ABORT_SUCCEEDED
 
@@ -191,7 +191,7 @@ cdef class Stream(Endpoint):
         if slot == NULL:
             return
         pthread_mutex_lock(&slot.lock)
-        self.end_error = slot.error or slot.foretold
+        self.end_error = slot.error or slot.pending_error
         self.end_seen = slot.ended or slot.hung_up
         pthread_mutex_unlock(&slot.lock)
 

@@ -13,9 +13,9 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from ..base.atomics cimport wk_u32_load, wk_u64_load, wk_u64_load_relaxed, wk_u64_store_relaxed
 from ..base.linux cimport pthread_mutex_lock, pthread_mutex_unlock
-from ..reactor.mailbox cimport Letter, mailbox_take, mailbox_waiting
+from ..reactor.mailbox cimport Notification, mailbox_take, mailbox_waiting
 from ..reactor.ring cimport ring_len
-from ..reactor.slot cimport CONNECTION, EXACT, READABLE, RELEASED, Slot, slot_of_up
+from ..reactor.slot cimport CONNECTION, EXACT, READABLE, RELEASED, Slot, slot_of_completion
 from .bridge cimport Hooks
 from .core cimport Core, deliver
 from .operation cimport Operation
@@ -76,7 +76,7 @@ cdef class Tracer:
         self.waiting = {}
 
     cdef Message meet(self, Core core, Slot *slot, uint32_t bits, uint64_t drained):
-        """A message that is about to be delivered, if that is what a letter tells."""
+        """A message that is about to be delivered, if that is what a notification tells."""
         cdef Message message
         cdef uint32_t size
         if bits & RELEASED or not bits & READABLE or slot.kind != CONNECTION:
@@ -111,21 +111,21 @@ cdef class Tracer:
         self.waiting[reader.task] = message
         return True
 
-    cdef void deliver(self, Core core, Letter *letter, uint64_t drained) noexcept:
-        cdef Slot *slot = slot_of_up(letter)
+    cdef void deliver(self, Core core, Notification *notification, uint64_t drained) noexcept:
+        cdef Slot *slot = slot_of_completion(notification)
         cdef Message message = None
         cdef bint expected = False
         try:
-            message = self.meet(core, slot, wk_u32_load(&letter.bits), drained)
+            message = self.meet(core, slot, wk_u32_load(&notification.bits), drained)
             expected = message is None or self.expect(message)
         except MemoryError:
             expected = True     # it is not traced, but delivered
         # Phase 0: a callback may be called.
         if expected or slot.server == NULL or slot.phase != 0:
-            deliver(core, letter)
+            deliver(core, notification)
             return
         message.start()
-        deliver(core, letter)
+        deliver(core, notification)
         self.conclude(message)
 
     cdef void conclude(self, Message message):
@@ -198,17 +198,17 @@ def keep_exact_times(Core core, bint wanted):
 # --- the bridge's hooks, while there is a trace --------------------------------------
 
 cdef void drain(Core core, Tracer tracer) noexcept:
-    cdef Letter *letter
-    cdef Letter *following
+    cdef Notification *notification
+    cdef Notification *following
     cdef uint64_t now
     if not mailbox_waiting(&core.hub.completions):
         return
     now = core.now()
-    letter = mailbox_take(&core.hub.completions)
-    while letter != NULL:
-        following = letter.next
-        tracer.deliver(core, letter, now)
-        letter = following
+    notification = mailbox_take(&core.hub.completions)
+    while notification != NULL:
+        following = notification.next
+        tracer.deliver(core, notification, now)
+        notification = following
 
 
 cdef class TracedHooks(Hooks):

@@ -1,4 +1,4 @@
-"""The connection matrix against a plain model: a dict from handle to descriptor, and
+"""The slot map against a plain model: a dict from handle to descriptor, and
 the set of slabs that have memory."""
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def index(handle: int) -> int:
     return handle % HIGHEST
 
 
-class MatrixMachine(RuleBasedStateMachine):
+class SlotMapMachine(RuleBasedStateMachine):
     handles = Bundle("handles")  # live ones and stale ones
 
     @initialize()
@@ -129,7 +129,7 @@ class MatrixMachine(RuleBasedStateMachine):
         self.no_stale_handle_finds_anything()
 
 
-TestMatrix = MatrixMachine.TestCase
+TestSlotMap = SlotMapMachine.TestCase
 
 
 def test_generations_differ_through_many_reuses() -> None:

@@ -1,6 +1,6 @@
 """Sends that wait until the tasks of a turn have run, and are done in one go.
 
-Most tests have every small send deferred (``Deferred.crowd``); one shows that a crowd does it.
+Most tests have every small send deferred (``SendBatch.threshold``); one shows that many tasks do.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Pair = tuple[Conn, Any]
 @pytest.fixture
 def deferring(engine: Engine) -> Engine:
     """An engine to which every turn is crowded."""
-    engine._core.deferred.crowd = 0
+    engine._core.send_batch.threshold = 0
     return engine
 
 
@@ -94,7 +94,7 @@ async def test_few_tasks_and_large_messages_are_sent_at_once(engine: Engine) -> 
     async with conn_and_peer(engine) as (conn, _):
         at_once: list[int] = []
         await send_watched(conn, b"alone", at_once)
-        engine._core.deferred.crowd = 0
+        engine._core.send_batch.threshold = 0
         await send_watched(conn, bytes(LARGE), at_once)
         assert at_once == [5, LARGE]
 
