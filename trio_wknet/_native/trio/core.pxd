@@ -1,18 +1,13 @@
 # The Trio side's handle on a hub: owned by an Engine, used from one thread.
 from libc.stdint cimport uint32_t, uint64_t
 
-from ..base.atomics cimport wk_u32_store
-from ..reactor.hub cimport Hub, Reactor
-from ..reactor.lists cimport list_empty
-from ..reactor.mailbox cimport Notification, notification_take
-from ..reactor.reactor cimport reactor_turn
-from ..reactor.slot cimport RELEASED, Limits, Slot, slot_of_completion
-from ..reactor.slot_map cimport slot_map_return
-from ..reactor.wake cimport eventfd_signal
+from ..reactor.hub cimport Hub
+from ..reactor.mailbox cimport Notification
+from ..reactor.slot cimport Limits, Slot
 from .operation cimport Operation
 from .send_batch cimport SendBatch
-from .spin cimport SpinPolicy, spin_policy_hear
-from .stall cimport StallWatch, stall_turned
+from .spin cimport SpinPolicy
+from .stall cimport StallWatch
 
 
 cdef class Undone:
@@ -112,57 +107,5 @@ cdef class Core:
 cdef Limits make_limits(object limits) except *
 cdef void disown(object sock) noexcept
 cdef object take_entry(dict by_handle, Slot *slot)
-
-
-# --- a drain, in parts ---------------------------------------------------------
-
-cdef inline void woke(Core core, bint rung) noexcept:
-    """What goes before each drain: the sends that the last turn's tasks deferred; and
-    in-loop, turn the reactor if its epoll was ready, or may be, or something is unfinished."""
-    wk_u32_store(&core.hub.asleep, 0)
-    core.send_batch.woken = 0
-    if core.undone is not None:
-        core.try_undone()
-    if core.send_batch.due:
-        core.send_batch.carry_out()
-    if core.hub.in_loop:
-        if rung or not list_empty(&core.hub.reactors[0].ready) or core.hub.virtual:
-            turn_in_loop(core)
-        else:
-            stall_turned(&core.stall, core.hub, False)
-
-
-cdef inline void turn_in_loop(Core core) noexcept:
-    cdef Reactor *reactor = core.hub.reactors[0]
-    core.hub.virtual_now = core.now()
-    with nogil:
-        reactor_turn(reactor, 0)
-        # The pump may be parked, under a virtual clock, or gone, at a run's end;
-        # and the edges of what is left to read have been taken.
-        if not list_empty(&reactor.ready):
-            eventfd_signal(reactor.wakefd)
-    stall_turned(&core.stall, core.hub, reactor.full)
-    core.show_alarm()
-
-
-cdef inline void deliver(Core core, Notification *notification) noexcept:
-    """Hand a slot's completions to whom they are for."""
-    cdef Slot *slot = slot_of_completion(notification)
-    cdef uint32_t bits = notification_take(notification)
-    cdef Endpoint endpoint
-    if core.forked:
-        return      # a callback before this one has forked: here all ends
-    spin_policy_hear(&core.spin_policy, slot)
-    if slot == core.hub.beacon:
-        core.heed_beacon(bits)
-    elif bits & RELEASED:
-        slot_map_return(core.hub.slot_map, slot)
-    elif slot.server != NULL:
-        (<Server>slot.server).completed(slot, bits)
-    else:
-        # A reference of our own: a finalizer may run while tasks are
-        # rescheduled, and drop the last other one.
-        endpoint = core.owner_of(slot)
-        if endpoint is not None:
-            core.send_batch.woken += 1
-            endpoint.completed(bits)
+cdef void woke(Core core, bint rung) noexcept
+cdef void deliver(Core core, Notification *notification) noexcept

@@ -18,13 +18,15 @@ from ..reactor.closing cimport close_now
 from ..reactor.hub cimport Reactor, least_loaded
 from ..reactor.lists cimport list_empty
 from ..reactor.mailbox cimport (
-    Notification, notification_mark, mailbox_push, mailbox_take, mailbox_waiting,
+    Notification, notification_mark, notification_take, mailbox_push, mailbox_take,
+    mailbox_waiting,
 )
 from ..reactor.pool cimport pool_trim_idle
 from ..reactor.reactor cimport command, publish, reactor_run, reactor_turn, set_alarm
 from ..reactor.setup cimport hub_free, hub_new
 from ..reactor.slot cimport (
-    ADD, CONNECTION, DROP, ENDED, GONE, LISTENER, SHORTAGE, TRIM, WATCH, Limits, Slot,
+    ADD, CONNECTION, DROP, ENDED, GONE, LISTENER, RELEASED, SHORTAGE, TRIM, WATCH, Limits, Slot,
+    slot_of_completion,
 )
 from ..reactor.slot_map cimport (
     SLAB_SLOTS, SlotMap, slot_map_after_fork, slot_map_each, slot_map_return, slot_map_step,
@@ -34,8 +36,12 @@ from ..reactor.wake cimport hub_wake, reactor_post, reactor_stop, eventfd_signal
 from ..reactor.wheel cimport NEVER, wheel_next
 from .operation cimport HALF_DONE, UNDONE, WOKEN_UP, Operation, Wake
 from .send_batch cimport SendBatch
-from .spin cimport spin_until, spin_policy_wants, spin_policy_new, spin_policy_note
-from .stall cimport stall_is_behind, stall_sleep, stall_wait_for_reactors, stall_watch_new
+from .spin cimport (
+    spin_policy_hear, spin_until, spin_policy_wants, spin_policy_new, spin_policy_note,
+)
+from .stall cimport (
+    stall_turned, stall_is_behind, stall_sleep, stall_wait_for_reactors, stall_watch_new,
+)
 
 import _socket
 import math
@@ -351,7 +357,7 @@ cdef class Core:
         if not deadline_passed():
             return False
         if self.hub.in_loop:
-            turn_in_loop(self)
+            _turn_in_loop(self)
         else:
             with nogil:
                 stall_wait_for_reactors(&self.stall, self.hub)
@@ -729,3 +735,58 @@ cdef class Core:
             live += wk_u64_load_relaxed(&self.hub.pool.live)
         # Threads may take and return slots between the two counts.
         return used, max(warm, used) - used, warm * sizeof(Slot), kept, live
+
+
+# --- a drain, in parts ---------------------------------------------------------------
+
+
+cdef void woke(Core core, bint rung) noexcept:
+    """What goes before each drain: the sends that the last turn's tasks deferred; and
+    in-loop, turn the reactor if its epoll was ready, or may be, or something is unfinished."""
+    wk_u32_store(&core.hub.asleep, 0)
+    core.send_batch.woken = 0
+    if core.undone is not None:
+        core.try_undone()
+    if core.send_batch.due:
+        core.send_batch.carry_out()
+    if core.hub.in_loop:
+        if rung or not list_empty(&core.hub.reactors[0].ready) or core.hub.virtual:
+            _turn_in_loop(core)
+        else:
+            stall_turned(&core.stall, core.hub, False)
+
+
+cdef void _turn_in_loop(Core core) noexcept:
+    cdef Reactor *reactor = core.hub.reactors[0]
+    core.hub.virtual_now = core.now()
+    with nogil:
+        reactor_turn(reactor, 0)
+        # The pump may be parked, under a virtual clock, or gone, at a run's end;
+        # and the edges of what is left to read have been taken.
+        if not list_empty(&reactor.ready):
+            eventfd_signal(reactor.wakefd)
+    stall_turned(&core.stall, core.hub, reactor.full)
+    core.show_alarm()
+
+
+cdef void deliver(Core core, Notification *notification) noexcept:
+    """Hand a slot's completions to whom they are for."""
+    cdef Slot *slot = slot_of_completion(notification)
+    cdef uint32_t bits = notification_take(notification)
+    cdef Endpoint endpoint
+    if core.forked:
+        return      # a callback before this one has forked: here all ends
+    spin_policy_hear(&core.spin_policy, slot)
+    if slot == core.hub.beacon:
+        core.heed_beacon(bits)
+    elif bits & RELEASED:
+        slot_map_return(core.hub.slot_map, slot)
+    elif slot.server != NULL:
+        (<Server>slot.server).completed(slot, bits)
+    else:
+        # A reference of our own: a finalizer may run while tasks are
+        # rescheduled, and drop the last other one.
+        endpoint = core.owner_of(slot)
+        if endpoint is not None:
+            core.send_batch.woken += 1
+            endpoint.completed(bits)
