@@ -119,9 +119,10 @@ def unraisable(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return caught
 
 
-def pytest_collection_finish() -> None:
-    # What was imported stays: to look for garbage among it makes the many
-    # collections of these tests slow.
+@pytest.fixture(autouse=True, scope="module")
+def _quick_collections() -> None:
+    """What was imported, and pytest's reports of the tests so far, stay: to look for garbage
+    among them makes the many collections of these tests slow."""
     gc.collect()
     gc.freeze()
 
