@@ -357,24 +357,29 @@ def test_gateway() -> None:
         assert example.end() == ""
 
 
-@pytest.mark.parametrize("garbage", [b"\xff\n", b"x" * 5000, b"", b"no line"])
-def test_gateway_sends_strangers_off(garbage: bytes) -> None:
+@pytest.fixture(scope="module")
+def one_gateway() -> Iterator[Example]:
+    """The same for all who send garbage."""
     with running("gateway", "0") as example, operator(example):
-        with example.connect() as sock:
-            sock.sendall(garbage)
-            sock.shutdown(socket.SHUT_WR)
-            assert sock.recv(1) == b""
-        assert example.line().startswith("a stranger left: ")
+        yield example
         assert example.end() == ""
+
+
+@pytest.mark.parametrize("garbage", [b"\xff\n", b"x" * 5000, b"", b"no line"])
+def test_gateway_sends_strangers_off(garbage: bytes, one_gateway: Example) -> None:
+    with one_gateway.connect() as sock:
+        sock.sendall(garbage)
+        sock.shutdown(socket.SHUT_WR)
+        assert sock.recv(1) == b""
+    assert one_gateway.line().startswith("a stranger left: ")
 
 
 @pytest.mark.parametrize("garbage", [b"many\n", b"\n", b"\xff\n", b"1" * 5000])
-def test_gateway_sends_devices_off(garbage: bytes) -> None:
-    with running("gateway", "0") as example, operator(example), device(example, b"d") as sock:
+def test_gateway_sends_devices_off(garbage: bytes, one_gateway: Example) -> None:
+    with device(one_gateway, b"d") as sock:
         sock.sendall(garbage)
         assert sock.recv(1) == b""
-        assert example.line() == "d left: closed"
-        assert example.end() == ""
+        assert one_gateway.line() == "d left: closed"
 
 
 def test_gateway_sends_the_silent_off() -> None:
@@ -573,6 +578,14 @@ def http_server() -> Iterator[Example]:
         yield example
 
 
+@pytest.fixture(scope="module")
+def one_http_server() -> Iterator[Example]:
+    """The same for all nonsense."""
+    with running("http_server", "0") as example:
+        yield example
+        assert example.end() == ""
+
+
 def test_http_server(http_server: Example) -> None:
     body = b"x" * 300_000
     assert ask(http_server, "GET", "/here") == (200, b"you asked for /here\n")
@@ -600,13 +613,12 @@ def test_http_server(http_server: Example) -> None:
         (b"", b""),
     ],
 )
-def test_http_server_and_nonsense(said: bytes, status: bytes, http_server: Example) -> None:
-    with http_server.connect() as sock:
+def test_http_server_and_nonsense(said: bytes, status: bytes, one_http_server: Example) -> None:
+    with one_http_server.connect() as sock:
         sock.sendall(said)
         sock.shutdown(socket.SHUT_WR)
         assert receive(sock, 1 << 20)[9:12] == status
-    assert ask(http_server, "GET", "/")[0] == 200
-    assert http_server.end() == ""
+    assert ask(one_http_server, "GET", "/")[0] == 200
 
 
 def test_http_server_answers_who_sends_too_much(http_server: Example) -> None:
