@@ -348,7 +348,7 @@ async def test_a_peer_that_finished_sending_is_answered(
     engine: Engine, kind: str, style: str, tmp_path: Path
 ) -> None:
     """The answer, more than the kernel takes, is sent although the peer has ended."""
-    answer = content("answer", 900_000)
+    answer = content("answer", 300_000)
 
     def respond(conn: Conn) -> bytes:
         question = conn.receive_nowait()

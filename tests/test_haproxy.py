@@ -193,7 +193,7 @@ def test_a_rolling_restart_fails_no_request(reactors: int, tmp_path: Path, long:
 
         workers = [start(), start()]
         front = stack.enter_context(haproxy(f"127.0.0.1:{port} send-proxy-v2", tmp_path))
-        client = stack.enter_context(load(front, 120 if long else 3))
+        client = stack.enter_context(load(front, 120 if long else 1.5))
         reports = []
         while client.poll() is None:
             # The one that is left has all to itself for a moment.

@@ -539,7 +539,7 @@ def test_any_combination_does_as_the_model(
 async def test_never_early(engine: Engine, kind: str) -> None:
     async with conn_and_peer(engine, kind) as (conn, peer):
         for number in range(10):
-            limit = 0.003 * (number + 1)
+            limit = 0.0013 * (number + 1)
             start = time.monotonic()
             with conn.idle_scope(limit) as scope:
                 await conn.receive_some()

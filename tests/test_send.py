@@ -43,7 +43,7 @@ def reset(sock: Any) -> None:
 
 @pytest.mark.parametrize("make", [bytes, bytearray, memoryview])
 async def test_send_all_under_back_pressure(engine: Engine, kind: str, make: Any) -> None:
-    data = content("pressure", 2_000_000)
+    data = content("pressure", 600_000)
     async with two_conns(engine, kind, limits=Limits(inbound=5000), options=SMALL) as (one, other):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(one.send_all, make(data))
