@@ -12,19 +12,25 @@ import re
 from importlib.metadata import version as version_of
 from typing import Any
 
+from docutils import nodes
+from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.ext.napoleon import Config, GoogleDocstring
+from sphinx.transforms.post_transforms import SphinxPostTransform
 
 project = "trio_wknet"
 author = "the trio_wknet developers"
 release = version_of("trio-wknet")
 version = ".".join(release.split(".")[:2])
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinxcontrib_trio"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinxcontrib_trio", "sphinx_copybutton"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"trio_wknet {version}"
 myst_heading_anchors = 3
+# Copied is what is typed: neither prompts nor what a command prints.
+copybutton_prompt_text = "$ "
+copybutton_only_copy_prompt_lines = True
 
 autodoc_member_order = "bysource"
 autodoc_inherit_docstrings = False
@@ -53,8 +59,40 @@ if tags.has("network"):  # noqa: F821
 
 
 def setup(app: Sphinx) -> None:
+    app.add_post_transform(LinkNames)
     app.connect("autodoc-process-docstring", read_sections)
     app.connect("autodoc-process-signature", shorten)
+
+
+class LinkNames(SphinxPostTransform):
+    """Link names of the API that a Markdown page has in backquotes, as `Conn.send_all(data)`.
+    There are no roles in those pages, because they are read in the repository, too."""
+
+    default_priority = 5  # before references are resolved
+
+    def run(self, **kwargs: Any) -> None:
+        known = self.env.get_domain("py").objects  # type: ignore[attr-defined]
+        for literal in list(self.document.findall(nodes.literal)):
+            if isinstance(literal.parent, (nodes.reference, pending_xref)):
+                continue
+            name = re.match(r"(?:trio_wknet\.)?([\w.]+)(?:\(.*\))?$", literal.astext())
+            target = name and next(
+                (full for place in PLACES if (full := f"{place}.{name[1]}") in known), None
+            )
+            if target:
+                link = pending_xref(
+                    "",
+                    refdomain="py",
+                    reftype="obj",
+                    reftarget=target,
+                    refdoc=self.env.docname,
+                    refwarn=False,
+                )
+                literal.replace_self(link)
+                link += literal
+
+
+PLACES = ("trio_wknet", "trio_wknet.contrib.pytest", "trio_wknet.contrib.anyio")
 
 
 def read_sections(

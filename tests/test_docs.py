@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
+import operator
 import re
 import runpy
 from pathlib import Path
@@ -10,11 +13,22 @@ from typing import Any
 import pytest
 
 import trio_wknet
+import trio_wknet.contrib.anyio
+import trio_wknet.contrib.pytest
 from trio_wknet._misuse import GivenWhenOpened
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*(ROOT / "docs").glob("*.md"), ROOT / "README.md"]
+API = (ROOT / "docs" / "api.rst").read_text()
 REFERENCE = (ROOT / "docs" / "reference.md").read_text()
+KINDS = [
+    trio_wknet.Conn,
+    trio_wknet.Engine,
+    trio_wknet.Listener,
+    trio_wknet.RingBuffer,
+    trio_wknet.Timer,
+    trio_wknet.TimingWheel,
+]
 
 
 def public(kind: type) -> list[str]:
@@ -29,29 +43,51 @@ def public(kind: type) -> list[str]:
 
 
 @pytest.mark.parametrize("name", trio_wknet.__all__)
-def test_the_reference_has_every_name(name: str) -> None:
-    assert re.search(rf"^\.\. auto\w+:: {name}\b", REFERENCE, re.MULTILINE)
+def test_the_api_page_has_every_name(name: str) -> None:
+    assert re.search(rf"^\.\. auto\w+:: {name}\b", API, re.MULTILINE)
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        trio_wknet.Conn,
-        trio_wknet.Engine,
-        trio_wknet.Listener,
-        trio_wknet.RingBuffer,
-        trio_wknet.Timer,
-        trio_wknet.TimingWheel,
-    ],
-)
-def test_the_reference_has_every_method(kind: Any) -> None:
-    body = REFERENCE.partition(f".. autoclass:: {kind.__name__}(")[2]
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_api_page_has_every_method(kind: Any) -> None:
+    body = API.partition(f".. autoclass:: {kind.__name__}(")[2]
     body = body.partition(".. autoclass::")[0]
     found = set(
         re.findall(rf"auto(?:method|property|attribute):: (?:{kind.__name__}\.)?(\w+)", body)
     )
-    refused = {name for name, it in vars(kind).items() if isinstance(it, GivenWhenOpened)}
-    assert found == set(public(kind)) - refused
+    assert found == set(public(kind)) - refused(kind)
+
+
+def refused(kind: type) -> set[str]:
+    """Attributes that are there to say where the setting belongs."""
+    return {name for name, it in vars(kind).items() if isinstance(it, GivenWhenOpened)}
+
+
+def listed() -> dict[str, str]:
+    """The names that lines of the reference begin with, each with its arguments."""
+    lines = re.findall(r"^ *- (`.*?`(?:(?:,| and) `.*?`)*)(?::| )", REFERENCE, re.MULTILINE)
+    calls = [call for line in lines for call in re.findall(r"`([\w.]+)(?:\((.*?)\))?`", line)]
+    assert len(calls) == len(dict(calls)), "a name is listed twice"
+    return dict(calls)
+
+
+def test_the_reference_lists_every_name_once() -> None:
+    methods = {f"{kind.__name__}.{name}" for kind in KINDS for name in public(kind)}
+    refusals = {f"{kind.__name__}.{name}" for kind in KINDS for name in refused(kind)}
+    assert set(listed()) >= {*trio_wknet.__all__, *methods} - refusals
+
+
+@pytest.mark.parametrize(("name", "arguments"), listed().items())
+def test_the_reference_lists_arguments_that_are_there(name: str, arguments: str) -> None:
+    for module in (trio_wknet, trio_wknet.contrib.anyio, trio_wknet.contrib.pytest):
+        with contextlib.suppress(AttributeError):
+            function = operator.attrgetter(name)(module)
+            break
+    else:
+        raise LookupError(name)
+    if arguments:
+        given = re.findall(r"(?:^|[ *])([a-z_]+)\b(?=[,=]|$)", arguments)
+        assert given
+        assert set(given) <= set(inspect.signature(function).parameters)
 
 
 def test_tests_that_are_named_exist() -> None:
@@ -88,6 +124,7 @@ def test_the_code_in_the_pages_is_that_of_the_examples(page: Path) -> None:
 
 def test_pages_can_be_read_where_they_are() -> None:
     """Code that only Sphinx would fill in is an empty frame everywhere else."""
-    assert [page.name for page in PAGES if "literalinclude" in page.read_text()] == []
+    only_sphinx = re.compile(r"literalinclude|eval-rst|\{py:|\{ref\}|\{doc\}")
+    assert [page.name for page in PAGES if only_sphinx.search(page.read_text())] == []
     shown = {path for page in PAGES for path in re.findall(r"<!-- (\S+): ", page.read_text())}
     assert len(shown) > 8
