@@ -71,7 +71,7 @@ class LinkNames(SphinxPostTransform):
     default_priority = 5  # before references are resolved
 
     def run(self, **kwargs: Any) -> None:
-        known = self.env.get_domain("py").objects  # type: ignore[attr-defined]
+        known = self.env.get_domain("py").objects
         for literal in list(self.document.findall(nodes.literal)):
             if isinstance(literal.parent, (nodes.reference, pending_xref)):
                 continue
