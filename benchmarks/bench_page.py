@@ -7,8 +7,8 @@ stands between the page's two comments is replaced.
 
 from __future__ import annotations
 
-from pages import Json, machine_text, markdown, run
-from result import cells
+from harness.pages import Json, machine_text, markdown, run
+from harness.result import cells
 
 SCRIPT = "benchmarks/bench_page.py"
 OF = {"throughput": "throughput", "p99": "p99", "cpu": "server's CPU for each"}

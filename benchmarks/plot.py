@@ -15,8 +15,9 @@ import attrs
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from pages import Json
-from scenarios import BY_CONNECTIONS
+
+from harness.pages import Json
+from harness.scenarios import BY_CONNECTIONS
 
 # To be read on light pages and on dark ones: the background is the page's.
 INK = "#7d8590"

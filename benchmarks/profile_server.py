@@ -13,9 +13,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from servers import SERVERS
-from worker import Worker, WorkerFailed
-
+from harness.servers import SERVERS
+from harness.worker import Worker, WorkerFailed
 from trio_wknet._cli.text import complaint
 from trio_wknet._load.options import LoadOptions
 from trio_wknet._load.run import LoadProgress, run_load
@@ -77,7 +76,7 @@ def profile_cpu(options: argparse.Namespace) -> list[Path]:
     """A flame graph, of nothing but the time under load."""
     path = options.output / f"{options.server}-cpu.svg"
     command = [py_spy(), "record", "--native", f"--output={path}", f"--rate={options.rate}"]
-    with Worker("servers.py", options.server) as server:
+    with Worker("harness/servers.py", options.server) as server:
         port = server.answer()
         with subprocess.Popen(
             [*command, f"--duration={options.duration}", f"--pid={server.pid}"],
@@ -117,7 +116,7 @@ def profile_memory(options: argparse.Namespace) -> list[Path]:
     # Each object is recorded, with the frames that made it: hence so few messages.
     recorder = ("-m", "memray", "run", "--quiet", "--force", "--native")
     interpreter = (sys.executable, *recorder, "--trace-python-allocators", f"--output={stem}.bin")
-    with Worker("servers.py", options.server, interpreter=interpreter) as server:
+    with Worker("harness/servers.py", options.server, interpreter=interpreter) as server:
         wanted = load(options, server.answer(), options.duration + PATIENCE, options.count)
         result = run_load(wanted)
     if not result.ok:

@@ -22,15 +22,16 @@ from typing import Any
 
 import attrs
 import trio
-from idle_memory import Growth, growth_of_all, growth_table
-from machine import Machine
-from measure import Settings
-from result import Beside, Result, verdict_table
 from rich.console import Console
-from rounds import able, run_scenario
-from scenarios import SCENARIOS
-from servers import SERVERS, missing
-from worker import WorkerFailed
+
+from experiments.idle_memory import Growth, growth_of_all, growth_table
+from harness.machine import Machine
+from harness.measure import Settings
+from harness.result import Beside, Result, verdict_table
+from harness.rounds import able, run_scenario
+from harness.scenarios import SCENARIOS
+from harness.servers import SERVERS, missing
+from harness.worker import WorkerFailed
 
 THOROUGH = Settings(rounds=7, duration=1.0, warmup=0.3)
 QUICK = Settings(rounds=1, duration=0.25, warmup=0.05, most_connections=200)

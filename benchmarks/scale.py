@@ -17,16 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import micro
 import trio
-from crowd import Course, Plan, idle_timeout_for, run_crowd
-from machine import Machine
-from measure import Settings
 from rich.console import Console
 from rich.table import Table
+
+from experiments import micro
+from experiments.crowd import Course, Plan, idle_timeout_for, run_crowd
+from experiments.scale_rows import ROWS, NotAnswered, Report, Row, Size
+from harness.machine import Machine
+from harness.measure import Settings
+from harness.worker import WorkerFailed
 from scale_page import row_cells
-from scale_rows import ROWS, NotAnswered, Report, Row, Size
-from worker import WorkerFailed
 
 FULL = Size(
     settings=Settings(rounds=5, duration=2.0, warmup=0.5),

@@ -6,8 +6,7 @@ between the page's two comments is replaced.
 
 from __future__ import annotations
 
-from pages import Json, machine_text, markdown, run
-
+from harness.pages import Json, machine_text, markdown, run
 from trio_wknet._cli.text import time_text
 
 SCRIPT = "benchmarks/scale_page.py"

@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterator
@@ -27,14 +28,14 @@ from trio_wknet._native.load.histogram import Histogram
 PAGE = ROOT / "docs" / "benchmarks.md"
 FIGURES = ROOT / "docs" / "_static" / "benchmarks.json"
 MODULES = (
-    "compiled",
-    "floor",
-    "measure",
-    "result",
-    "rounds",
-    "scenarios",
-    "servers",
-    "slow_consumer",
+    "experiments.floor",
+    "harness.compiled",
+    "harness.measure",
+    "harness.result",
+    "harness.rounds",
+    "harness.scenarios",
+    "harness.servers",
+    "harness.slow_consumer",
 )
 
 
@@ -42,7 +43,8 @@ def load_modules() -> SimpleNamespace:
     """The scripts' own modules."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCHMARKS))
-        return SimpleNamespace(**{name: importlib.import_module(name) for name in MODULES})
+        modules = {name.rpartition(".")[2]: importlib.import_module(name) for name in MODULES}
+        return SimpleNamespace(**modules)
 
 
 bench = load_modules()
@@ -50,6 +52,29 @@ SERVERS = list(bench.servers.SERVERS)
 SCENARIOS = {scenario.name: scenario for scenario in bench.scenarios.SCENARIOS}
 DOES_NOT_WAIT = ("-nowait", "-events", "-events-idle")
 TINY = bench.measure.Settings(rounds=1, duration=0.02, warmup=0.0, most_connections=20)
+
+
+# -- Scripts -------------------------------------------------------------------
+
+
+def test_what_measures_uses_no_experiment() -> None:
+    imports = re.compile(r"^\s*(?:from|import) experiments\b", re.MULTILINE)
+    sources = {path.name: path.read_text() for path in (BENCHMARKS / "harness").glob("*.py")}
+    assert len(sources) > 10
+    assert [name for name, text in sources.items() if imports.search(text)] == []
+
+
+def test_experiments_are_listed() -> None:
+    code, said, complained = run("experiment.py")
+    assert (code, complained) == (0, "")
+    assert "  floor        What an echo on Trio cannot cost less than\n" in said
+    assert "scale_rows" not in said  # is no script
+
+
+def test_an_experiment_that_is_not_there() -> None:
+    code, _, complained = run("experiment.py", "nothing")
+    assert code == 1
+    assert complained.startswith("experiment.py: there is no experiment 'nothing'\n")
 
 
 # -- Servers and scenarios -----------------------------------------------------
@@ -428,7 +453,9 @@ def test_the_floor_of_messages_that_come_together(monkeypatch: pytest.MonkeyPatc
 
 def test_tls_is_measured_on_either_transport(tmp_path: Path) -> None:
     arguments = ("--rounds", 1, "--duration", 0.1, "--connections", 5)
-    found = measured("tls.py", tmp_path, "--server", "wknet-inloop", *arguments)["results"]
+    found = measured("experiment.py", tmp_path, "tls", "--server", "wknet-inloop", *arguments)[
+        "results"
+    ]
     assert list(found) == ["trio", "wknet-inloop"]
     for (one,) in found.values():
         assert one["per_second"] > 0

@@ -19,7 +19,7 @@ SERVER = "wknet-inloop-events-idle"
 
 def test_a_crowd_of_several_servers_comes_and_goes(tmp_path: Path) -> None:
     arguments = ("--connections", 60, "--servers", 2, "--quiet", 0.1, "--idle-timeout", 3)
-    course = measured("crowd.py", tmp_path, *arguments)["course"]
+    course = measured("experiment.py", tmp_path, "crowd", *arguments)["course"]
     assert course["plan"]["server"] == SERVER
     assert course["connect_seconds"] > 0
     assert course["echo_seconds"] > 0
@@ -29,7 +29,7 @@ def test_a_crowd_of_several_servers_comes_and_goes(tmp_path: Path) -> None:
 
 def test_a_crowd_without_a_timeout_is_closed_by_its_clients(tmp_path: Path) -> None:
     arguments = ("--server", "trio", "--connections", 20, "--quiet", 0.1)
-    assert measured("crowd.py", tmp_path, *arguments)["course"]["closing"] is None
+    assert measured("experiment.py", tmp_path, "crowd", *arguments)["course"]["closing"] is None
 
 
 def test_figures_have_peers_and_verdicts(tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_figures_have_peers_and_verdicts(tmp_path: Path) -> None:
     ids=["descriptors", "port", "too-short-a-timeout"],
 )
 def test_what_cannot_be_is_said_in_a_line(arguments: tuple[object, ...], complaint: str) -> None:
-    code, _, complained = run("crowd.py", *arguments)
+    code, _, complained = run("experiment.py", "crowd", *arguments)
     assert code == 1
     assert complaint in complained
     assert complained.count("\n") == 1
@@ -69,7 +69,9 @@ def connected(pid: int) -> bool:
 
 
 def test_ctrl_c_ends_every_process() -> None:
-    with script("crowd.py", "--connections", 50, "--servers", 2, "--quiet", 600) as process:
+    with script(
+        "experiment.py", "crowd", "--connections", 50, "--servers", 2, "--quiet", 600
+    ) as process:
         until = time.monotonic() + PATIENCE
         while not any(map(connected, children(process.pid))) and time.monotonic() < until:
             time.sleep(0.01)
@@ -82,7 +84,9 @@ def test_ctrl_c_ends_every_process() -> None:
 
 
 def test_a_million_in_small(tmp_path: Path) -> None:
-    rows = measured("million.py", tmp_path, "--connections", 20_000, "--busy", 1000)["rows"]
+    rows = measured("experiment.py", tmp_path, "million", "--connections", 20_000, "--busy", 1000)[
+        "rows"
+    ]
     figures = {(row["part"], row["work"]): row["figure"] for row in rows}
     assert {part for part, _ in figures} == {"slot_map", "wheel", "pool"}
     assert 448 <= figures["slot_map", "memory of a connection's slot"] < 512

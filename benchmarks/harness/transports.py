@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-from machine import Machine
 from rich.console import Console
 from rich.table import Table
-from rounds import take_turns
+
+from harness.machine import Machine
+from harness.rounds import take_turns
 
 OWN = "trio"
 REACTORS = {OWN: None, "wknet-inloop": 0, "wknet-threaded": 1}

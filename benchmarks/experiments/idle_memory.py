@@ -1,4 +1,5 @@
-"""What an idle connection costs a server in memory: ``python benchmarks/idle_memory.py``.
+"""What an idle connection costs a server in memory:
+``python benchmarks/experiment.py idle_memory``.
 
 Each server runs in a process of its own, and has so many connections from this one,
 each of which has sent a byte and got it back, and is silent since. What counts is by how
@@ -17,13 +18,13 @@ from statistics import median
 from typing import Any
 
 import attrs
-from measure import Server
-from memory import Footprint
 from rich.console import Console
 from rich.table import Table
-from servers import missing
-from worker import WorkerFailed
 
+from harness.measure import Server
+from harness.memory import Footprint
+from harness.servers import missing
+from harness.worker import WorkerFailed
 from trio_wknet._load.target import reserve_descriptors
 
 WARMING = 200

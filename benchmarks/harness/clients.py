@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from worker import Worker
+from harness.worker import Worker
 
 MAX_EACH = 16_000
 """Connections that one client holds: within its descriptors, and its ports."""
@@ -52,7 +52,9 @@ def clients(port: int, connections: int) -> Iterator[Clients]:
     number = -(-connections // MAX_EACH)
     with ExitStack() as stack:
         workers = [
-            stack.enter_context(Worker("crowd_client.py", str(port), f"127.0.1.{index + 1}"))
+            stack.enter_context(
+                Worker("harness/crowd_client.py", str(port), f"127.0.1.{index + 1}")
+            )
             for index in range(number)
         ]
         yield Clients(workers, port)

@@ -22,8 +22,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from answers import answer_all, say
-from compiled import compiled, compiler
+from harness.answers import answer_all, say
+from harness.compiled import compiled, compiler
 
 HOST = "127.0.0.1"
 RECEIVE = 65536

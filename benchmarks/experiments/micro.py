@@ -1,4 +1,4 @@
-"""The core's parts beside what Python offers: ``python benchmarks/micro.py``.
+"""The core's parts beside what Python offers: ``python benchmarks/experiment.py micro``.
 
 The parts work without Python, in the reactors. Here they are reached through the faces
 that tests use, so most of each figure is the Python call. The column "without calls"
@@ -16,9 +16,10 @@ from pathlib import Path
 from statistics import median
 
 import attrs
-from machine import Machine
 from rich.console import Console
 from rich.table import Table
+
+from harness.machine import Machine
 
 ROUNDS = 7
 SECONDS = 0.02

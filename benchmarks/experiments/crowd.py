@@ -1,4 +1,4 @@
-"""A crowd of connections, from the first to the last: ``python benchmarks/crowd.py``.
+"""A crowd of connections, from the first to the last: ``python benchmarks/experiment.py crowd``.
 
 Connects them all, lets them be quiet, sends one message on each, and has them closed:
 by the server's idle timeout where it has one. Says what each of that takes, and what
@@ -24,15 +24,15 @@ from statistics import median
 from typing import Any
 
 import attrs
-from clients import Clients, clients
-from machine import Machine
-from measure import Server
-from memory import Footprint, KernelMemory
 from rich.console import Console
 from rich.table import Table
-from servers import SERVERS
-from worker import WorkerFailed
 
+from harness.clients import Clients, clients
+from harness.machine import Machine
+from harness.measure import Server
+from harness.memory import Footprint, KernelMemory
+from harness.servers import SERVERS
+from harness.worker import WorkerFailed
 from trio_wknet._load.cpu import cpu_seconds
 
 SIZE = 64

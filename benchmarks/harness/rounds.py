@@ -7,10 +7,11 @@ from statistics import median
 from typing import TypeVar
 
 import attrs
-from measure import Settings, measure, started
-from result import Result
-from scenarios import Scenario
-from servers import missing
+
+from harness.measure import Settings, measure, started
+from harness.result import Result
+from harness.scenarios import Scenario
+from harness.servers import missing
 
 T = TypeVar("T")
 

@@ -1,8 +1,9 @@
-"""A script of this folder in a process of its own, which answers questions."""
+"""A script of the benchmarks in a process of its own, which answers questions."""
 
 from __future__ import annotations
 
 import json
+import os
 import select
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-HERE = Path(__file__).parent
+BENCHMARKS = Path(__file__).parent.parent
 START_TIMEOUT = 60.0
 END_TIMEOUT = 60.0
 
@@ -28,6 +29,7 @@ class Worker:
     Questions and answers are lines of JSON; `answers.py` is the script's end of that. The
     process ends when its standard input does, so it does not outlive this one. It is in
     a session of its own: Ctrl-C in a terminal reaches only this process, which ends it.
+    ``script`` is a path below benchmarks/, where it also finds the modules that it imports.
     ``interpreter`` is the command that runs scripts.
     """
 
@@ -35,12 +37,14 @@ class Worker:
         self, script: str, *arguments: str, interpreter: Sequence[str] = (sys.executable,)
     ) -> None:
         self._name = " ".join((script, *arguments))
+        path = os.pathsep.join(filter(None, [str(BENCHMARKS), os.environ.get("PYTHONPATH")]))
         self._process = subprocess.Popen(
-            [*interpreter, str(HERE / script), *arguments],
+            [*interpreter, str(BENCHMARKS / script), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
             start_new_session=True,
+            env={**os.environ, "PYTHONPATH": path},
         )
         self._unread = b""
 

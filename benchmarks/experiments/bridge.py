@@ -1,4 +1,4 @@
-"""How the bridge should wake and await: ``python benchmarks/bridge_experiments.py``.
+"""How the bridge should wake and await: ``python benchmarks/experiment.py bridge``.
 
 It takes a minute. Rounds of all variants are taken in turn; the figures are medians.
 """
@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import argparse
 
-from bridge_awaitables import awaitable_table
-from bridge_wakes import wake_table
-from machine import Machine
 from rich.console import Console
+
+from experiments.bridge_awaitables import awaitable_table
+from experiments.bridge_wakes import wake_table
+from harness.machine import Machine
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The timing wheel beside what else sets timers: ``python benchmarks/timers.py``.
+"""The timing wheel beside what else sets timers: ``python benchmarks/experiment.py timers``.
 
 What a timer costs from Python, set and dropped before it is due (as most are):
 `TimingWheel`, Trio's deadlines, asyncio and uvloop, in turn in one process, medians of
@@ -23,10 +23,10 @@ from typing import Any
 import attrs
 import trio
 import uvloop
-from machine import Machine
 from rich.console import Console
 from rich.table import Table
 
+from harness.machine import Machine
 from trio_wknet import TimingWheel
 from trio_wknet._native.testing import NodeWheel
 

@@ -1,4 +1,4 @@
-"""hypercorn on this library beside hypercorn on Trio: ``python benchmarks/asgi.py``.
+"""hypercorn on this library beside hypercorn on Trio: ``python benchmarks/experiment.py asgi``.
 
 The application is one line, so what is measured is hypercorn, h11, Trio and the
 transport; of these only the last differs. wrk asks, over 64 connections. Servers are
@@ -18,12 +18,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import attrs
-from answers import answer_all, say
-from measure import running_on
 from rich.table import Table
-from transports import OWN, compare, parser, run_server
-from worker import Worker
 
+from harness.answers import answer_all, say
+from harness.measure import running_on
+from harness.transports import OWN, compare, parser, run_server
+from harness.worker import Worker
 from trio_wknet._load.cpu import cpu_seconds
 
 HOST = "127.0.0.1"
@@ -100,7 +100,7 @@ def ask(port: int, duration: int, connections: int) -> str:
 def measure(name: str, settings: Settings) -> Round:
     """A fresh server, warmed up and loaded once."""
     cores = sorted(os.sched_getaffinity(0))
-    with Worker("asgi.py", "--serve", name, f"--core={cores[0]}") as server:
+    with Worker("experiments/asgi.py", "--serve", name, f"--core={cores[0]}") as server:
         port = server.answer()
         with running_on({cores[-1]}):
             ask(port, 1, settings.connections)

@@ -8,10 +8,10 @@ from contextlib import ExitStack, contextmanager
 from functools import cached_property
 
 import attrs
-from scenarios import Quantity, Scenario
-from slow_consumer import slow_consumer
-from worker import Worker
 
+from harness.scenarios import Quantity, Scenario
+from harness.slow_consumer import slow_consumer
+from harness.worker import Worker
 from trio_wknet._load.cpu import CpuMeter
 from trio_wknet._load.run import LoadProgress, LoadResult, prepare, run_prepared
 from trio_wknet._native.load.histogram import Histogram
@@ -39,7 +39,7 @@ class Server(Worker):
     ) -> None:
         options = {"--core": core, "--port": port, "--idle-timeout": idle_timeout}
         given = [f"{name}={value}" for name, value in options.items() if value is not None]
-        super().__init__("servers.py", name, *given)
+        super().__init__("harness/servers.py", name, *given)
 
     @cached_property
     def port(self) -> int:

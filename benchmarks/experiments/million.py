@@ -1,4 +1,4 @@
-"""A million connections without their descriptors: ``python benchmarks/million.py``.
+"""A million connections without their descriptors: ``python benchmarks/experiment.py million``.
 
 The slot map, a wheel and a pool are given what a million connections would give them:
 a slot and an idle timeout each, and a buffer for each that is busy at once. Memory is
@@ -20,11 +20,11 @@ from statistics import median
 from typing import Any
 
 import attrs
-from machine import Machine
-from memory import Footprint
 from rich.console import Console
 from rich.table import Table
 
+from harness.machine import Machine
+from harness.memory import Footprint
 from trio_wknet._native.testing import BlockPool, NodeWheel, SlotTable
 
 S = 10**9

@@ -12,12 +12,12 @@ from statistics import median
 from typing import Any, Literal
 
 import attrs
-import idle_memory
-from clients import clients
-from measure import Server, Settings, running_on
-from rounds import able, run_scenario, take_turns
-from scenarios import SCENARIOS
 
+from experiments import idle_memory
+from harness.clients import clients
+from harness.measure import Server, Settings, running_on
+from harness.rounds import able, run_scenario, take_turns
+from harness.scenarios import SCENARIOS
 from trio_wknet._cli.text import complaint
 from trio_wknet._load.options import LoadOptions
 from trio_wknet._load.run import run_load

@@ -6,11 +6,11 @@ from statistics import median
 from typing import Any
 
 import attrs
-from measure import Measured
 from rich import box
 from rich.table import Table
-from scenarios import BULK, Quantity, Scenario, Wanted
 
+from harness.measure import Measured
+from harness.scenarios import BULK, Quantity, Scenario, Wanted
 from trio_wknet._cli.text import complaint, time_text
 from trio_wknet._load.run import LoadResult
 from trio_wknet._native.load.histogram import Histogram

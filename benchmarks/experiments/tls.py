@@ -1,4 +1,4 @@
-"""TLS echo on this library beside Trio's: ``python benchmarks/tls.py``.
+"""TLS echo on this library beside Trio's: ``python benchmarks/experiment.py tls``.
 
 The server is `trio.serve_ssl_over_tcp` each time, so what is measured is OpenSSL,
 `trio.SSLStream` and the transport; of these only the last differs. Servers are measured
@@ -20,12 +20,12 @@ from statistics import median
 from typing import Any
 
 import attrs
-from answers import answer_all, say
-from measure import running_on
 from rich.table import Table
-from transports import OWN, compare, parser, run_server
-from worker import Worker
 
+from harness.answers import answer_all, say
+from harness.measure import running_on
+from harness.transports import OWN, compare, parser, run_server
+from harness.worker import Worker
 from trio_wknet._load.cpu import cpu_seconds
 
 HOST = "127.0.0.1"
@@ -132,7 +132,10 @@ class Settings:
 def measure(name: str, settings: Settings) -> Round:
     """A fresh server, warmed up and loaded once."""
     cores = sorted(os.sched_getaffinity(0))
-    with Worker("tls.py", "--serve", name, f"--core={cores[0]}") as server, ExitStack() as stack:
+    with (
+        Worker("experiments/tls.py", "--serve", name, f"--core={cores[0]}") as server,
+        ExitStack() as stack,
+    ):
         port = server.answer()
         stack.enter_context(running_on({cores[-1]}))
         load = Load(port, settings.connections, settings.size, stack)

@@ -20,8 +20,7 @@ from queue import SimpleQueue
 from statistics import median
 from typing import Any
 
-from answers import answer_all
-
+from harness.answers import answer_all
 from trio_wknet._load.target import reserve_descriptors
 
 HOST = "127.0.0.1"

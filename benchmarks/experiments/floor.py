@@ -1,4 +1,4 @@
-"""What an echo on Trio cannot cost less than: ``python benchmarks/floor.py``.
+"""What an echo on Trio cannot cost less than: ``python benchmarks/experiment.py floor``.
 
 A message takes a task two steps of Trio's scheduler: it is woken out of its receive, and
 its send is a schedule point, as Trio's contract has it; with ``send_nowait`` one. *The
@@ -24,13 +24,14 @@ import attrs
 import outcome
 import trio
 import trio.testing
-from machine import Machine
-from measure import Settings
 from rich.console import Console
 from rich.table import Table
-from rounds import able, run_scenario
-from scenarios import SCENARIOS, Scenario
 from trio.lowlevel import Abort, cancel_shielded_checkpoint, reschedule, wait_task_rescheduled
+
+from harness.machine import Machine
+from harness.measure import Settings
+from harness.rounds import able, run_scenario
+from harness.scenarios import SCENARIOS, Scenario
 
 TASKS = 100
 TURNS = 4000

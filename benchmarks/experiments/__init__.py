@@ -1,0 +1,1 @@
+"""One question each; ``python benchmarks/experiment.py`` lists them."""

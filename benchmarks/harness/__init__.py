@@ -1,0 +1,2 @@
+"""What measures: servers, loads, clients, rounds and results, and the pages that show them.
+It uses nothing of the experiments."""
