@@ -501,6 +501,7 @@ def _compile_for_aarch64(session: nox.Session, source: Path, *options: str) -> N
     for translated in sorted(source.glob("trio_wknet/_native/**/*.c")):
         session.run(
             *("aarch64-linux-gnu-gcc", "-shared", "-fPIC", "-Wall", "-Werror", *options),
+            *("-I", str(source / "trio_wknet" / "_native")),
             *("-o", str(translated.with_suffix(".so")), str(translated)),
             external=True,
             silent=True,

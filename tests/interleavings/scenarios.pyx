@@ -105,7 +105,7 @@ cdef void reactor_thread(void *argument) noexcept nogil:
 
 cdef struct Reader:
     int fd
-    uint32_t rcvlowat
+    uint32_t wanted
 
 
 cdef int peer_has_bytes(void *argument) noexcept nogil:
