@@ -330,6 +330,129 @@ async def test_a_deadline_without_a_stall(engine: Engine, kind: str) -> None:
         assert await read(conn, 1) == b"x"
 
 
+# -- between the hook and the deadlines --------------------------------------------------
+
+
+class _Held(trio.abc.Instrument):
+    def __init__(self, meanwhile: Callable[[], object]) -> None:
+        self.meanwhile = meanwhile
+
+    def after_io_wait(self, timeout: float) -> None:
+        trio.lowlevel.remove_instrument(self)
+        self.meanwhile()
+
+
+def hold_up_behind_the_hook(meanwhile: Callable[[], object]) -> None:
+    """Trio calls instruments in the order in which they were added, the engine's first. What
+    holds it up there may be an instrument, another thread, or that the process is stopped.
+    Here that is in the next turn but one, when this task waits."""
+
+    def hold_up() -> None:
+        trio.lowlevel.add_instrument(_Held(meanwhile))
+        token.run_sync_soon(lambda: None)  # or there might be no turn
+
+    token = trio.lowlevel.current_trio_token()
+    token.run_sync_soon(hold_up)
+
+
+@pytest.mark.parametrize("within", EACH)
+async def test_bytes_that_came_behind_the_hook(engine: Engine, within: Within) -> None:
+    def meanwhile() -> None:
+        for _, peer in pairs:
+            peer.send(b"x")
+        waiters.set_times()
+        stall()
+
+    waiters = Waiters(within)
+    with pairs_of(engine, "unix") as pairs:
+        async with trio.open_nursery() as nursery:
+            for conn, _ in pairs:
+                nursery.start_soon(waiters.receive, conn)
+            await wait_all_tasks_blocked()
+            hold_up_behind_the_hook(meanwhile)
+    assert waiters.found == [b"x"] * MANY
+
+
+async def test_room_that_was_made_behind_the_hook(engine: Engine) -> None:
+    async def send(conn: Conn) -> None:
+        await waiters.wait(conn, lambda: conn.send_all(b"x"))
+
+    def meanwhile() -> None:
+        for _, peer in pairs:
+            empty(peer)
+        waiters.set_times()
+        stall()
+
+    waiters = Waiters(by_trio)
+    with pairs_of(engine, "unix", prepare=fill_to_the_last_byte) as pairs:
+        async with trio.open_nursery() as nursery:
+            for conn, _ in pairs:
+                nursery.start_soon(send, conn)
+            await wait_all_tasks_blocked()
+            hold_up_behind_the_hook(meanwhile)
+    assert waiters.found == [None] * MANY
+
+
+async def test_a_connection_that_came_behind_the_hook(engine: Engine) -> None:
+    accepted: list[Conn] = []
+    async with await engine.listen(LOCAL) as listener:
+        with trio.CancelScope() as scope, ExitStack() as stack:
+
+            def meanwhile() -> None:
+                stack.enter_context(dialled(listener, 1))
+                scope.deadline = trio.current_time() + TIMEOUT
+                stall()
+
+            hold_up_behind_the_hook(meanwhile)
+            accepted.append(await listener.accept())
+    assert len(accepted) == 1
+    accepted[0].abort()
+
+
+async def test_who_has_got_nothing_behind_the_hook_is_cancelled(engine: Engine) -> None:
+    """One pass later; not at the next deadline, or never."""
+
+    def meanwhile() -> None:
+        scope.deadline = trio.current_time() + TIMEOUT
+        stall()
+
+    async with conn_and_peer(engine, "unix") as (conn, _):
+        with trio.CancelScope() as scope:
+            hold_up_behind_the_hook(meanwhile)
+            await conn.receive_exactly(2)
+        assert scope.cancelled_caught
+
+
+async def test_what_is_told_while_the_hook_tells_the_rest(engine: Engine, reactors: int) -> None:
+    """After a stall. A reactor has looked by then, and told, but after the drain began."""
+    waiters = Waiters(by_trio)
+    with pairs_of(engine, "unix") as pairs:
+        async with await engine.listen(LOCAL) as listener:
+            few = pairs[:10]
+
+            def on_data(conn: Conn) -> None:
+                conn.receive_nowait()
+                for _, peer in few:
+                    peer.send(b"x")
+                for scope in waiters.entered.values():
+                    scope.deadline = trio.current_time()
+                # What is no stall by itself is time enough for a thread.
+                time.sleep(0.005 if reactors else STALL)
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(listener.serve_events, on_data)
+                with dialled(listener, 1) as socks:
+                    async with trio.open_nursery() as receiving:
+                        for conn, _ in few:
+                            waiters.timed[conn] = trio.CancelScope()
+                            receiving.start_soon(waiters.receive, conn)
+                        await wait_all_tasks_blocked()
+                        socks[0].send(b"go")
+                        stall()
+                nursery.cancel_scope.cancel()
+    assert waiters.found == [b"x"] * len(few)
+
+
 # -- a process that was stopped --------------------------------------------------------
 
 STOPPED = """

@@ -75,6 +75,7 @@ cdef class Core:
 
     cdef void before_wait(self, double timeout) noexcept
     cdef bint catches_up(self) noexcept
+    cdef bint puts_off(self, Undone waiter) noexcept
     cdef bint _wants_turn(self) noexcept
     cdef void drain(self) noexcept
     cdef void wake(self) noexcept

@@ -40,7 +40,8 @@ from .spin cimport (
     spin_policy_hear, spin_until, spin_policy_wants, spin_policy_new, spin_policy_note,
 )
 from .stall cimport (
-    stall_turned, stall_is_behind, stall_sleep, stall_wait_for_reactors, stall_watch_new,
+    stall_turned, stall_begins, stall_is_behind, stall_sleep, stall_wait_for_reactors,
+    stall_watch_new,
 )
 
 import _socket
@@ -50,6 +51,7 @@ import os
 import trio
 
 cdef object current_statistics = trio.lowlevel.current_statistics
+cdef object in_trio_task = trio.lowlevel.in_trio_task
 
 
 cdef enum:
@@ -352,15 +354,32 @@ cdef class Core:
         """After a drain: if a deadline of Trio's has passed, and something may have
         arrived before it that was not looked at, look. Whether there may be more to
         drain. The argument stands in stall.pyx."""
-        if self.hub == NULL or self.forked or not stall_is_behind(&self.stall, self.hub):
+        if self.hub == NULL or self.forked:
             return False
-        if not deadline_passed():
+        if not stall_is_behind(&self.stall, self.hub):
+            self.stall.put_off = False
+            return False
+        if not (self.stall.put_off or deadline_passed()):
             return False
         if self.hub.in_loop:
             _turn_in_loop(self)
         else:
             with nogil:
                 stall_wait_for_reactors(&self.stall, self.hub)
+        return True
+
+    cdef bint puts_off(self, Undone waiter) noexcept:
+        """A wait is to be aborted. Whether its task is woken by the next drain instead,
+        behind a look at what has arrived: a deadline of Trio's has passed, and the hook
+        before was too long ago to say that nothing had arrived by then. No task runs
+        while Trio expires deadlines; who cancels from a task is obeyed at once, and so
+        the task that waits again is cancelled."""
+        if self.hub == NULL or self.forked or not stall_begins(&self.stall, self.hub):
+            return False
+        if in_trio_task():
+            return False
+        self.stall.put_off = True
+        self.again(waiter)
         return True
 
     def still(self):

@@ -15,7 +15,7 @@ from ..reactor.slot cimport ACCEPTED, CLOSE, DROP, LISTENER, PORT, RESUME, SHORT
 from ..reactor.slot_map cimport slot_map_return
 from .core cimport Core, Server, disown, make_limits
 from .handed cimport Handed
-from .operation cimport ABORT_SUCCEEDED, Operation, make_trap
+from .operation cimport ABORT_FAILED, ABORT_SUCCEEDED, Operation, make_trap
 from .proxy_gate cimport ProxyGate
 from .stream cimport Stream
 
@@ -220,6 +220,8 @@ cdef class NativeListener(Endpoint):
                     return
 
     def _abort_accept(self, raise_cancel):
+        if self.core.puts_off(self):
+            return ABORT_FAILED
         self.acceptor = None
         return ABORT_SUCCEEDED
 

@@ -18,6 +18,12 @@ the hook sees to it before Trio expires deadlines:
 
 Callbacks of event mode run inside the hook, and may hold up the loop just so.
 
+Between the hook and the expiry of deadlines there is a moment, too: other instruments, and
+a few lines of Trio's, where the process may be stopped, or another thread keep the GIL. A
+wait that a deadline would end after such a moment is not ended: its task is woken behind
+the next look, as if for nothing, and Trio cancels it when it waits again (`puts_off` in
+core.pyx).
+
 Under load without a stall, an in-loop reactor may have more events than a turn takes for
 many turns in a row. That is no reason to give up small turns (EVENTS in reactor.pxd). But
 what is older than OLDEST_NS is owed a look, too.
@@ -35,6 +41,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from ..base.atomics cimport wk_fence, wk_u32_load, wk_u32_load_relaxed, wk_u32_store
 from ..base.linux cimport POLLIN, monotonic_ns, poll, pollfd
 from ..reactor.hub cimport EVENTS, Hub
+from ..reactor.mailbox cimport mailbox_waiting
 from ..reactor.wake cimport kick, eventfd_clear
 from ..reactor.wheel cimport NEVER
 
@@ -43,6 +50,7 @@ cdef enum:
     SLACK_ASLEEP_NS = 2000000   # and a sleep may last so much longer than asked for
     OLDEST_NS = 250000000
     PATIENCE_NS = 1000000000
+    MOST_WAITS = 3              # for reactors, in one call of the hook
 
 
 cdef void stall_watch_new(StallWatch *watch) noexcept nogil:
@@ -107,15 +115,18 @@ cdef bint stall_is_behind(StallWatch *watch, Hub *hub) noexcept nogil:
         _owe(watch, hub, now)           # callbacks took so long
     watch.expected = now + SLACK_BUSY_NS
     if not hub.in_loop:
-        if watch.owed and _all_looked(hub):
-            watch.owed = 0
-        return watch.owed != 0 and watch.turns == 0
+        return watch.owed != 0 and watch.turns < MOST_WAITS and not _is_told(watch, hub)
     if watch.turns > _connections(hub) // EVENTS + 2:
         return False
     if watch.looked_at >= watch.owed and watch.looked_at + OLDEST_NS >= now:
         return False
     watch.called = now
     return True
+
+
+cdef bint stall_begins(StallWatch *watch, Hub *hub) noexcept nogil:
+    """Outside the hook: whether so much time has passed since that the next one is late."""
+    return not hub.virtual and monotonic_ns() > watch.expected
 
 
 cdef bint stall_was_late(StallWatch *watch, Hub *hub) noexcept nogil:
@@ -134,6 +145,17 @@ cdef bint _all_looked(Hub *hub) noexcept nogil:
     for i in range(hub.count):
         if wk_u32_load(&hub.reactors[i].looked) != wk_u32_load_relaxed(&hub.reactors[i].asked):
             return False
+    return True
+
+
+cdef bint _is_told(StallWatch *watch, Hub *hub) noexcept nogil:
+    """After a drain: whether it has told all that is owed. What reactors found they had
+    sent up before they said that they had looked, but perhaps after the drain began."""
+    if not _all_looked(hub):
+        return False
+    if mailbox_waiting(&hub.completions):
+        return False
+    watch.owed = 0
     return True
 
 
@@ -159,4 +181,6 @@ cdef void stall_wait_for_reactors(StallWatch *watch, Hub *hub) noexcept nogil:
         poll(&bell, 1, <int>((until - now) // 1000000) + 1)
         eventfd_clear(hub.wakefd)      # whatever it rang for is drained next
         now = monotonic_ns()
+    if now >= until:
+        watch.turns = MOST_WAITS
     wk_u32_store(&hub.looks_awaited, 0)

@@ -64,6 +64,8 @@ cdef class Stream(Endpoint):
         return trap
 
     def _abort_read(self, raise_cancel):
+        if self.core.puts_off(self):
+            return ABORT_FAILED
         # A completion may be under way; it will find nobody, or wake the next
         # reader for nothing. The bytes stay in the ring.
         self.reader = None
@@ -77,6 +79,8 @@ cdef class Stream(Endpoint):
     def _abort_write(self, raise_cancel):
         if self.detaching:
             return ABORT_FAILED         # the reactor cannot take the command back
+        if self.core.puts_off(self):
+            return ABORT_FAILED
         self.sender_parked = False
         return ABORT_SUCCEEDED
 
