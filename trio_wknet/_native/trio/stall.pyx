@@ -50,7 +50,7 @@ cdef enum:
     SLACK_ASLEEP_NS = 2000000   # and a sleep may last so much longer than asked for
     OLDEST_NS = 250000000
     PATIENCE_NS = 1000000000
-    MOST_WAITS = 3              # for reactors, in one call of the hook
+    MAX_WAITS = 3              # for reactors, in one call of the hook
 
 
 cdef void stall_watch_new(StallWatch *watch) noexcept nogil:
@@ -115,7 +115,7 @@ cdef bint stall_is_behind(StallWatch *watch, Hub *hub) noexcept nogil:
         _owe(watch, hub, now)           # callbacks took so long
     watch.expected = now + SLACK_BUSY_NS
     if not hub.in_loop:
-        return watch.owed != 0 and watch.turns < MOST_WAITS and not _is_told(watch, hub)
+        return watch.owed != 0 and watch.turns < MAX_WAITS and not _is_told(watch, hub)
     if watch.turns > _connections(hub) // EVENTS + 2:
         return False
     if watch.looked_at >= watch.owed and watch.looked_at + OLDEST_NS >= now:
@@ -182,5 +182,5 @@ cdef void stall_wait_for_reactors(StallWatch *watch, Hub *hub) noexcept nogil:
         eventfd_clear(hub.wakefd)      # whatever it rang for is drained next
         now = monotonic_ns()
     if now >= until:
-        watch.turns = MOST_WAITS
+        watch.turns = MAX_WAITS
     wk_u32_store(&hub.looks_awaited, 0)
