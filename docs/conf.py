@@ -99,17 +99,11 @@ def read_sections(
     app: Sphinx, what: str, name: str, obj: object, options: Any, lines: list[str]
 ) -> None:
     """Read ``Args:`` and ``Raises:``, as napoleon does; but not in attributes, where it
-    takes what stands before a colon for a type."""
+    takes the words before a colon for a type."""
     if what in ("attribute", "property"):
         return
-    text = re.sub(
-        r"^Raises as (.*) does, and:$",
-        r"In addition to what \1 raises:\n\nRaises:",
-        "\n".join(lines),
-        flags=re.MULTILINE,
-    )
     config = Config(napoleon_use_ivar=True)
-    lines[:] = GoogleDocstring(text, config, app, what, name, obj, options).lines()
+    lines[:] = GoogleDocstring(lines, config, app, what, name, obj, options).lines()
 
 
 def shorten(

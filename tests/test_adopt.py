@@ -48,7 +48,7 @@ def connected_or_listening(state: str) -> Iterator[socket.socket]:
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (wrapped, r"SSLSocket.*; for TLS, adopt the plain socket, and put a trio\.SSLStream"),
+        (wrapped, r"SSLSocket.*; for TLS, adopt the plain socket, and wrap the Conn in a trio\.SSLStream"),
         (subclassed, r"Subclass"),
         (trio.socket.from_stdlib_socket, r"trio\.socket.*; trio_wknet\.install\(\)"),
         (lambda sock: sock.fileno(), r"\d+$"),
@@ -60,7 +60,7 @@ async def test_what_is_not_a_plain_socket(
     """It stays its owner's, as it was."""
     with connected_or_listening(state) as plain:
         sock = make(plain)
-        with pytest.raises(TypeError, match=f"^sock must be a socket.socket itself, not .*{says}"):
+        with pytest.raises(TypeError, match=f"^sock must be exactly a socket.socket, not .*{says}"):
             engine.adopt(sock)
         if not isinstance(sock, int):
             assert sock.fileno() >= 0
@@ -69,7 +69,7 @@ async def test_what_is_not_a_plain_socket(
 
 async def test_a_facade_and_a_handle_are_nobodys_to_adopt(engine: Engine) -> None:
     async with conn_and_peer(engine) as (conn, _):
-        with pytest.raises(TypeError, match=r"sock must be a socket\.socket itself"):
+        with pytest.raises(TypeError, match=r"sock must be exactly a socket\.socket"):
             engine.adopt(conn.socket)  # type: ignore[arg-type]
 
 

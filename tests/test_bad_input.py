@@ -209,7 +209,7 @@ async def test_socket_options(engine: Engine) -> None:
     async with two_conns(engine) as (conn, _):
         with pytest.raises(TypeError, match="value must not be None"):
             conn.setsockopt(1, 2, None)  # type: ignore[call-overload]
-        with pytest.raises(TypeError, match="value must be None where length is given"):
+        with pytest.raises(TypeError, match="value must be None if length is given"):
             conn.setsockopt(1, 2, 3, 4)  # type: ignore[call-overload]
         with pytest.raises(OSError, match="Protocol not available"):
             conn.getsockopt(socket.SOL_SOCKET, 9999)

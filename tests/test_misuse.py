@@ -126,9 +126,9 @@ async def test_what_is_for_async_with(
 @pytest.mark.parametrize(
     ("kind", "says"),
     [
-        (Conn, "a Conn is not made: Listener.accept, "),
-        (Listener, "a Listener is not made but opened: write 'async with open_wknet_listener"),
-        (Engine, "an Engine is not made but opened: write 'async with open_engine"),
+        (Conn, "a Conn cannot be constructed; Listener.accept, "),
+        (Listener, "a Listener cannot be constructed; write 'async with open_wknet_listener"),
+        (Engine, "an Engine cannot be constructed; write 'async with open_engine"),
     ],
 )
 def test_what_is_not_made(kind: Any, says: str) -> None:

@@ -343,5 +343,5 @@ def test_a_clock_that_fails(wheel: TimingWheel) -> None:
 
 
 def test_timers_are_not_made_by_hand() -> None:
-    with pytest.raises(TypeError, match="given by call_later"):
+    with pytest.raises(TypeError, match="call_later returns one"):
         Timer()

@@ -40,20 +40,24 @@ if TYPE_CHECKING:
 class Conn(IdleWatch, StreamBase):  # type: ignore[misc]  # final, see _passes_for.py
     """A connection whose socket is driven by a reactor.
 
-    It is a `trio.abc.HalfCloseableStream` in full, with Trio's errors:
+    It implements all of `trio.abc.HalfCloseableStream`, with Trio's errors:
 
-    * `trio.ClosedResourceError` after, and for whoever waits during, a local close;
+    * `trio.ClosedResourceError` after a local close, also in tasks that are waiting
+      when it happens;
     * `trio.BrokenResourceError` once the connection broke, with the `OSError` as
       its cause; bytes that arrived before are still received first;
-    * `trio.BusyResourceError` for a second task that receives, or that sends,
+    * `trio.BusyResourceError` for a second task that receives, or sends,
       while another one does.
 
-    Every async method is a checkpoint. One that is cancelled did not happen: no
-    byte is lost. The exception is `send_all`, of which a part may have been sent;
-    ``statistics().bytes_sent`` tells how much.
+    Every async method is a checkpoint. Cancellation is atomic: a cancelled receive has
+    consumed no data. The exception is `send_all`, which may have sent a part;
+    ``statistics().bytes_sent`` says how much.
 
-    Connections come from `Listener.accept`, `Listener.serve`, `Engine.connect` and
-    `Engine.adopt`.
+    Its methods belong to the Trio run and the thread in which its engine was opened: they
+    raise `RuntimeError` in any other thread, and in a forked child.
+
+    `Listener.accept`, `Listener.serve`, `Engine.connect` and `Engine.adopt` return
+    connections; there is no other way to make one.
     """
 
     # Its fields are the native base's: in event mode an object may be made for each
@@ -62,8 +66,8 @@ class Conn(IdleWatch, StreamBase):  # type: ignore[misc]  # final, see _passes_f
 
     def __init__(self, *_: NoReturn, **__: NoReturn) -> None:
         raise TypeError(
-            "a Conn is not made: Listener.accept, Listener.serve, Engine.connect and "
-            "Engine.adopt give it"
+            "a Conn cannot be constructed; Listener.accept, Listener.serve, Engine.connect and "
+            "Engine.adopt return one"
         )
 
     @classmethod
@@ -84,18 +88,18 @@ class Conn(IdleWatch, StreamBase):  # type: ignore[misc]  # final, see _passes_f
     # --- the end -------------------------------------------------------------
 
     async def aclose(self) -> None:
-        """Close gracefully. A checkpoint; does not wait for the peer.
+        """Close gracefully. A checkpoint; it does not wait for the peer.
 
         The reactor sends what ``send_nowait`` left, then FIN, and then reads and
-        discards until the peer ends too, so that unread input does not make the
-        kernel send a reset, which would destroy what the peer has not yet read.
+        discards input until the peer finishes too. Otherwise unread input would make the
+        kernel send a reset, which destroys what the peer has not yet read.
         `Limits.linger_time` and `Limits.linger_bytes` bound that.
 
-        Cancelled, as by `trio.aclose_forcefully`, it closes at once: what the
-        kernel has taken is still sent, what ``send_nowait`` left is not.
+        If it is cancelled, as by `trio.aclose_forcefully`, it closes at once: what the
+        kernel has taken is still sent, what ``send_nowait`` left is not. Idempotent.
 
-        Closing again does nothing. Raises nothing but `trio.Cancelled`, and
-        `RuntimeError` in another thread.
+        Raises:
+          RuntimeError: if called from another thread. Nothing else, but `trio.Cancelled`.
         """
         self._ensure_thread()
         try:
@@ -107,35 +111,46 @@ class Conn(IdleWatch, StreamBase):  # type: ignore[misc]  # final, see _passes_f
         await trio.lowlevel.cancel_shielded_checkpoint()
 
     def close_nowait(self) -> None:
-        """Close gracefully, like `aclose`, where nothing can be awaited. Not a
-        checkpoint. Does nothing on a closed connection. Raises `RuntimeError` in
-        another thread."""
+        """Close gracefully, like `aclose`, from code that cannot await. Not a
+        checkpoint. Idempotent.
+
+        Raises:
+          RuntimeError: if called from another thread.
+        """
         self._close()
 
     def abort(self) -> None:
         """Close at once with a reset: the peer gets an error, and loses what it has
-        not yet read. Not a checkpoint. Does nothing on a closed connection.
-        Raises `RuntimeError` in another thread."""
+        not yet read. Not a checkpoint. Idempotent.
+
+        Raises:
+          RuntimeError: if called from another thread.
+        """
         self._abort()
 
     async def detach(self) -> tuple[socket.socket, bytes]:
         """Take the socket back from the reactor. A checkpoint.
 
-        Returns the socket, non-blocking, and the bytes that were received and not
-        yet taken. What ``send_nowait`` left is sent first. The connection is
-        closed afterwards, with ``close_reason`` ``"detached"``. Who begins to send
-        meanwhile, or to receive once all is sent, gets `trio.BusyResourceError`.
+        What ``send_nowait`` left is sent first. Afterwards the connection is closed, with
+        ``close_reason`` ``"detached"``. A task that starts to send meanwhile, or to
+        receive once everything is sent, gets `trio.BusyResourceError`. Cancelled before
+        everything is sent, it has no effect; after that it cannot be cancelled.
 
-        Raises `trio.BusyResourceError` while another task sends or receives,
-        `trio.ClosedResourceError`, `trio.BrokenResourceError`. Cancelled before all
-        is sent, it has done nothing; from then on it cannot be cancelled.
+        Returns:
+          The socket, non-blocking, and the bytes that were received and not yet taken.
+
+        Raises:
+          trio.BusyResourceError: if another task is sending or receiving.
+          trio.ClosedResourceError: if the connection is closed, before or during the call.
+          trio.BrokenResourceError: if the connection broke. Its cause is the `OSError`.
+          RuntimeError: if called from another thread.
         """
         await self._detach()
         try:
             unread = self._take_unread()
             sock = non_blocking(self._fd)
         except BaseException:
-            self._drop()  # nobody watches it any more
+            self._drop()  # no reactor watches it any more
             raise
         self._take_descriptor()
         return sock, unread
@@ -145,17 +160,21 @@ class Conn(IdleWatch, StreamBase):  # type: ignore[misc]  # final, see _passes_f
         """Why the connection ended: the first thing that ended it.
 
         None while it is open in both directions. ``"eof"``: the peer finished
-        sending; what it should still receive may yet be sent. ``"reset"``: the peer
-        reset it. Another error of the system: its text. ``"closed"``,
+        sending; it can still be sent to. ``"reset"``: the peer
+        reset it. For another system error, its text. ``"closed"``,
         ``"aborted"``, ``"detached"``: by this program. ``"idle"``: by its idle
-        timeout. ``"engine closed"``.
+        timeout. ``"engine closed"``: with its engine.
         """
         return self._reason()
 
     async def wait_closed(self) -> None:
         """Wait until ``close_reason`` is not None: the peer finished sending or is
-        gone, or the connection was closed here. Needs nobody to receive. A
-        checkpoint."""
+        gone, or the connection was closed by this program. Works even if no task is
+        receiving. A checkpoint.
+
+        Raises:
+          RuntimeError: if called from another thread.
+        """
         ended = Latch(self._core)
         with self._watching_for_end(ended.set):
             await ended.wait()
@@ -163,12 +182,19 @@ class Conn(IdleWatch, StreamBase):  # type: ignore[misc]  # final, see _passes_f
     @contextmanager
     def cancel_on_disconnect(self) -> Iterator[trio.CancelScope]:
         """A cancel scope that is cancelled when the peer finishes sending or is
-        gone, or the connection is closed here. Needs nobody to receive::
+        gone, or the connection is closed by this program. Works even if no task is
+        receiving. Not a checkpoint::
 
             with conn.cancel_on_disconnect() as scope:
                 await long_computation()
             if scope.cancelled_caught:
                 return
+
+        Returns:
+          A context manager, whose value is the `trio.CancelScope`.
+
+        Raises:
+          RuntimeError: if entered in another thread.
         """
         self._ensure_usable()
         with trio.CancelScope() as scope, self._watching_for_end(partial(expire, scope)):
@@ -187,7 +213,8 @@ class Conn(IdleWatch, StreamBase):  # type: ignore[misc]  # final, see _passes_f
             self._end_watchers.remove(told)
 
     def _tell_end_watchers(self) -> None:
-        # Called again if it runs out of memory: what is told twice takes no notice.
+        # It is called again if it ran out of memory, and calls some twice: so each of them
+        # must be idempotent, as setting a latch and cancelling a scope are.
         for told in self._end_watchers or ():
             told()
 
@@ -195,24 +222,24 @@ class Conn(IdleWatch, StreamBase):  # type: ignore[misc]  # final, see _passes_f
 
     @property
     def id(self) -> int | None:
-        """A number that no other connection of the engine has or will have soon:
-        generation and slot. None once closed."""
+        """A number that no other connection of the engine has, and that is not reused
+        soon: generation and slot. None once closed."""
         return self._handle
 
     @property
     def local_address(self) -> SocketAddress:
-        """This end's address, as `socket.socket.getsockname` gives it: host and port
-        for TCP, and more for IPv6; a path, or bytes for an abstract name, of a unix
-        socket. Stays after the close."""
+        """This end's address, as `socket.socket.getsockname` returns it: host and port
+        for TCP, and more for IPv6; for a unix socket a path, or bytes for an abstract
+        name. It is kept after the connection is closed."""
         return self._address(remote=False)
 
     @property
     def remote_address(self) -> SocketAddress:
-        """The peer's address, as `socket.socket.getpeername` gives it. It stays, also
-        after the peer has reset the connection, and after the close.
+        """The peer's address, as `socket.socket.getpeername` returns it. It is kept
+        after the peer has reset the connection, and after it is closed.
 
-        Where a load balancer has told by the PROXY protocol whom the connection is
-        for, the address of that client; ``socket.getpeername()`` is the balancer's."""
+        If a load balancer sent the client's address in a PROXY header, it is that
+        address; ``socket.getpeername()`` returns the balancer's."""
         header = self.proxy_header
         if header is not None and header.source is not None:
             return header.source
@@ -223,15 +250,15 @@ class Conn(IdleWatch, StreamBase):  # type: ignore[misc]  # final, see _passes_f
             self._addresses = {}
         if remote not in self._addresses:
             raw = self._raw_address(remote)
-            if not raw:  # never connected, or the memory lacked to keep it
+            if not raw:  # never connected, or there was no memory to keep it
                 raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
             self._addresses[remote] = socket_address(raw)
         return self._addresses[remote]
 
     @property
     def socket(self) -> SocketFacade:  # type: ignore[override]  # Trio's can be set
-        """The socket's names and options, for software that asks for them. Its
-        ``fileno()`` is -1 once closed here."""
+        """The socket's addresses and options, for software that asks for them. Its
+        ``fileno()`` is -1 once this program has closed the connection."""
         if self._facade is None:
             family = socket.AF_UNSPEC if self._family is None else self._family
             self._facade = SocketFacade(
@@ -248,11 +275,26 @@ class Conn(IdleWatch, StreamBase):  # type: ignore[misc]  # final, see _passes_f
     def setsockopt(
         self, level: int, option: int, value: int | Buffer | None, length: int | None = None
     ) -> None:
-        """Set an option of the socket, like `trio.SocketStream.setsockopt`."""
+        """Set an option of the socket, like `trio.SocketStream.setsockopt`. Not a
+        checkpoint.
+
+        Args:
+          level: such as `socket.IPPROTO_TCP`.
+          option: such as `socket.TCP_NODELAY`.
+          value: an integer, or bytes for an option that is a struct; None with ``length``.
+          length: the length in bytes of an option that is set without a value; by default
+              None.
+
+        Raises:
+          trio.ClosedResourceError: if the connection is closed.
+          TypeError: if ``value`` and ``length`` are both given, or both None.
+          OSError: if the kernel refuses the option.
+          RuntimeError: if called from another thread.
+        """
         if length is None and value is None:
             raise TypeError("value must not be None unless length is given")
         if length is not None and value is not None:
-            raise TypeError(f"value must be None where length is given, not {value!r}")
+            raise TypeError(f"value must be None if length is given, not {value!r}")
         self._open_socket().setsockopt(level, option, value, length)
 
     @overload
@@ -262,7 +304,23 @@ class Conn(IdleWatch, StreamBase):  # type: ignore[misc]  # final, see _passes_f
     def getsockopt(self, level: int, option: int, buffersize: int) -> bytes: ...
 
     def getsockopt(self, level: int, option: int, buffersize: int = 0) -> int | bytes:
-        """Read an option of the socket, like `trio.SocketStream.getsockopt`."""
+        """Read an option of the socket, like `trio.SocketStream.getsockopt`. Not a
+        checkpoint.
+
+        Args:
+          level: such as `socket.IPPROTO_TCP`.
+          option: such as `socket.TCP_NODELAY`.
+          buffersize: the size in bytes of an option that is a struct. 0, the default: it
+              is an integer.
+
+        Returns:
+          An integer, or bytes if there is a ``buffersize``.
+
+        Raises:
+          trio.ClosedResourceError: if the connection is closed.
+          OSError: if the kernel does not know the option.
+          RuntimeError: if called from another thread.
+        """
         value: int | bytes = self._open_socket().getsockopt(level, option, buffersize or None)
         return value
 
@@ -273,7 +331,15 @@ class Conn(IdleWatch, StreamBase):  # type: ignore[misc]  # final, see _passes_f
         return self.socket
 
     def statistics(self) -> ConnStatistics:
-        """A snapshot of the counters."""
+        """Return a snapshot of the counters. Not a checkpoint. After the connection is
+        closed they stay as they were then.
+
+        Returns:
+          A `ConnStatistics`.
+
+        Raises:
+          RuntimeError: if called from another thread.
+        """
         self._ensure_thread()
         received, receives, sent, sends, unread, unsent, idle, age = self._counters()
         return ConnStatistics(
@@ -288,6 +354,6 @@ class Conn(IdleWatch, StreamBase):  # type: ignore[misc]  # final, see _passes_f
         )
 
 
-# Software asks this before it uses a stream's `socket`, `setsockopt` or addresses,
-# all of which are here. What type checkers are told: _passes_for.py.
+# Software checks isinstance(stream, trio.SocketStream) before it uses a stream's `socket`,
+# `setsockopt` or addresses, all of which Conn has. For type checkers see _passes_for.py.
 trio.SocketStream.register(Conn)

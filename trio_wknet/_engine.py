@@ -51,7 +51,7 @@ def _choose_reactors(reactors: int | None) -> int:
     """The number of reactor threads; 0 means in-loop."""
     check_reactors(reactors)
     # A foreign thread is invisible to a mock clock: its autojump would fire while
-    # bytes are under way.
+    # bytes are in flight. So under such a clock the reactor runs in-loop.
     if _virtual_clock() is not None:
         return 0
     if reactors is None:
@@ -60,22 +60,26 @@ def _choose_reactors(reactors: int | None) -> int:
 
 
 def _virtual_clock() -> Callable[[], float] | None:
-    """What tells the time in a run whose clock does not follow the system's."""
+    """The time function of a run whose clock does not follow the system's; else None."""
     clock = trio.lowlevel.current_clock()
-    # Whoever has such a clock has imported this. It brings in pytest, where that is
-    # installed: more than the rest of a small server, and more to be looked at by each
-    # garbage collection.
+    # A program with such a clock has imported trio.testing already. Importing it here would
+    # bring in pytest, where that is installed: more modules than a small server has, and
+    # more objects for each garbage collection. So it is only looked up.
     testing = sys.modules.get("trio.testing")
     virtual = testing is not None and isinstance(clock, testing.MockClock)
     return clock.current_time if virtual else None
 
 
 class Engine:
-    """Reactors, their threads and their connections. See `open_engine`."""
+    """Reactors, their threads and their connections. `open_engine` opens one.
+
+    Its methods belong to the Trio run and the thread in which it was opened: they raise
+    `RuntimeError` in any other thread, in a forked child, and once it is closed.
+    """
 
     def __init__(self, *_: NoReturn, **__: NoReturn) -> None:
         raise TypeError(
-            "an Engine is not made but opened: write 'async with open_engine() as engine:'"
+            "an Engine cannot be constructed; write 'async with open_engine() as engine:'"
         )
 
     @classmethod
@@ -108,7 +112,7 @@ class Engine:
 
     @property
     def reactors(self) -> int:
-        """How many reactor threads there are; 0: in-loop."""
+        """The number of reactor threads; 0 means in-loop."""
         return len(self._threads)
 
     def _start_threads(self, count: int) -> None:
@@ -136,25 +140,24 @@ class Engine:
 
     @property
     def connections(self) -> Mapping[int, Conn]:
-        """The connections that this program holds, by `Conn.id`: read-only, and
-        always as they are now.
+        """The open connections of this engine, by `Conn.id`: a live, read-only mapping.
 
-        Those that were accepted, connected, adopted, or are served by callbacks, from
-        then until they are closed here; not those that still wait for ``accept``, or
-        that linger. To find one takes the same time however many there are, and
-        nobody pays for it who does not ask. An id whose connection is gone is a
-        `KeyError`, and will not mean another one.
+        It holds connections that were accepted, connected, adopted, or are served by
+        callbacks, until they are closed by this program; not those that still wait for
+        ``accept``, nor those that linger. A lookup takes constant time, and the mapping
+        costs nothing unless it is used. The id of a closed connection raises `KeyError`,
+        and is not reused soon.
 
-        Iterating goes over the ids that there were when it began; connections may
-        come and go meanwhile, in an ``await`` too. ``values()`` and ``items()`` pass
-        over those that have gone. In event mode the objects are made for the asking::
+        Iteration goes over the ids that existed when it began; connections may come and
+        go during it, also across an ``await``. ``values()`` and ``items()`` skip those
+        that have gone. In event mode `Conn` objects are created on access::
 
             for conn in engine.connections.values():
                 with suppress(trio.WouldBlock, trio.BrokenResourceError):
                     conn.send_nowait(b"the server will restart")
 
-        To use it is a `RuntimeError` once the engine is closed, from another thread,
-        and in a forked child.
+        Using the mapping raises `RuntimeError` once the engine is closed, from another
+        thread, and in a forked child.
         """
         return self._connections
 
@@ -173,38 +176,42 @@ class Engine:
         """Open a listener on this engine's reactors. A checkpoint.
 
         Args:
-          address: ``"tcp://host:port"``, ``"unix:///path"``, or a port, which
-              listens on all interfaces. Port 0 takes a free one. A host that
-              resolves to several addresses is listened to on all of them, by the
-              same port. A path is taken as it stands, without escapes.
-              ``"unix://@name"`` is a name without a file, in Linux's abstract
-              namespace, where anybody in the same network namespace may connect.
-          backlog: the kernel's queue of connections not yet accepted; by default
-              the most it allows.
+          address: ``"tcp://host:port"``, ``"unix:///path"``, or a port number, which
+              means all interfaces. Port 0 takes a free port. If the host resolves to
+              several addresses, the listener binds all of them, with the same port. A
+              path is used literally, without escapes. ``"unix://@name"`` is a name in
+              Linux's abstract namespace, without a file: anybody in the same network
+              namespace may connect.
+          backlog: the length of the kernel's queue of connections not yet accepted. None,
+              the default, is the most that the kernel allows.
           reuse_port: give each reactor a listening socket of its own
               (``SO_REUSEPORT``), which also lets other processes listen on the
-              same port.
-          idle_timeout: close a connection with ``close_reason`` ``"idle"`` when no
-              bytes have moved for so many seconds; None, the default, never does.
-              How its user is told, and how to change it for one connection:
-              `Conn.idle_timeout`, `Listener.serve`.
-          proxy_protocol: the load balancers whose connections are to begin with a
-              header of the PROXY protocol (version 1 or 2), which tells
-              `Conn.remote_address` and `Conn.proxy_header`: networks and addresses,
+              same port. Default False.
+          idle_timeout: seconds without bytes in either direction after which a connection
+              is closed, with ``close_reason`` ``"idle"``. None, the default, never closes
+              one. `Listener.serve` says how a handler finds out, and `Conn.idle_timeout`
+              changes it for one connection.
+          proxy_protocol: the load balancers whose connections must begin with a
+              header of the PROXY protocol (version 1 or 2), from which
+              `Conn.remote_address` and `Conn.proxy_header` come: networks and addresses,
               as strings (``"10.0.0.0/8"``) or objects of Python's ``ipaddress``;
-              ``"unix:"`` is whoever may connect to a unix socket. Everybody else is
-              refused. So is a connection whose header is malformed, or does not come
-              within ``limits.proxy_header_time``: nobody accepts it, it is counted
+              ``"unix:"`` is any process that may connect to a unix socket. Connections
+              from elsewhere are refused. So is one whose header is malformed, or does not
+              arrive within ``limits.proxy_header_time``: it is not accepted, it is counted
               in ``statistics().refused``, and logged as
               ``trio_wknet.proxy_protocol``. None, the default: connections begin
               with data.
-          limits: the bounds of the connections that will be accepted.
-          options: their socket options.
+          limits: the limits of the accepted connections; by default ``Limits()``.
+          options: their socket options; by default ``ConnOptions()``.
+
+        Returns:
+          A `Listener`. Close it, or use it in an ``async with`` block.
 
         Raises:
-          ValueError, TypeError: for an argument that cannot be meant.
+          ValueError, TypeError: if an argument is invalid.
           OSError: if the host does not resolve or the address cannot be bound;
               the message names it. Nothing is left open.
+          RuntimeError: if the engine is closed, or belongs to another thread.
         """
         self._core.ensure_usable()
         _check(limits, Limits, "limits")
@@ -257,17 +264,25 @@ class Engine:
         limits: Limits = Limits(),
         options: ConnOptions = ConnOptions(),
     ) -> Conn:
-        """Connect to ``"tcp://host:port"``, ``"unix:///path"``, or ``"unix://@name"``. A
-        checkpoint.
+        """Connect to an address. A checkpoint.
 
-        A host with several addresses is tried by Trio's own Happy Eyeballs
-        (RFC 8305); its winner is adopted. While the queue of a unix socket's server is
-        full this waits, trying again every 50 ms at least; so, as with TCP, a server that
-        is stuck wants a deadline (`trio.fail_after`).
+        If the host has several addresses, Trio's own Happy Eyeballs (RFC 8305) tries
+        them, and the winner is adopted. While the queue of a unix socket's server is
+        full this waits, trying again at least every 50 ms. So, as with TCP, use a deadline
+        (`trio.fail_after`) against a server that is stuck.
+
+        Args:
+          address: ``"tcp://host:port"``, ``"unix:///path"``, or ``"unix://@name"``.
+          limits: the limits of the connection; by default ``Limits()``.
+          options: its socket options; by default ``ConnOptions()``.
+
+        Returns:
+          A `Conn`.
 
         Raises:
-          ValueError, TypeError: for an argument that cannot be meant.
-          OSError: if the host does not resolve or nobody could be reached.
+          ValueError, TypeError: if an argument is invalid.
+          OSError: if the host does not resolve, or no address could be reached.
+          RuntimeError: if the engine is closed, or belongs to another thread.
         """
         self._core.ensure_usable()
         _check(limits, Limits, "limits")
@@ -318,16 +333,26 @@ class Engine:
         """Take over a stream socket: a listening one becomes a `Listener`, a
         connected one a `Conn`. Not a checkpoint.
 
-        ``sock`` is detached: its descriptor is the engine's from here on, and is
-        made non-blocking. If this raises, it is the caller's as before.
+        Args:
+          sock: a TCP or unix socket. It is detached: the engine owns its descriptor from
+              here on, and makes it non-blocking. If this raises, the caller still owns it.
+          proxy_protocol: for a listening socket, the load balancers whose connections
+              begin with a PROXY header, as in `listen`; by default None.
+          limits: the limits of the connection, or of those that the listener accepts; by
+              default ``Limits()``.
+          options: their socket options; by default ``ConnOptions()``.
 
-        ``proxy_protocol`` is for a listening socket, and is that of `listen`.
+        Returns:
+          A `Listener` or a `Conn`.
 
         Raises:
-          TypeError: ``sock`` is not a `socket.socket` itself: a subclass does something
-              else with the bytes, as `ssl.SSLSocket`.
-          ValueError: it is not an open stream socket, or neither listens nor is
-              connected; or is connected, and ``proxy_protocol`` is given.
+          TypeError: if an argument has the wrong type. ``sock`` must be exactly a
+              `socket.socket`: a subclass, such as `ssl.SSLSocket`, does something else
+              with the bytes.
+          ValueError: if ``sock`` is not an open stream socket, if it is neither listening
+              nor connected, or if it is connected and ``proxy_protocol`` is given.
+          OSError: if the kernel refuses one of the options.
+          RuntimeError: if the engine is closed, or belongs to another thread.
         """
         self._core.ensure_usable()
         _check(limits, Limits, "limits")
@@ -344,17 +369,20 @@ class Engine:
         try:
             sock.getpeername()
         except OSError as exc:
-            raise ValueError(f"sock must listen or be connected: {exc}") from None
+            raise ValueError(f"sock must be listening or connected: {exc}") from None
         if proxy_protocol is not None:
-            raise ValueError("proxy_protocol has no meaning for a connected socket")
+            raise ValueError("proxy_protocol must be None for a connected socket")
         options.apply(sock)
         return Conn._from_socket(self._core, sock, limits)
 
     def statistics(self) -> EngineStatistics:
-        """A snapshot of the counters.
+        """Return a snapshot of the counters. Not a checkpoint.
+
+        Returns:
+          An `EngineStatistics`.
 
         Raises:
-          RuntimeError: the engine is closed, or belongs to another thread.
+          RuntimeError: if the engine is closed, or belongs to another thread.
         """
         wakes, (used, ready, slabs, kept, live), rows = self._core.statistics()
         unwatched, shortages, _ = self._core.shortage()
@@ -387,8 +415,8 @@ class Engine:
     # --- the end -------------------------------------------------------------
 
     async def _aclose(self) -> None:
-        """Close everything that is open, give connections that were closed
-        gracefully their time, then stop. Cancelling cuts that time short."""
+        """Close everything that is open, let connections that were closed gracefully
+        linger, then stop. Cancellation cuts the lingering short."""
         try:
             if not self._closed and not self._core.forked:
                 self._core.let_go_of_all()
@@ -424,14 +452,14 @@ def _check_plain(sock: object) -> None:
     """As `trio.socket.from_stdlib_socket` checks it."""
     if type(sock) is socket.socket:
         return
-    # Without the module nobody has such a socket.
+    # Such a socket exists only if the module was imported.
     if "ssl" in sys.modules and isinstance(sock, sys.modules["ssl"].SSLSocket):
-        advice = "; for TLS, adopt the plain socket, and put a trio.SSLStream around the Conn"
+        advice = "; for TLS, adopt the plain socket, and wrap the Conn in a trio.SSLStream"
     elif isinstance(sock, trio.socket.SocketType):
-        advice = "; trio_wknet.install() has Trio's functions give a Conn"
+        advice = "; trio_wknet.install() makes Trio's functions return a Conn"
     else:
         advice = ""
-    raise TypeError(f"sock must be a socket.socket itself, not {sock!r}{advice}")
+    raise TypeError(f"sock must be exactly a socket.socket, not {sock!r}{advice}")
 
 
 def _check(value: object, kind: type, name: str) -> None:
@@ -447,23 +475,25 @@ async def open_engine(
 ) -> AsyncIterator[Engine]:
     """Open an engine for the duration of an ``async with`` block.
 
-    Args:
-      reactors: how many reactor threads. 0 runs the one reactor inside Trio's
-          own thread (in-loop). By default one thread, or in-loop where this
-          process may use only one core. Under a `trio.testing.MockClock` it is
-          always in-loop: the clock cannot see other threads.
-      balance: which reactor an accepted connection goes to: the one with the
-          fewest, or each in turn.
-
     On leaving, what is still open is closed at once, and connections that were
-    closed gracefully get their time to finish (`Limits.linger_time`); cancelling
-    cuts that short. Threads have ended when the block is left. Leaving is a
-    checkpoint.
+    closed gracefully may linger (`Limits.linger_time`); cancellation cuts that short. All
+    threads have ended when the block is left. Entering is not a checkpoint, leaving is.
+
+    Args:
+      reactors: the number of reactor threads, up to 1024. 0 runs one reactor inside Trio's
+          own thread (in-loop). None, the default, means one thread, or in-loop if this
+          process may use only one core. Under a `trio.testing.MockClock` the engine is
+          always in-loop, because the clock cannot see other threads.
+      balance: which reactor an accepted connection goes to: ``"least_connections"``, the
+          default, or ``"round_robin"``.
+
+    Returns:
+      An async context manager, whose value is the `Engine`.
 
     Raises:
-      TypeError, ValueError: for an argument out of range.
-      RuntimeError: outside Trio, or if the system has no threads left.
-      OSError: if it has no descriptors left.
+      TypeError, ValueError: if an argument is invalid.
+      RuntimeError: outside of a Trio run, or if no thread can be started.
+      OSError: if there are no file descriptors left.
     """
     if balance not in ("least_connections", "round_robin"):
         raise ValueError(f"balance must be 'least_connections' or 'round_robin', not {balance!r}")
@@ -474,7 +504,7 @@ async def open_engine(
         await engine._aclose()
 
 
-# A run's default engine, and how many reactors `run` wants it to have.
+# A run's default engine. `default_reactors` below is how many reactors `run` gives it.
 _default: trio.lowlevel.RunVar[Engine] = trio.lowlevel.RunVar("trio_wknet default engine")
 
 
@@ -497,18 +527,40 @@ async def open_wknet_listener(
         async with open_wknet_listener("tcp://127.0.0.1:5100") as listener:
             await listener.serve(handler)
 
-    Args:
-      engine: whose reactors to use; by default an engine of the listener's own,
-          with ``reactors`` as in `open_engine`, which ends with the block.
+    It is `Engine.listen` on an engine that you pass, or on one that is opened for this
+    listener, and closed with it. Entering and leaving are checkpoints.
 
-    ``address`` and the other arguments, and the errors, are those of
-    `Engine.listen`. Entering and leaving are checkpoints.
+    Args:
+      address: ``"tcp://host:port"``, ``"unix:///path"``, ``"unix://@name"``, or a port
+          number, as in `Engine.listen`.
+      engine: the engine to use. None, the default, opens one for this listener.
+      reactors: the number of reactor threads of the listener's own engine, as in
+          `open_engine`. It must be None, the default, if ``engine`` is given.
+      backlog: the length of the kernel's queue of connections not yet accepted; by default
+          the most that the kernel allows.
+      reuse_port: give each reactor a listening socket of its own. Default False.
+      idle_timeout: seconds without bytes after which a connection is closed; None, the
+          default, never closes one.
+      proxy_protocol: the load balancers whose connections begin with a PROXY header, as in
+          `Engine.listen`; None, the default: connections begin with data.
+      limits: the limits of the accepted connections; by default ``Limits()``.
+      options: their socket options; by default ``ConnOptions()``.
+
+    Returns:
+      An async context manager, whose value is the `Listener`.
+
+    Raises:
+      ValueError, TypeError: if an argument is invalid.
+      OSError: if the host does not resolve or the address cannot be bound; the message
+          names it. Nothing is left open.
+      RuntimeError: outside of a Trio run, if no thread can be started, or if ``engine`` is
+          closed or belongs to another thread.
     """
     if engine is not None:
         if not isinstance(engine, Engine):
             raise TypeError(f"engine must be an Engine, not {engine!r}")
         if reactors is not None:
-            raise ValueError(f"reactors ({reactors}) has no meaning together with engine")
+            raise ValueError(f"reactors must be None if engine is given, not {reactors}")
     async with open_engine(reactors) if engine is None else nullcontext(engine) as used:
         listener = await used.listen(
             address,
@@ -531,8 +583,8 @@ default_reactors: trio.lowlevel.RunVar[int | None] = trio.lowlevel.RunVar(
 
 
 def default_engine(reactors: int | None) -> Engine:
-    """This run's default engine. The first call opens it, with so many reactors if
-    `run` did not say otherwise. It closes when the run has ended (_bridge.py)."""
+    """This run's default engine. The first call opens it, with this number of reactors
+    unless `run` set another. It closes when the run has ended (_bridge.py)."""
     try:
         return _default.get()
     except LookupError:

@@ -1,22 +1,23 @@
-"""Exceptions of this library's own. Everything else is Trio's."""
+"""This library's own exceptions. All others are Trio's."""
 
 from __future__ import annotations
 
 
 class IncompleteRead(Exception):
-    """The peer ended before ``receive_exactly`` or ``receive_until`` had enough.
+    """The peer finished sending before `Conn.receive_exactly` or `Conn.receive_until` had
+    enough bytes.
 
-    Nothing is lost: what did arrive stays in the connection's buffer, and
-    ``receive_some`` gives it.
+    Nothing is lost: the bytes that arrived stay in the connection's buffer, for
+    `Conn.receive_some`.
 
     Attributes:
-      expected: how many bytes were asked for; None where a delimiter was.
-      buffered: how many bytes are there.
+      expected: the number of bytes that were asked for; None for a delimiter.
+      buffered: the number of bytes in the buffer.
     """
 
     def __init__(self, expected: int | None, buffered: int) -> None:
         wanted = "a delimiter" if expected is None else f"{expected} bytes"
-        super().__init__(f"the peer ended the stream before {wanted}; {buffered} bytes are there")
+        super().__init__(f"the peer finished sending before {wanted}; {buffered} bytes are there")
         self.expected = expected
         self.buffered = buffered
 
@@ -25,17 +26,17 @@ class IncompleteRead(Exception):
 
 
 class DelimiterNotFound(Exception):
-    """``receive_until`` found no delimiter within its ``max_bytes``.
+    """`Conn.receive_until` found no delimiter within its ``max_bytes``.
 
     Nothing is lost: the bytes stay in the connection's buffer.
 
     Attributes:
-      delimiter: what was looked for.
-      max_bytes: how many bytes may stand before it.
+      delimiter: the bytes that were searched for.
+      max_bytes: the most bytes that may precede it.
     """
 
     def __init__(self, delimiter: bytes, max_bytes: int) -> None:
-        super().__init__(f"{delimiter!r} does not stand within the first {max_bytes} bytes")
+        super().__init__(f"delimiter {delimiter!r} not found within {max_bytes} bytes")
         self.delimiter = delimiter
         self.max_bytes = max_bytes
 

@@ -31,19 +31,22 @@ if TYPE_CHECKING:
     from trio_wknet._proxy_trust import Trusted
     from trio_wknet._socket_address import SocketAddress
 
-# Connections taken at once by `serve`: what one wake of its task may start.
+# The most connections that `serve` accepts at once: handlers started by one wake of its task.
 _BATCH = 64
 
 
 class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, see _passes_for.py
-    """Accepts connections on one address or several; what `open_wknet_listener`,
-    `Engine.listen` and `Engine.adopt` give.
+    """Accepts connections on one or several addresses. `open_wknet_listener`,
+    `Engine.listen` and `Engine.adopt` open one.
 
     It is a `trio.abc.Listener`: `trio.serve_listeners` takes it. Its own `serve`
     closes connections gracefully, and can be drained.
+
+    Its methods belong to the Trio run and the thread in which its engine was opened: they
+    raise `RuntimeError` in any other thread, and once the engine is closed.
     """
 
-    _path: str | None = None  # what is removed at the end: not before it listens
+    _path: str | None = None  # the socket file to remove at the end; set once it listens
     _draining = False
 
     idle_timeout = GivenWhenOpened()
@@ -55,7 +58,7 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
 
     def __init__(self, *_: NoReturn, **__: NoReturn) -> None:
         raise TypeError(
-            "a Listener is not made but opened: write 'async with open_wknet_listener(address) "
+            "a Listener cannot be constructed; write 'async with open_wknet_listener(address) "
             "as listener:' or 'await engine.listen(address)'"
         )
 
@@ -98,7 +101,8 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
         return f"<trio_wknet.Listener {self.address!r}{state}>"
 
     def __del__(self) -> None:
-        # Needed beyond good manners: the engine's list of what is open borrows.
+        # More than good manners: the engine's list of what is open holds no reference, so an
+        # object that is gone must not be left in it.
         try:
             if self._open:
                 warnings.warn(f"unclosed listener {self!r}", ResourceWarning, stacklevel=1)
@@ -115,31 +119,37 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
         handler_nursery: trio.Nursery | None = None,
         task_status: trio.TaskStatus[Listener] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Accept connections, and run ``handler(conn)`` as a task for each.
+        """Accept connections, and run ``handler(conn)`` in a task for each. A checkpoint.
 
-        Like `trio.serve_listeners`: an exception in a handler comes out of here
-        (in an exception group) and ends the others, unless ``handler_nursery``
-        deals with it; the listener is closed at the end; ``task_status.started``
-        is given the listener. Unlike it, a connection whose handler returned is
-        closed gracefully (`Conn.aclose`); one whose handler raised or was
-        cancelled is closed at once.
+        Like `trio.serve_listeners`: an exception in a handler propagates out of this call
+        (in an exception group) and cancels the other handlers, unless ``handler_nursery``
+        handles it; the listener is closed at the end. Unlike
+        `trio.serve_listeners`, it closes a connection gracefully (`Conn.aclose`) when its
+        handler returns. A connection whose handler raised or was cancelled is closed at
+        once.
 
-        With an idle timeout (`open_wknet_listener`, `Conn.idle_timeout`) the handler
-        of a connection through which no bytes move for so long is cancelled, and the
+        With an idle timeout (`open_wknet_listener`, `Conn.idle_timeout`), the handler
+        of a connection that was idle for that time is cancelled, and the
         connection is closed gracefully, with ``close_reason`` ``"idle"``; serving goes
-        on. A handler that shields itself against that is given as long again, before
-        the connection is closed under it. Where the listener has no idle timeout, and
-        a handler sets one, there is nothing to cancel it by: the connection is closed
-        under it, and what that raises in the handler, `trio.ClosedResourceError`, does
-        not end serving.
+        on. If a handler shields itself from that cancellation, the connection is closed
+        under it after the same time again. If only the handler sets an idle timeout, and
+        the listener has none, there is no cancel scope around the handler: the connection
+        is closed under it, and the `trio.ClosedResourceError` that this raises in the
+        handler does not end serving.
 
-        Returns after `drain`; otherwise ends only by an exception or cancelled.
+        It returns after `drain`. Otherwise it ends only by an exception or by cancellation.
+
+        Args:
+          handler: an async function of one argument, the `Conn`.
+          handler_nursery: where the handlers run; by default in a nursery of this call.
+          task_status: for ``nursery.start``; it is started with the listener.
 
         Raises:
-          trio.ClosedResourceError: the listener was closed, before or meanwhile.
-          trio.BusyResourceError: another task is accepting on this listener.
-          TypeError: the handler is not callable; also, out of a connection's task, if it
-              is no async function.
+          trio.ClosedResourceError: if the listener is closed, before or during the call.
+          trio.BusyResourceError: if another task is accepting on this listener.
+          TypeError: if the handler is not callable. If it is not an async function, the
+              task of the first connection raises TypeError.
+          RuntimeError: if called from another thread, or if the engine is closed.
         """
         require_callable(handler=handler)
         self._ensure_usable()
@@ -170,7 +180,7 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
                     self._handlers += 1
                     conns.pop(0)
             finally:
-                for conn in conns:  # the nursery takes no more
+                for conn in conns:  # the nursery is closed: no handler will get them
                     conn._drop()
 
     async def _run_handler(self, handler: Callable[[Conn], Awaitable[object]], conn: Conn) -> None:
@@ -186,7 +196,7 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
             if not (conn._timed_out and _says_closed(exc)):
                 raise
         finally:
-            conn._drop()  # nothing, if it was closed above or by the handler
+            conn._drop()  # does nothing if it was closed above or by the handler
             self._handlers -= 1
             self._check_served()
 
@@ -201,45 +211,54 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
     ) -> None:
         """Accept connections, and serve them by callbacks: for many connections that
         are quiet most of the time. A quiet one has no task, no object and no buffer.
+        A checkpoint.
 
-        For each connection, in this order and never two at once:
+        For each connection the callbacks run in this order, one at a time:
 
         * ``on_connect(conn)``, once;
-        * ``on_data(conn)`` whenever unread bytes are there that the last call had
-          not seen. It takes what it can use (``receive_nowait``), and may leave the
-          rest: it is called again once more has come;
+        * ``on_data(conn)``, whenever there are unread bytes that the last call had
+          not seen;
         * ``on_close(conn, reason)``, once, when the connection is closed, with its
           ``close_reason``: by the peer, after ``on_data`` has seen every byte; by
-          this program; or by what failed.
+          this program; or by an error.
 
-        A callback may be a plain function: it runs right where Trio has waited for
-        I/O, outside every task, and must not block. Or an async function: it runs as
-        a task in a nursery of this call's, and the connection has no task again once
-        it has returned. ``conn`` may be kept, also beyond the callback; whatever the
-        application wants to remember of a connection belongs in ``conn.context``.
+        A callback is a plain function or an async function. A plain function runs in
+        Trio's I/O step, outside of any task, and must not block. An async function runs
+        as a task in a nursery of this call; when it has returned, the connection has no
+        task again. ``conn`` may be kept after the callback. Keep an application's state
+        of a connection in ``conn.context``.
 
-        Context variables are a connection's own, as in a handler's task: what a callback
-        sets, its later callbacks see, and those of no other connection. They begin as
-        they are where this is called.
+        Each connection has its own context variables, as in a handler's task: what a
+        callback sets, later callbacks of the same connection see, and those of others
+        do not. They start as copies of the context of this call.
 
-        An exception in a callback closes its connection and comes out of here (in
-        an exception group). With ``on_error``, a plain function,
-        ``on_error(conn, exc)`` is called instead, before the connection is closed
-        gracefully, and serving goes on unless that raises.
+        An exception in a callback closes its connection and propagates out of this call
+        (in an exception group), unless there is an ``on_error``.
 
-        A connection that the peer has finished sending on is closed gracefully once
-        ``on_data`` has seen all its bytes: what ``send_nowait`` left is still sent.
-        A callback that leaves ``limits.inbound`` bytes unread gets no more until it
-        takes some; the reactor does not read on, and TCP holds the peer back.
+        When the peer has finished sending, and ``on_data`` has seen all its bytes, the
+        connection is closed gracefully: what ``send_nowait`` left is still sent.
+        A callback that leaves ``limits.inbound`` bytes unread is not called again until it
+        takes some; the reactor stops reading, and TCP holds the peer back.
 
-        Returns after `drain`, once every connection is gone; otherwise ends only by
-        an exception or cancelled. Then the connections are closed at once, with
-        ``on_close``. The listener is closed at the end. A checkpoint.
+        It returns after `drain`, once every connection is gone. Otherwise it ends only by
+        an exception or by cancellation, which closes the connections at once, with
+        ``on_close``. The listener is closed at the end.
+
+        Args:
+          on_data: takes what it can use (``receive_nowait``), and may leave the
+              rest: it is called again once more has arrived.
+          on_connect: called before ``on_data``; by default nothing is.
+          on_close: called at the end; by default nothing is.
+          on_error: a plain function, called as ``on_error(conn, exc)`` with the exception
+              of a callback. The connection is closed gracefully afterwards, and serving
+              goes on, unless ``on_error`` raises. By default an exception ends serving.
+          task_status: for ``nursery.start``; it is started with the listener.
 
         Raises:
-          trio.ClosedResourceError: the listener was closed, before or meanwhile.
-          trio.BusyResourceError: another task is accepting on this listener.
-          TypeError: a callback is not callable.
+          trio.ClosedResourceError: if the listener is closed, before or during the call.
+          trio.BusyResourceError: if another task is accepting on this listener.
+          TypeError: if a callback is not callable.
+          RuntimeError: if called from another thread, or if the engine is closed.
         """
         require_callable(on_data=on_data)
         optional = {"on_connect": on_connect, "on_close": on_close, "on_error": on_error}
@@ -257,7 +276,7 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
         finally:
             try:
                 if self._events is not None:
-                    # Nothing, unless Ctrl-C struck between a callback and what follows.
+                    # Does nothing, unless Ctrl-C came between a callback and what follows it.
                     self._events.stop(running=True)
             finally:
                 self._events = None
@@ -266,7 +285,7 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
                 self._check_served()
 
     def _require_not_served(self) -> None:
-        # Its task need not be waiting in accept at this moment.
+        # A serving task need not be waiting in accept at this moment, so that is no test.
         if self._serving:
             raise trio.BusyResourceError("another task is serving this listener")
 
@@ -277,33 +296,35 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
             self._served.set()
 
     async def drain(self) -> None:
-        """Stop accepting, and wait until what was accepted has been served. A checkpoint.
+        """Stop accepting, and wait until the accepted connections have been served. A
+        checkpoint.
 
         Connections that the kernel had already queued are still accepted and
-        handled; a unix socket's file is removed at once. What is waited for depends on
+        handled; a unix socket's file is removed at once. What it waits for depends on
         how the listener is served:
 
-        * by `serve`: for its handlers. `serve` returns then.
-        * by `serve_events`: until every connection is gone. It returns then.
-        * by `accept`, in a loop of the application's or by `trio.serve_listeners`, with
-          or without TLS in between: until every connection that `accept` gave out is
-          closed. `accept` waits for that, too, and then raises
-          `trio.ClosedResourceError`, with which `trio.serve_listeners` ends.
+        * by `serve`: for the handlers; then `serve` returns.
+        * by `serve_events`: until every connection is gone; then `serve_events` returns.
+        * by `accept`, in a loop of the application or by `trio.serve_listeners`, with
+          or without TLS in between: until every connection that `accept` returned is
+          closed. `accept` waits for that as well, and then raises
+          `trio.ClosedResourceError`, which ends `trio.serve_listeners`.
 
-        If nobody serves it, the listener is closed, with the connections that nobody
-        accepted. Cancelled, it waits no longer; the rest goes on by itself.
+        If no task is serving it, the listener is closed, with the connections that were
+        not accepted. If the call is cancelled, draining goes on without it.
 
         Raises:
-          RuntimeError: this is a handler of this listener's, or a task that one has
-            started, which would wait for itself. Let a task outside do it. (A handler
-            in a loop of the application's own around `accept` cannot be told from other
-            tasks: there it waits for ever.)
+          RuntimeError: if called from a handler of this listener, or from a task that a
+              handler has started: it would wait for itself. Call it from another task. (A
+              handler that the application's own loop around `accept` has started cannot
+              be recognised: there it waits forever.) Also if called from another thread,
+              or if the engine is closed.
         """
         self._ensure_usable()
         if any(map(self._is_handlers, frames_below())):
             raise RuntimeError(
-                "drain() waits for this handler to end, which so would wait for itself; "
-                "call it in a task that no handler has started"
+                "drain() called from a handler that it waits for: the handler would wait for "
+                "itself; call it from a task that no handler has started"
             )
         self._draining = True
         if self._open and self._serving:
@@ -325,7 +346,7 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
         return isinstance(stream, Conn) and self._gave(stream)
 
     def _soon(self, function: Callable[[], None]) -> Callable[[], None]:
-        """What has a function called in Trio's thread, and may itself be called in any."""
+        """A function that may be called in any thread, and calls `function` in Trio's."""
         token = trio.lowlevel.current_trio_token()
 
         def call() -> None:
@@ -339,9 +360,14 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
         self._check_served()
 
     async def aclose(self) -> None:
-        """Stop listening, and close connections that nobody accepted. A checkpoint.
-        Connections that were accepted live on. Again does nothing. Afterwards the
-        address can be bound again."""
+        """Stop listening, and close connections that were not accepted. A checkpoint.
+
+        Accepted connections stay open. Afterwards the address can be bound again.
+        Idempotent.
+
+        Raises:
+          RuntimeError: if called from another thread.
+        """
         self._ensure_thread()
         await self._close_and_wait()
         await trio.lowlevel.checkpoint()
@@ -351,7 +377,7 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
             if self._open:
                 closed = Latch(self._core)
                 self._close_ports(closed.set)
-                # The reactors need one turn for it, so this does not wait for long.
+                # The reactors need one turn for it, so this wait is short, and may be shielded.
                 await closed.wait(shielded=True)
         finally:
             self._close_all()
@@ -362,8 +388,8 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
 
     def _remove_file(self) -> None:
         path, self._path = self._path, None
-        # Somebody else may have put another socket there since. And a child that was
-        # forked has none: the parent listens.
+        # Another process may have put its own socket there since; and in a forked child the
+        # socket is still the parent's. Such a file is left alone.
         if path is None or self._core.forked or _file_id(path) != self._path_id:
             return
         with suppress(OSError):
@@ -373,13 +399,13 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
 
     @property
     def address(self) -> SocketAddress:
-        """The first address, as `socket.socket.getsockname` gives it: for TCP it
-        begins with host and port, with the real port where 0 was asked for."""
+        """The first address, as `socket.socket.getsockname` returns it: for TCP it
+        begins with host and port, with the real port if 0 was asked for."""
         return self._addresses[0]
 
     @property
     def addresses(self) -> list[SocketAddress]:
-        """Every address listened on, each once."""
+        """All addresses that it is bound to, each once."""
         return list(dict.fromkeys(self._addresses))
 
     @property
@@ -408,7 +434,18 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
 
     def setsockopt(self, level: int, option: int, value: int | bytes) -> None:
         """Set an option on every listening socket; connections accepted later
-        inherit it."""
+        inherit it. Not a checkpoint.
+
+        Args:
+          level: such as `socket.SOL_SOCKET`.
+          option: such as `socket.SO_RCVBUF`.
+          value: an integer, or bytes for an option that is a struct.
+
+        Raises:
+          trio.ClosedResourceError: if the listener is closed.
+          OSError: if the kernel refuses the option.
+          RuntimeError: if called from another thread.
+        """
         self._ensure_usable()
         if not self._open:
             raise trio.ClosedResourceError("this listener was already closed")
@@ -421,7 +458,14 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
         self._shortages.heed(self, starved > 0, shortages, self._shortage())
 
     def statistics(self) -> ListenerStatistics:
-        """A snapshot of the counters."""
+        """Return a snapshot of the counters. Not a checkpoint.
+
+        Returns:
+          A `ListenerStatistics`.
+
+        Raises:
+          RuntimeError: if called from another thread.
+        """
         self._ensure_thread()
         accepted, waiting, starved, refused, shortages = self._counters()
         served = self._events.open if self._events is not None else 0
@@ -446,7 +490,7 @@ _HANDLERS = {
 
 
 def _says_closed(exc: BaseException) -> bool:
-    """Whether this, or all of an exception group, is ClosedResourceError."""
+    """Whether an exception, or every one of an exception group, is ClosedResourceError."""
     members = getattr(exc, "exceptions", None)
     if members is not None:
         return all(map(_says_closed, members))
@@ -454,7 +498,7 @@ def _says_closed(exc: BaseException) -> bool:
 
 
 def _file_id(path: str | None) -> tuple[int, int] | None:
-    """What tells a file from another one of the same name."""
+    """What distinguishes a file from a later one with the same name."""
     if path is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""What can be set: bounds of a connection, and options of its socket."""
+"""What can be set: limits of a connection, and options of its socket."""
 
 from __future__ import annotations
 
@@ -47,80 +47,89 @@ def _boolean(instance: object, attribute: attrs.Attribute[Any], value: object) -
 def is_tcp(sock: socket.socket) -> bool:
     if sock.family not in (socket.AF_INET, socket.AF_INET6):
         return False
-    # What Python says of a socket's protocol is what it was told.
+    # Python's own `proto` is whatever the socket object was created with, so ask the kernel.
     return sock.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL) in (socket.IPPROTO_TCP, _MPTCP)
 
 
 @attrs.frozen(kw_only=True)
 class Limits:
-    """The bounds of every connection of a listener or an engine.
+    """The limits of every connection of a listener, or of one connection.
 
     Raises:
-      TypeError, ValueError: for a value of the wrong type or out of range; the
+      TypeError, ValueError: if a value has the wrong type, or is out of range; the
           message names it.
     """
 
     inbound: int = attrs.field(default=65_536, validator=_integer(1, _MAX_RING_BYTES))
-    """Bytes received and not yet taken by the application. At this mark, and not
-    above it, the reactor stops reading, so that TCP holds the peer back, and goes on
-    once half of them are taken. They lie in one block of memory, the next power of two.
-    Default 64 KiB."""
+    """Bytes received and not yet taken by the application. At this mark the reactor stops
+    reading, so that TCP holds the peer back, and resumes once half of them are taken. They
+    are in one block of memory, rounded up to a power of two. From 1 to 2**30; default
+    65536."""
 
     outbound: int = attrs.field(default=1_048_576, validator=_integer(1, _MAX_RING_BYTES))
-    """Bytes that ``send_nowait`` may leave unsent. Past this mark it raises
-    `trio.WouldBlock`. Default 1 MiB."""
+    """Bytes that `Conn.send_nowait` may leave unsent. Beyond this it raises
+    `trio.WouldBlock`. From 1 to 2**30; default 1048576."""
 
     linger_time: float = attrs.field(default=10.0, validator=_seconds)
     """Seconds that a gracefully closed connection may take, in the background, to
-    send what is left and to see the peer end. Once the peer's system has acknowledged all
-    of it, its application has about a tenth of that to read and to end; after that, what
-    it sends is answered with a reset. 0 closes at once. Default 10."""
+    send what is left and to wait for the peer's end. Once the peer's kernel has acknowledged
+    everything, the peer's application has about a tenth of that time to read and to
+    finish; after that, what it sends is answered with a reset. 0 closes at once. From 0 to
+    86400; default 10."""
 
     linger_bytes: int = attrs.field(default=16_777_216, validator=_integer(0, _MAX_RING_BYTES))
-    """Bytes that may arrive, and are discarded, meanwhile. Default 16 MiB."""
+    """Bytes that may arrive, and are discarded, while a closed connection lingers. From 0 to
+    2**30; default 16777216."""
 
     accept_queue: int = attrs.field(default=1024, validator=_integer(1, 65_535))
-    """Accepted connections that may wait for ``accept``. At this mark the listener
-    leaves further ones to the kernel's queue. Default 1024."""
+    """Accepted connections that may wait for `Listener.accept` or `Listener.serve`. At this
+    mark the listener leaves further ones in the kernel's queue. From 1 to 65535; default
+    1024."""
 
     proxy_header_time: float = attrs.field(default=5.0, validator=_some_seconds)
-    """Seconds within which the PROXY header of a connection must have come, where the
-    listener asks for one; rounded up to milliseconds. Default 5."""
+    """Seconds within which the PROXY header of a connection must arrive, if the
+    listener requires one; rounded up to milliseconds. Above 0, up to 86400; default 5."""
 
 
 @attrs.frozen(kw_only=True)
 class ConnOptions:
-    """Socket options of connections, set before their first byte.
+    """Socket options of connections, set before their first byte. None leaves the kernel's
+    default.
 
-    None leaves the kernel's default. Raises TypeError and ValueError like `Limits`.
+    Raises:
+      TypeError, ValueError: if a value has the wrong type, or is out of range; the
+          message names it.
     """
 
     nodelay: bool = attrs.field(default=True, validator=_boolean)
-    """``TCP_NODELAY``: send small writes at once. Default True, as Trio does. Not for
-    sockets other than TCP's."""
+    """``TCP_NODELAY``: send small writes at once. Only for TCP. Default True, as in Trio."""
 
     keepalive: bool = attrs.field(default=False, validator=_boolean)
-    """``SO_KEEPALIVE``: have the kernel probe idle peers. Default False."""
+    """``SO_KEEPALIVE``: the kernel probes idle peers. Default False."""
 
     receive_buffer: int | None = attrs.field(
         default=None, validator=attrs.validators.optional(_integer(1, _MAX_RING_BYTES))
     )
-    """``SO_RCVBUF``, in bytes."""
+    """``SO_RCVBUF``, in bytes, from 1 to 2**30. Default None."""
 
     send_buffer: int | None = attrs.field(
         default=None, validator=attrs.validators.optional(_integer(1, _MAX_RING_BYTES))
     )
-    """``SO_SNDBUF``, in bytes. On Linux, connections accepted on a unix socket do not
-    inherit it; set it by `Conn.setsockopt` there."""
+    """``SO_SNDBUF``, in bytes, from 1 to 2**30. Connections accepted on a unix socket do not
+    inherit it; set it with `Conn.setsockopt` there. Default None."""
 
     unix_mode: int | None = attrs.field(
         default=None, validator=attrs.validators.optional(_integer(0, 0o777))
     )
-    """Permission bits of a unix listener's socket file, for example ``0o660``."""
+    """Permission bits of a unix listener's socket file, for example ``0o660``. Default None:
+    the process's umask decides."""
 
     def apply(self, sock: socket.socket) -> None:
-        """Set the options on a socket; connections accepted from a listening
-        socket inherit them.
+        """Set the options on a socket. Connections accepted from a listening
+        socket inherit them. Not a checkpoint.
+
+        Args:
+          sock: any socket.
 
         Raises:
           OSError: if the kernel refuses one.

@@ -1,8 +1,8 @@
 """The PROXY protocol, versions 1 and 2: what a header is, and what it says.
 
-Pure: bytes in, a `ProxyHeader` or a `ValueError` out, as haproxy's
-doc/proxy-protocol.txt has it. How long a header is can be told before it is all
-there, so that nothing behind it is taken (`header_size`).
+Pure functions: bytes in, a `ProxyHeader` or a `ValueError` out, as haproxy's
+doc/proxy-protocol.txt specifies. `header_size` tells the length of a header before all of
+it is there, so that no byte behind it is consumed.
 
 Where the specification leaves a choice: a header of more than 4096 bytes is refused,
 as nginx does; a connection forwarded for a datagram socket, or for something unknown,
@@ -41,30 +41,30 @@ _CRC32C = 3  # its type
 
 @attrs.frozen(kw_only=True)
 class ProxyHeader:
-    """What a load balancer said of a connection by the PROXY protocol."""
+    """What a load balancer said about a connection, by the PROXY protocol."""
 
     version: int
     """1 or 2."""
 
     source: SocketAddress | None
-    """The client's address, as `socket.socket.getpeername` would give it. None if the
-    balancer did not tell, as of its own health checks: the connection's real addresses
-    hold then."""
+    """The client's address, as `socket.socket.getpeername` would return it. None if the
+    balancer did not say, as for its own health checks: then the connection's real addresses
+    apply."""
 
     destination: SocketAddress | None
     """The address that the client connected to; None like ``source``."""
 
     tlvs: tuple[tuple[int, bytes], ...] = ()
-    """What version 2 may tell beyond that, as (type, value) pairs in their order: for
+    """Further fields of version 2, as (type, value) pairs in their order: for
     example type 1 is the ALPN protocol, 2 the host name that the client asked for."""
 
 
 def header_size(data: bytes) -> int:
-    """How many bytes must be there, given the first ones: the header's own size if that
-    is no more than there are, else how many to wait for.
+    """The number of bytes needed, given the first ones: the header's own size if they are
+    all there, else how many to wait for.
 
     Raises:
-      ValueError: no header begins like this, or it is too long.
+      ValueError: if no header begins like this, or it is too long.
     """
     if not data:
         return 1
@@ -94,10 +94,10 @@ def _line_size(data: bytes) -> int:
 
 
 def parse_header(data: bytes) -> ProxyHeader:
-    """What a whole header says.
+    """Parse a complete header.
 
     Raises:
-      ValueError: it is malformed; the message says how.
+      ValueError: if it is malformed; the message says how.
     """
     return _parse_binary(data) if data.startswith(_SIGNATURE) else _parse_line(data)
 

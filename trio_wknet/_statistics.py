@@ -7,19 +7,21 @@ import attrs
 
 @attrs.frozen(kw_only=True)
 class ConnStatistics:
-    """A connection's counters. After it was closed they stay as they were then."""
+    """A connection's counters. After it is closed they stay as they were then."""
 
     bytes_received: int
+    """Bytes read from the socket."""
     receive_calls: int
-    """recv calls of the reactor that brought bytes."""
+    """Calls of recv(2) that returned bytes."""
     bytes_sent: int
-    """Bytes that the kernel took. After a cancelled ``send_all`` the difference to
-    before tells how far it came."""
+    """Bytes that the kernel took. After a cancelled `Conn.send_all`, the difference to
+    before says how much it sent."""
     send_calls: int
+    """Calls of send(2) that took bytes."""
     buffered_inbound: int
     """Bytes received and not yet taken."""
     buffered_outbound: int
-    """Bytes accepted by ``send_nowait`` and not yet taken by the kernel."""
+    """Bytes accepted by `Conn.send_nowait` and not yet taken by the kernel."""
     idle_time: float
     """Seconds since bytes last moved in either direction."""
     uptime: float
@@ -31,21 +33,21 @@ class ListenerStatistics:
     """A listener's counters."""
 
     accepted: int
-    """Connections accepted so far, with those that still wait for ``accept``."""
+    """Connections accepted so far, including those that still wait for `Listener.accept`."""
     waiting: int
-    """Connections that wait for ``accept``, or for their PROXY header."""
+    """Connections that wait for `Listener.accept`, or for their PROXY header."""
     refused: int
-    """Connections closed without a handler, because they did not begin with a valid
-    PROXY header, had to make room for others before they did, or come from nobody who
-    may send one."""
+    """Connections closed without a handler: because they did not begin with a valid
+    PROXY header, because they had to make room for others before they did, or because
+    their peer is not a trusted load balancer."""
     starved: bool
     """Whether accepting has stopped for lack of file descriptors, of memory, or of
-    descriptors that epoll may watch. It starts again by itself once something is closed.
+    epoll watches. It resumes by itself once something is closed.
     Logged as ``trio_wknet.shortage`` when it begins and when it ends."""
     shortages: int
-    """How often that has begun."""
+    """The number of times that this has begun."""
     handlers: int
-    """Handlers of ``serve`` that are running, or connections of ``serve_events``."""
+    """Running handlers of `Listener.serve`, or connections of `Listener.serve_events`."""
 
 
 @attrs.frozen(kw_only=True)
@@ -53,13 +55,14 @@ class ReactorStatistics:
     """One reactor's counters."""
 
     connections: int
+    """Connections that it drives."""
     turns: int
-    """Times that it went through its loop."""
+    """Turns of its loop."""
     events: int
-    """Events that epoll gave it."""
+    """Events that epoll reported."""
     pool_kept: int
-    """Bytes of buffers kept for reuse. What a second does not need of them is given
-    back to the system, down to 256 KiB."""
+    """Bytes of buffers kept for reuse. Those that were not needed for a second are returned
+    to the system, down to 256 KiB."""
     pool_in_use: int
     """Bytes of buffers in use: for unread data, and 64 KiB to receive into."""
 
@@ -69,21 +72,21 @@ class EngineStatistics:
     """An engine's counters."""
 
     connections: int
-    """Connections open, those that are lingering included."""
+    """Open connections, including those that linger."""
     unwatched: int
-    """Connections that epoll cannot take for now, for lack of memory or because of
-    ``fs.epoll.max_user_watches``: they receive nothing until it can, and no listener
+    """Connections that epoll cannot watch for now, for lack of memory or because of
+    ``fs.epoll.max_user_watches``. They receive nothing until it can, and no listener
     accepts others. Logged as ``trio_wknet.shortage`` when it begins and when it ends."""
     shortages: int
-    """How often that has begun."""
+    """The number of times that this has begun."""
     wakes: int
-    """Times that a reactor had to wake Trio's loop."""
+    """The number of times that a reactor had to wake Trio's loop."""
     slots_in_use: int
     """Entries of the slot map in use: one for each connection, listener and
     listening socket, and a few of the engine's own."""
     slots_ready: int
-    """Entries that are free and have their memory. Of 256 that stand together and are
-    all free the memory is given back to the system, but for the first four times 256."""
+    """Free entries that have memory. The memory of a slab, 256 adjacent entries, is returned
+    to the system when all of them are free, except for the first four slabs."""
     slab_bytes: int
     """Bytes of memory for both."""
     pool_kept: int
@@ -91,6 +94,7 @@ class EngineStatistics:
     pool_in_use: int
     """Bytes of buffers in use, by the reactors and for sending."""
     reactors: tuple[ReactorStatistics, ...]
+    """Those of each reactor; in-loop there is one."""
 
 
 @attrs.frozen(kw_only=True)
@@ -98,13 +102,13 @@ class WheelStatistics:
     """A timing wheel's counters."""
 
     pending: int
-    """Timers that wait."""
+    """Timers that are waiting."""
     fired: int
     """Calls that were made."""
     cancelled: int
-    """Timers that were cancelled while they waited, scopes that were left included."""
+    """Timers that were cancelled while they waited, including scopes that were left."""
     turns: int
-    """Times that the wheel was turned. Between two turns it costs nothing."""
+    """Turns of the wheel. Between two turns it costs nothing."""
     visits: int
-    """Timers looked at in turning: one that fires once for each level it came down, and
-    one that was moved to a later time once where it used to be."""
+    """Timers looked at in turning: a timer that fires counts once for each level that it
+    came down, and one that was moved to a later time once where it used to be."""

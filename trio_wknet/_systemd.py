@@ -1,4 +1,4 @@
-"""Sockets that systemd has opened: socket activation, sd_listen_fds(3)."""
+"""Sockets from systemd: socket activation, sd_listen_fds(3)."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ _VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
 
 
 def systemd_sockets() -> list[tuple[str, socket.socket]]:
-    """The sockets that systemd passed to this process, each with its name: for
-    `Engine.adopt`. Not a checkpoint.
+    """Return the sockets that systemd passed to this process, for `Engine.adopt`. Not a
+    checkpoint.
 
-    The name is what the socket unit's ``FileDescriptorName`` says, by default that of
-    the unit. The list is empty if the process was started otherwise, or if this was
-    called before: the variables that tell are taken out of `os.environ`, so that
-    children do not take these sockets for theirs, nor do they inherit them.
+    It removes the variables that announce them from `os.environ`, so that child processes
+    do not use them, and makes the sockets non-inheritable. A second call returns an empty
+    list.
 
-    Whoever gets a socket closes it, or has it adopted.
+    Returns:
+      A list of names and sockets. The name is the socket unit's ``FileDescriptorName``, by
+      default that of the unit. The caller closes each socket, or has it adopted. The list
+      is empty if the process was not started by systemd with sockets.
 
     Raises:
-      ValueError: the variables do not make sense.
-      OSError: one of the descriptors is not an open socket. The others are closed.
+      ValueError: if the variables are malformed.
+      OSError: if one of the descriptors is not an open socket. The others are closed.
     """
     pid, count, names = (os.environ.get(name) for name in _VARIABLES)
     if pid is None or count is None:
@@ -30,7 +32,7 @@ def systemd_sockets() -> list[tuple[str, socket.socket]]:
     if not pid.isdecimal() or not count.isdecimal():
         raise ValueError(f"LISTEN_PID and LISTEN_FDS must be numbers, not {pid!r} and {count!r}")
     if int(pid) != os.getpid():
-        return []  # they are for a parent of ours
+        return []  # they are for a parent process
     for name in _VARIABLES:
         os.environ.pop(name, None)
     found = _sockets(range(_FIRST, _FIRST + int(count)))
@@ -48,6 +50,6 @@ def _sockets(descriptors: range) -> list[socket.socket]:
     except OSError as exc:
         for sock in found:
             sock.close()
-        words = f"descriptor {descriptor}, passed by LISTEN_FDS, is no socket: {exc.strerror}"
+        words = f"descriptor {descriptor}, passed by LISTEN_FDS, is not a socket: {exc.strerror}"
         raise OSError(exc.errno, words) from exc
     return found

@@ -1,20 +1,20 @@
 """TimingWheel: who turns the wheel of timers, in a Trio run or by hand.
 
-Facts. A deadline costs Trio a place in its heap and a cancel scope around it; setting
-and dropping one is some microseconds. Most timers of a server are cancelled, or moved,
+Facts. A deadline costs Trio an entry in its heap and a cancel scope around it; setting
+and dropping one takes some microseconds. Most timers of a server are cancelled, or moved,
 before they are due.
 
-Decision. Setting and dropping a timer touches the wheel alone. One system task, the
-driver, shows Trio the one moment at which the wheel is worth looking at, as the deadline
-of its sleep, so that virtual time works as for any other task. It is told only of a
-timer that is due before that moment. It exists while there are timers: an empty wheel
-wakes nobody.
+Decision. Setting and dropping a timer touches only the wheel. One system task, the
+driver, sleeps until the next time at which the wheel must be looked at. That is an
+ordinary deadline of Trio's, so virtual time works as for any other task. The driver is
+woken only for a timer that is due before that. It exists while there are timers: an empty
+wheel wakes nothing.
 
 Trade-off. Trio may wake once for a timer that was cancelled meanwhile, and for a bucket
 whose timers only move down a level.
 
-A system task that raises ends the run with TrioInternalError. The driver does not: what
-callbacks raise goes to sys.unraisablehook.
+A system task that raises ends the run with TrioInternalError. So the driver never raises:
+what callbacks raise goes to sys.unraisablehook.
 """
 
 from __future__ import annotations
@@ -56,23 +56,25 @@ def _this_runs_end() -> _RunEnd:
 
 
 class TimingWheel(Timers):
-    """Timers that cost next to nothing to set, to move and to cancel, at the price of
-    accuracy: a hierarchical timing wheel.
+    """A hierarchical timing wheel: timers that cost next to nothing to set, to move and to
+    cancel, at the price of accuracy.
 
-    A wheel belongs to the Trio run, and the thread, in which it is used first, and goes
-    by that run's clock. When the run ends, its timers are forgotten. It needs no
+    A wheel belongs to the Trio run, and the thread, in which it is first used, and uses
+    that run's clock. When the run ends, its timers are dropped. It needs no
     closing. With a ``clock`` of its own it belongs to no run, and is turned by hand.
 
     Args:
-      tick: seconds. A timer is late by at most so much, and what else the thread does.
-      slots: the buckets of each level, from 2 to 4096. A timer that lasts longer than
-          so many ticks is set on a higher level, and looked at once on each on its way
-          down. A slot takes 8 bytes on each of the levels (5 by default).
-      clock: gives the time in seconds; for tests, or for time of another kind. Nothing
-          is called before `turn` is.
+      tick: in seconds, from 1e-9 to 1e9; by default 0.010. A timer is late by at most one
+          tick plus the time that the thread is busy.
+      slots: the buckets of each level, from 2 to 4096; by default 1000. A timer that lasts
+          longer than this number of ticks is put on a higher level, and is looked at once
+          on each level on its way down. A slot takes 8 bytes on each level (5 by default).
+      clock: a function that returns the time in seconds; for tests, or for time of another
+          kind. Calls are then made by `turn` only. By default the run's clock is used.
 
     Raises:
-      TypeError, ValueError: for an argument of the wrong type or out of range.
+      TypeError, ValueError: if an argument is invalid.
+      MemoryError: if there is no memory for the buckets.
     """
 
     def __init__(
@@ -90,11 +92,14 @@ class TimingWheel(Timers):
         return f"<trio_wknet.TimingWheel with {self._counters()[0]} timers>"
 
     def turn(self) -> int:
-        """Make the calls that are due by the wheel's own clock, and return how many
-        were made. Calls that these ask for come in a later turn. Not a checkpoint.
+        """Make the calls that are due by the wheel's own clock. Calls that these schedule
+        are made in a later turn. Not a checkpoint.
+
+        Returns:
+          The number of calls that were made.
 
         Raises:
-          RuntimeError: the wheel has no clock of its own, or belongs to another thread.
+          RuntimeError: if the wheel has no clock of its own, or belongs to another thread.
         """
         if not self._manual:
             raise RuntimeError("this timing wheel is turned by its Trio run")
@@ -104,10 +109,13 @@ class TimingWheel(Timers):
         return self._counters()[1] - before
 
     def statistics(self) -> WheelStatistics:
-        """A snapshot of the counters.
+        """Return a snapshot of the counters. Not a checkpoint.
+
+        Returns:
+          A `WheelStatistics`.
 
         Raises:
-          RuntimeError: the wheel belongs to another thread.
+          RuntimeError: if the wheel belongs to another thread.
         """
         self._check_thread()
         pending, fired, cancelled, turns, visits = self._counters()
@@ -145,8 +153,8 @@ class TimingWheel(Timers):
         """Cancelled when the run ends."""
         moment: float | None
         try:
-            # First for the moment it was roused for, though the timer may be cancelled
-            # by now: the next one will find it here.
+            # It first sleeps until the moment that it was started for, even if that timer is
+            # cancelled by now. A timer that is set meanwhile only moves the deadline.
             while True:
                 with self._sleep:
                     await trio.sleep_forever()

@@ -1,15 +1,16 @@
 """Trace: where messages spend their time, for the viewers of Chrome's trace format.
 
-Facts. What a trace must know is known to three: the reactor (when epoll told of bytes,
-when they were in the ring), the drain (whom it woke for them), and Trio (when that task
-ran). Asking each of them for each message whether there is a trace would cost everybody.
+Facts. What a trace needs is known in three places: the reactor knows when epoll reported
+bytes and when they were in the ring, the drain knows which task it woke for them, and Trio
+knows when that task ran. If each asked for each message whether there is a trace, every
+program would pay for it.
 
-Decision. The first keeps such times anyway. The second is replaced while there is a
-trace (`Bridge.trace_with`), and the third has instruments. What they say is put together
-in `trace.pyx`.
+Decision. The reactor keeps such times anyway. The drain is replaced while there is a
+trace (`Bridge.trace_with`), and Trio has instruments. `trace.pyx` puts their times
+together. So without a trace nothing is paid.
 
 Trade-off. A message that a task finds without waiting, because it came while an earlier
-one was handled, is not seen: nobody was woken for it.
+one was handled, is not traced: no task was woken for it.
 """
 
 from __future__ import annotations
@@ -47,31 +48,35 @@ class Trace(Tracer, trio.abc.Instrument):
         trace = trio_wknet.Trace()
         trio.run(main, instruments=[trace])
 
-    It sees every engine of the run. There may be one at a time. While there is none it
-    costs nothing; one that is on adds nearly half to what an echo costs.
-
-    Args:
-      limit: how many messages are kept at most, the latest; 1 or more. Each takes some
-          330 bytes.
+    It traces every engine of the run. A run has at most one trace at a time. Without one,
+    tracing costs nothing; a trace adds nearly half to the cost of an echo.
 
     A message is what a task, or a callback of `Listener.serve_events`, was woken for.
-    What comes while its task is not waiting to receive is not traced. The stages of a
-    message, each beginning where the one before ends:
+    What comes while its task is not waiting to receive is not traced. These are the stages
+    of a message, each beginning where the one before ends:
 
-    * *kernel to ring*: from the return of the ``epoll_wait`` that told of it to the end of
-      the receive. It is not known of the first message that is seen of a connection.
-    * *ring to drain*: until Trio's thread looked for what has come. If more bytes came
-      meanwhile, from when the last of them were there.
+    * *kernel to ring*: from the return of the ``epoll_wait`` that reported it to the end of
+      the receive. It is unknown for the first traced message of a connection.
+    * *ring to drain*: until Trio's thread drained it. If more bytes came
+      meanwhile, it begins when the last of them were in the ring.
     * *drain to handler*: until the task ran, or the callback was called.
-    * *handler to socket*: until the kernel had taken what was first sent on the same
-      connection; that of several sends in one step of the task which was last. If
-      nothing was sent there before the task waited again, or ended, or before the
-      callback returned, the stage is called *handler*, and ends with that. So it is where
-      the connection was closed in the step that sent: its counts are gone.
+    * *handler to socket*: until the kernel had taken the first data that was sent on the
+      same connection; with several sends in one step of the task, the last of them. If
+      nothing was sent before the task waited again or ended, or before the
+      callback returned, the stage is called *handler*, and ends there. It is also called
+      that if the connection was closed in the step that sent, because its counters are gone
+      then.
 
-    Raises `TypeError` or `ValueError` for ``limit``, and `RuntimeError` if it is entered
-    where the run is traced already, or entered or left in another thread than the one where
-    it is on. `to_json` and `save` may be called from any thread.
+    `to_json` and `save` may be called from any thread.
+
+    Args:
+      limit: the number of messages to keep, 1 or more; by default 10 000. Older ones are
+          dropped. Each takes about 330 bytes.
+
+    Raises:
+      TypeError, ValueError: if ``limit`` is invalid.
+      RuntimeError: on entering, if the run is already traced; on entering or leaving, if
+          the trace is on in another thread.
     """
 
     def __init__(self, limit: int = 10_000) -> None:
@@ -118,19 +123,30 @@ class Trace(Tracer, trio.abc.Instrument):
         self._forget()
 
     def to_json(self) -> dict[str, Any]:
-        """What was traced so far, as an object of `Chrome's trace event format
-        <https://chromium.googlesource.com/catapult/+/HEAD/tracing/README.md>`__.
+        """Return what was traced so far, in `Chrome's trace event format
+        <https://chromium.googlesource.com/catapult/+/HEAD/tracing/README.md>`__. Not a
+        checkpoint.
 
         Each message is an asynchronous event with one below it for each stage. Times are
-        microseconds of the engine's clock, ``time.monotonic()`` as a rule.
+        microseconds of the engine's clock, normally ``time.monotonic()``.
+
+        Returns:
+          An object that ``json.dumps`` takes.
         """
         events = [event for it in enumerate(tuple(self._messages)) for event in _events(*it)]
         return {"traceEvents": events, "displayTimeUnit": "ns"}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write `to_json` to a file, for https://ui.perfetto.dev or ``chrome://tracing``.
-        Takes half a second or so for 10 000 messages: do not do it while the server is
-        busy."""
+        Not a checkpoint: it blocks for about half a second for 10 000 messages, so do not
+        call it while the server is busy.
+
+        Args:
+          path: the file to write.
+
+        Raises:
+          OSError: if the file cannot be written.
+        """
         text = json.dumps(self.to_json())  # whole, in C; dump would go piece by piece
         with open(path, "w") as file:
             file.write(text)

@@ -1,15 +1,15 @@
 """Trio's stream and listener classes, replaced: how `run` and `install` do it.
 
-Facts. Whoever has a connected socket calls ``trio.SocketStream(socket)``: Trio's own
-functions, and libraries with sockets of their own. Some look the class up in `trio`
-when they do, others imported it long before. Both ask isinstance of it.
+Facts. Code that has a connected socket calls ``trio.SocketStream(socket)``: Trio's own
+functions do, and libraries with sockets of their own. Some look the class up in `trio`
+at that time, others imported it long before. Both use it with isinstance.
 
-Decision. The class stays what it is and where it is. While it is replaced its
-metaclass is one whose ``__call__``, in runs that want it, gives what was made to the
-run's default engine. What comes out passes for an instance: `Conn` is registered.
+Decision. The class object is not replaced. While `run` or `install` is in effect, its
+metaclass is one whose ``__call__``, in runs that want it, moves the new stream to the
+run's default engine. The result passes for an instance, because `Conn` is registered.
 
-Who made the socket may go on to use it: hypercorn asks it for its name, others close
-it. Its descriptor is the reactor's now, and it becomes a handle on the `Conn`.
+The code that made the socket may go on using it: hypercorn asks it for its name, others
+close it. Its descriptor is the reactor's now, so it becomes a handle on the `Conn`.
 
 Trade-off. ``type(stream) is trio.SocketStream`` and ``stream.socket is socket`` are no
 longer true.
@@ -54,14 +54,14 @@ def _engine() -> Engine:
 
 
 def adopt_stream(stream: trio.SocketStream) -> Any:
-    """The same connection on the default engine; a custom factory's as it is."""
+    """The same connection on the default engine; a custom factory's unchanged."""
     if not is_trios(stream.socket):
         return stream
     return _engine()._adopt_stream(stream, Limits(), ConnOptions())
 
 
 def adopt_listener(listener: trio.SocketListener) -> Any:
-    """The same listener on the default engine; a custom factory's as it is."""
+    """The same listener on the default engine; a custom factory's unchanged."""
     if not is_trios(listener.socket):
         return listener
     return _engine()._adopt_listener(listener)
@@ -79,7 +79,7 @@ def _wanted_for(sock: trio.socket.SocketType) -> bool:
 
 
 def _refuse_full_queue(sock: trio.socket.SocketType) -> None:
-    """A unix socket whose connect Trio took for done (`_unix_connect.py`)."""
+    """Refuse a unix socket whose connect Trio took for done (`_unix_connect.py`)."""
     if sock.family == socket.AF_UNIX:
         sock.close()
         raise BlockingIOError(errno.EAGAIN, "the queue of the unix socket's server is full")
@@ -140,7 +140,7 @@ def restore() -> None:
 
 
 def replace_everywhere(reactors: int | None) -> None:
-    """The same for all runs. Refuses a number of reactors unlike one already chosen."""
+    """The same for all runs. Refuses a number of reactors that differs from an earlier one."""
     global _installs, _install_reactors
     with _lock:
         if None not in (reactors, _install_reactors) and reactors != _install_reactors:

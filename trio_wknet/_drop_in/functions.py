@@ -1,12 +1,13 @@
 """Trio's seven functions, by Trio's own code, with sockets on the reactors.
 
 Each lets Trio's function do all of its work, Happy Eyeballs and errors included, and
-then moves the sockets to the run's default engine. What comes is a `Conn` or a `Listener`,
+then moves the sockets to the run's default engine. The result is a `Conn` or a `Listener`,
 which pass for `trio.SocketStream` and `trio.SocketListener`.
 
-The annotations say so wherever one that was written for Trio's functions still fits. Lists,
-and streams inside TLS, are Trio's to a type checker, and ``isinstance(listener, Listener)``
-tells it more. In a run with a custom `trio.abc.SocketFactory` all of them are Trio's own.
+The annotations say `Conn` wherever code written for Trio's functions still type-checks with
+it. Lists, and streams inside TLS, are annotated as Trio's; use
+``isinstance(listener, Listener)`` to tell a type checker more. In a run with a custom
+`trio.abc.SocketFactory` all of them are Trio's own.
 """
 
 from __future__ import annotations
@@ -56,9 +57,21 @@ async def open_tcp_stream(
     happy_eyeballs_delay: float | None = HAPPY_EYEBALLS_DELAY,
     local_address: str | None = None,
 ) -> Conn:
-    """`trio.open_tcp_stream`, whose stream is a `Conn` of the run's default engine.
+    """`trio.open_tcp_stream`, whose stream is a `Conn` of the run's default engine. A
+    checkpoint.
 
-    Arguments, errors and Happy Eyeballs are Trio's. A checkpoint.
+    Args:
+      host: a name or an address. If it has several addresses, Happy Eyeballs tries them.
+      port: the port number.
+      happy_eyeballs_delay: seconds until the next address is tried; by default 0.25.
+      local_address: the local address to connect from; by default the system chooses.
+
+    Returns:
+      A `Conn`.
+
+    Raises:
+      OSError: if no address could be reached.
+      TypeError, ValueError: if an argument is invalid.
     """
     with trios_own():
         stream = await trio.open_tcp_stream(
@@ -70,10 +83,21 @@ async def open_tcp_stream(
 async def open_unix_socket(
     filename: str | bytes | os.PathLike[str] | os.PathLike[bytes],
 ) -> Conn:
-    """`trio.open_unix_socket`, whose stream is a `Conn` of the run's default engine.
+    """`trio.open_unix_socket`, whose stream is a `Conn` of the run's default engine. A
+    checkpoint.
 
-    Arguments and errors are Trio's. While the server's queue is full it waits, as
-    `Engine.connect` does, where Trio gives a stream that is not connected. A checkpoint.
+    While the server's queue is full it waits, as `Engine.connect` does; Trio's own returns
+    a stream that is not connected.
+
+    Args:
+      filename: the path of the socket.
+
+    Returns:
+      A `Conn`.
+
+    Raises:
+      OSError: if it cannot be reached.
+      TypeError: if ``filename`` is not a path.
     """
     stream = await connect_unix(filename)
     return _moved_stream(stream)  # type: ignore[no-any-return]
@@ -87,10 +111,22 @@ async def open_ssl_over_tcp_stream(
     ssl_context: ssl.SSLContext | None = None,
     happy_eyeballs_delay: float | None = HAPPY_EYEBALLS_DELAY,
 ) -> trio.SSLStream[trio.SocketStream]:
-    """`trio.open_ssl_over_tcp_stream`: a `trio.SSLStream` around a `Conn` of the run's
-    default engine.
+    """`trio.open_ssl_over_tcp_stream`, with a `Conn` of the run's default engine under the
+    TLS. A checkpoint.
 
-    Arguments, errors and Happy Eyeballs are Trio's. A checkpoint.
+    Args:
+      host: a name or an address. If it has several addresses, Happy Eyeballs tries them.
+      port: the port number.
+      https_compatible: end streams as HTTPS does; see `trio.SSLStream`. Default False.
+      ssl_context: by default `ssl.create_default_context`'s.
+      happy_eyeballs_delay: seconds until the next address is tried; by default 0.25.
+
+    Returns:
+      A `trio.SSLStream` around a `Conn`.
+
+    Raises:
+      OSError: if no address could be reached.
+      TypeError, ValueError: if an argument is invalid.
     """
     with trios_own():
         stream = await trio.open_ssl_over_tcp_stream(
@@ -108,10 +144,19 @@ async def open_tcp_listeners(
     port: int, *, host: str | bytes | None = None, backlog: int | None = None
 ) -> list[trio.SocketListener]:
     """`trio.open_tcp_listeners`, whose listeners are `Listener` objects of the run's
-    default engine.
+    default engine. A checkpoint.
 
-    Arguments and errors are Trio's; so port 0 with several addresses gives each a port
-    of its own. A checkpoint.
+    Args:
+      port: the port number. With 0 each address gets a free port of its own.
+      host: a name or an address; None, the default, is all interfaces.
+      backlog: the length of the kernel's queue; by default as long as it allows.
+
+    Returns:
+      A list of `Listener` objects, one for each address.
+
+    Raises:
+      OSError: if the host does not resolve or an address cannot be bound.
+      TypeError, ValueError: if an argument is invalid.
     """
     with trios_own():
         listeners = await trio.open_tcp_listeners(port, host=host, backlog=backlog)
@@ -126,10 +171,22 @@ async def open_ssl_over_tcp_listeners(
     https_compatible: bool = False,
     backlog: int | None = None,
 ) -> list[trio.SSLListener[trio.SocketStream]]:
-    """`trio.open_ssl_over_tcp_listeners`: `trio.SSLListener` objects around `Listener`
-    objects of the run's default engine.
+    """`trio.open_ssl_over_tcp_listeners`, with `Listener` objects of the run's default
+    engine under the TLS. A checkpoint.
 
-    Arguments and errors are Trio's. A checkpoint.
+    Args:
+      port: the port number. With 0 each address gets a free port of its own.
+      ssl_context: the server's.
+      host: a name or an address; None, the default, is all interfaces.
+      https_compatible: end streams as HTTPS does; see `trio.SSLStream`. Default False.
+      backlog: the length of the kernel's queue; by default as long as it allows.
+
+    Returns:
+      A list of `trio.SSLListener` objects, one for each address.
+
+    Raises:
+      OSError: if the host does not resolve or an address cannot be bound.
+      TypeError, ValueError: if an argument is invalid.
     """
     listeners = await open_tcp_listeners(port, host=host, backlog=backlog)
     return [
@@ -147,12 +204,24 @@ async def serve_tcp(
     handler_nursery: trio.Nursery | None = None,
     task_status: trio.TaskStatus[list[trio.SocketListener]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """`trio.serve_tcp` on the run's default engine: the handlers get `Conn` objects.
+    """`trio.serve_tcp` on the run's default engine: the handlers get `Conn` objects. A
+    checkpoint.
 
-    Arguments, errors and behaviour are those of Trio, whose `trio.serve_listeners` does
-    the serving: an exception in a handler ends the server, and a stream that its handler
-    left open is closed at once. (`Listener.serve` closes it gracefully.) Ends only
-    cancelled, or by an exception.
+    Trio's own `trio.serve_listeners` does the serving: an exception in a handler ends the
+    server, and a stream that its handler left open is closed at once. (`Listener.serve`
+    closes it gracefully.) It ends only by cancellation or by an exception.
+
+    Args:
+      handler: an async function of one argument, the `Conn`.
+      port: the port number. With 0 each address gets a free port of its own.
+      host: a name or an address; None, the default, is all interfaces.
+      backlog: the length of the kernel's queue; by default as long as it allows.
+      handler_nursery: where the handlers run; by default in a nursery of this call.
+      task_status: for ``nursery.start``; it is started with the list of listeners.
+
+    Raises:
+      OSError: if the host does not resolve or an address cannot be bound.
+      TypeError, ValueError: if an argument is invalid.
     """
     listeners = await open_tcp_listeners(port, host=host, backlog=backlog)
     await trio.serve_listeners(
@@ -173,10 +242,25 @@ async def serve_ssl_over_tcp(
         list[trio.SSLListener[trio.SocketStream]]
     ] = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
-    """`trio.serve_ssl_over_tcp` on the run's default engine.
+    """`trio.serve_ssl_over_tcp` on the run's default engine: the handlers get
+    `trio.SSLStream` objects around `Conn` objects. A checkpoint.
 
-    Arguments, errors and behaviour are those of Trio, whose `trio.serve_listeners` does
-    the serving. Ends only cancelled, or by an exception.
+    Trio's own `trio.serve_listeners` does the serving. It ends only by cancellation or by
+    an exception.
+
+    Args:
+      handler: an async function of one argument, the `trio.SSLStream`.
+      port: the port number. With 0 each address gets a free port of its own.
+      ssl_context: the server's.
+      host: a name or an address; None, the default, is all interfaces.
+      https_compatible: end streams as HTTPS does; see `trio.SSLStream`. Default False.
+      backlog: the length of the kernel's queue; by default as long as it allows.
+      handler_nursery: where the handlers run; by default in a nursery of this call.
+      task_status: for ``nursery.start``; it is started with the list of listeners.
+
+    Raises:
+      OSError: if the host does not resolve or an address cannot be bound.
+      TypeError, ValueError: if an argument is invalid.
     """
     listeners = await open_ssl_over_tcp_listeners(
         port, ssl_context, host=host, https_compatible=https_compatible, backlog=backlog

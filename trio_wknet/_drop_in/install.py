@@ -29,27 +29,30 @@ class _RunStart(trio.abc.Instrument):
 def run(
     async_fn: Callable[..., Awaitable[T]], *args: Any, reactors: int | None = None, **options: Any
 ) -> T:
-    """Like `trio.run`, and what the program and its libraries get from Trio's own
-    functions for TCP and unix sockets is driven by reactors::
+    """Like `trio.run`, with the program's TCP and unix sockets driven by reactors: those
+    that it, or a library that it uses, gets from Trio's own functions::
 
         trio_wknet.run(main)        # instead of trio.run(main)
 
-    In this run ``trio.SocketStream(socket)`` and ``trio.SocketListener(socket)`` give a
+    In this run ``trio.SocketStream(socket)`` and ``trio.SocketListener(socket)`` return a
     `Conn` and a `Listener` on the run's default engine, which is opened at first use and
     closed, its threads joined, when the run has ended. Connections that still linger then
-    are closed at once. A socket that is not connected, and any in a run with a custom
+    are closed at once. A socket that is not connected, and any socket in a run with a custom
     `trio.abc.SocketFactory`, gets Trio's own stream. Other runs, in other threads, are
-    not affected.
+    not affected. It is called outside of a Trio run, so checkpoints do not apply.
 
     Args:
-      reactors: how many reactor threads the default engine has, as in `open_engine`.
+      async_fn: the main task's function.
+      args: its arguments.
+      reactors: the number of reactor threads of the default engine, as in `open_engine`.
+      options: all other keyword arguments are passed to `trio.run`.
 
-    Everything else is passed to `trio.run`.
+    Returns:
+      What ``async_fn`` returns.
 
     Raises:
-      TypeError, ValueError: for ``reactors`` out of range.
-
-    In addition it raises what `trio.run` raises.
+      TypeError, ValueError: if ``reactors`` is invalid.
+      Exception: what `trio.run` and ``async_fn`` raise.
     """
     check_reactors(reactors)
     instruments = [*options.pop("instruments", ()), _RunStart(reactors)]
@@ -62,28 +65,28 @@ def run(
 
 def install(*, reactors: int | None = None) -> None:
     """Do for every run of this process, in any thread, what `run` does for one. Streams
-    and listeners that exist already stay what they are.
+    and listeners that exist already stay what they are. Not a checkpoint.
 
-    It may be called by several parts of a program: each call is taken back by one of
+    Several parts of a program may call it: each call is reverted by one call of
     `uninstall`.
 
     Args:
-      reactors: how many reactor threads default engines have, as in `open_engine`. It
-          holds until everything is taken back. Not for runs that `run` gives a number.
+      reactors: the number of reactor threads of default engines, as in `open_engine`,
+          until every call is reverted. A number that `run` is given takes precedence.
 
     Raises:
-      TypeError, ValueError: for ``reactors`` out of range, or different from what an
-          earlier call chose.
+      TypeError, ValueError: if ``reactors`` is invalid, or differs from that of an
+          earlier call.
     """
     check_reactors(reactors)
     classes.replace_everywhere(reactors)
 
 
 def uninstall() -> None:
-    """Take one `install` back. The last one makes Trio's functions give Trio's own
-    streams again; those that exist already stay what they are.
+    """Revert one call of `install`. After the last one, Trio's functions return Trio's own
+    streams again; streams that exist already stay what they are. Not a checkpoint.
 
     Raises:
-      RuntimeError: there is no `install` to take back.
+      RuntimeError: if there is no call of `install` to revert.
     """
     classes.restore_everywhere()

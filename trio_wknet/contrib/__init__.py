@@ -1,1 +1,1 @@
-"""For software that is no dependency of this package: each module imports its own."""
+"""Adapters for software that this package does not depend on. Each module imports its own."""

@@ -1,10 +1,12 @@
 """Connections and listeners as AnyIO's, for software that is written for it.
 
 AnyIO's functions make streams of AnyIO's own. But what it builds on streams, TLS
-included, and whoever asks for one, takes anything with its abstract classes.
+included, and what other software expects, are its abstract classes. So an adapter that
+implements them fits everywhere.
 
-AnyIO's exceptions are not Trio's, and everything that is raised here is AnyIO's. Each
-method is a checkpoint, because those of `trio_wknet.Conn` and `trio_wknet.Listener` are.
+AnyIO's exceptions are not Trio's, and every exception that is raised here is AnyIO's. Each
+async method is a checkpoint, because those of `trio_wknet.Conn` and `trio_wknet.Listener`
+are.
 """
 
 from __future__ import annotations
@@ -41,20 +43,19 @@ class SocketStream(AbstractSocketStream):
         stream = SocketStream(await trio_wknet.open_tcp_stream("localhost", 5100))
         stream = await TLSStream.wrap(stream, hostname="localhost")
 
-    It has AnyIO's attributes of sockets (`anyio.abc.SocketAttribute`). The
-    ``raw_socket`` among them knows names and options, and closes the connection when it
+    It has AnyIO's socket attributes (`anyio.abc.SocketAttribute`). Its
+    ``raw_socket`` has addresses and options, and closes the connection when it
     is closed, but cannot send or receive: bytes belong to the reactor. A connection on a
-    unix socket is no `anyio.abc.UNIXSocketStream`: descriptors are not passed, so there is
-    no ``send_fds`` and no ``receive_fds``, and those that a peer sends along are closed.
+    unix socket is not an `anyio.abc.UNIXSocketStream`: descriptors are not passed, so there is
+    no ``send_fds`` and no ``receive_fds``, and descriptors that a peer sends are closed.
 
     Args:
-      conn: the connection. What else it can do is still done with the `trio_wknet.Conn`, and it is
-          closed with this. `trio_wknet.open_tcp_stream` is annotated like Trio's
-          function, and gives one, too.
+      conn: the connection, such as `trio_wknet.open_tcp_stream` returns. Use it for what
+          AnyIO has no method for. It is closed with this.
 
     Raises:
-      TypeError: ``conn`` is not a `trio_wknet.Conn`.
-      anyio.ClosedResourceError: it is closed.
+      TypeError: if ``conn`` is not a `trio_wknet.Conn`.
+      anyio.ClosedResourceError: if it is closed.
     """
 
     def __init__(self, conn: Conn | trio.SocketStream) -> None:
@@ -80,14 +81,22 @@ class SocketStream(AbstractSocketStream):
         return self._sock
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
-        """Wait for bytes, and take up to ``max_bytes`` of them. Cancelled, it took none.
+        """Wait for bytes, and return those that are there. A checkpoint.
+
+        Cancellation is atomic: no data is consumed.
+
+        Args:
+          max_bytes: the most bytes to return, 1 or more; by default 65536.
+
+        Returns:
+          The bytes, at least one.
 
         Raises:
-          anyio.EndOfStream: the peer finished sending.
-          anyio.ClosedResourceError: the connection was closed here, before or meanwhile.
-          anyio.BrokenResourceError: it broke; the cause is an `OSError`.
-          anyio.BusyResourceError: another task is receiving.
-          ValueError: ``max_bytes`` is less than 1.
+          anyio.EndOfStream: if the peer finished sending.
+          anyio.ClosedResourceError: if the connection is closed, before or during the call.
+          anyio.BrokenResourceError: if it broke; the cause is an `OSError`.
+          anyio.BusyResourceError: if another task is receiving.
+          ValueError: if ``max_bytes`` is less than 1.
         """
         if max_bytes < 1:
             raise ValueError("max_bytes must be a positive integer")
@@ -100,11 +109,19 @@ class SocketStream(AbstractSocketStream):
         return data
 
     async def send(self, item: bytes) -> None:
-        """Send all of ``item``: returns once the kernel has it. Cancelled, it may have
-        sent a part.
+        """Send bytes, and return once the kernel has taken all of them. A checkpoint.
 
-        Raises `anyio.ClosedResourceError`, `anyio.BrokenResourceError`, and
-        `anyio.BusyResourceError` while another task sends.
+        If the call is cancelled, a part may have been sent.
+
+        Args:
+          item: any contiguous bytes-like object.
+
+        Raises:
+          anyio.ClosedResourceError: if the connection is closed, before or during the call,
+              or `send_eof` was called.
+          anyio.BrokenResourceError: if it broke; the cause is an `OSError`.
+          anyio.BusyResourceError: if another task is sending.
+          TypeError: if ``item`` is not bytes-like.
         """
         try:
             await self._conn.send_all(item)
@@ -112,16 +129,26 @@ class SocketStream(AbstractSocketStream):
             raise _anyios(exc, "writing to") from exc.__cause__
 
     async def send_eof(self) -> None:
-        """Tell the peer that no more bytes will come; receiving goes on. Again does
-        nothing. Raises what `send` does."""
+        """Finish sending, so that the peer sees the end of the stream; receiving goes on. A
+        checkpoint. Idempotent.
+
+        Raises:
+          anyio.ClosedResourceError: if the connection is closed, before or during the call.
+          anyio.BrokenResourceError: if it broke; the cause is an `OSError`.
+          anyio.BusyResourceError: if another task is sending.
+        """
         try:
             await self._conn.send_eof()
         except _TRIOS as exc:
             raise _anyios(exc, "writing to") from exc.__cause__
 
     async def aclose(self) -> None:
-        """Close gracefully, as `trio_wknet.Conn.aclose` does; cancelled, at once. Again does
-        nothing."""
+        """Close gracefully, as `trio_wknet.Conn.aclose` does; if cancelled, at once. A
+        checkpoint. Idempotent.
+
+        Raises:
+          RuntimeError: if called from another thread.
+        """
         await self._conn.aclose()
 
 
@@ -131,17 +158,17 @@ class SocketListener(AbstractSocketListener):
         async with open_wknet_listener("tcp://localhost:5100") as listener:
             await SocketListener(listener).serve(handler)
 
-    Its attributes are those of the first address, if it listens on several. ``serve`` is
-    AnyIO's: unlike that of `trio_wknet.Listener` it leaves closing the streams to the handlers, and
-    has no ``drain``; a connection with an idle timeout is closed under its handler.
+    If it listens on several addresses, its attributes are those of the first. ``serve`` is
+    AnyIO's: unlike `trio_wknet.Listener.serve` it leaves closing the streams to the handlers,
+    and it cannot be drained; a connection with an idle timeout is closed under its handler.
 
     Args:
-      listener: where it accepts. It is closed with this. `trio_wknet.open_tcp_listeners`
-          is annotated like Trio's function, and gives such listeners, too.
+      listener: the listener, such as `trio_wknet.open_tcp_listeners` returns. It is closed
+          with this.
 
     Raises:
-      TypeError: ``listener`` is not a `trio_wknet.Listener`.
-      anyio.ClosedResourceError: it is closed.
+      TypeError: if ``listener`` is not a `trio_wknet.Listener`.
+      anyio.ClosedResourceError: if it is closed.
     """
 
     def __init__(self, listener: Listener | trio.SocketListener) -> None:
@@ -158,11 +185,16 @@ class SocketListener(AbstractSocketListener):
         return self._sock
 
     async def accept(self) -> SocketStream:
-        """Wait for a connection. Cancelled, it took none.
+        """Wait for a connection. A checkpoint.
+
+        Cancellation is atomic: the next accept gets the connection.
+
+        Returns:
+          A `SocketStream`.
 
         Raises:
-          anyio.ClosedResourceError: the listener was closed, before or meanwhile.
-          anyio.BusyResourceError: another task is accepting.
+          anyio.ClosedResourceError: if the listener is closed, before or during the call.
+          anyio.BusyResourceError: if another task is accepting.
         """
         try:
             return SocketStream(await self._listener.accept())
@@ -170,7 +202,11 @@ class SocketListener(AbstractSocketListener):
             raise _anyios(exc, "accepting connections from") from exc.__cause__
 
     async def aclose(self) -> None:
-        """Stop listening, as `trio_wknet.Listener.aclose` does. Again does nothing."""
+        """Stop listening, as `trio_wknet.Listener.aclose` does. A checkpoint. Idempotent.
+
+        Raises:
+          RuntimeError: if called from another thread.
+        """
         await self._listener.aclose()
 
 

@@ -21,26 +21,25 @@ HERE = "tcp://127.0.0.1"
 
 @pytest.fixture
 def wknet_reactors() -> int:
-    """How many reactor threads `wknet_engine` has.
+    """The number of reactor threads of `wknet_engine`: 0, in-loop.
 
-    0: it runs in Trio's own thread. There `trio.testing.wait_all_tasks_blocked` knows of
-    all that is under way, and so does a mock clock. A fixture of this name in
-    ``conftest.py`` or in a test module takes its place, be it with another number or
-    with ``params``.
+    In Trio's own thread, `trio.testing.wait_all_tasks_blocked` and mock clocks see
+    everything in flight. Override it with a fixture of the same name in ``conftest.py`` or
+    in a test module, with another number or with ``params``.
     """
     return 0
 
 
 @pytest.fixture
 async def wknet_engine(wknet_reactors: int) -> AsyncIterator[Engine]:
-    """An engine. What of it is still open at the end of the test is closed at once."""
+    """An engine. What it still has open at the end of the test is closed at once."""
     async with open_engine(wknet_reactors) as engine:
         yield engine
 
 
 @pytest.fixture
 async def wknet_listener(wknet_engine: Engine) -> AsyncIterator[Listener]:
-    """A listener of `wknet_engine` on a free port of this machine::
+    """A listener of `wknet_engine` on a free port of 127.0.0.1::
 
     async def test_server(wknet_listener, nursery):
         nursery.start_soon(wknet_listener.serve, handler)
@@ -52,8 +51,8 @@ async def wknet_listener(wknet_engine: Engine) -> AsyncIterator[Listener]:
 
 @pytest.fixture
 async def wknet_pair(wknet_engine: Engine) -> tuple[Conn, Conn]:
-    """Two connections of `wknet_engine`, over TCP, each of which is the other's peer:
-    the one that connected, and the one that was accepted::
+    """Two connections of `wknet_engine`, connected to each other over TCP: the client's, and
+    the one that was accepted::
 
     async def test_handler(wknet_pair, nursery):
         client, server = wknet_pair

@@ -1,8 +1,8 @@
 """RingBuffer: the byte ring by itself, for Python.
 
-It has a pool of its own, whose owner is whichever thread holds the GIL: it is
-never let go while the ring or the pool is touched. Code of others (a buffer's
-exporter, `__index__`) runs before or after that, never between.
+It has a pool of its own, owned by whichever thread holds the GIL. The GIL is never released
+while the ring or the pool is touched: foreign code (a buffer's exporter, `__index__`) runs
+before or after that, never in between. So no lock is needed.
 """
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
@@ -22,24 +22,25 @@ cdef extern from "Python.h":
 
 
 cdef enum:
-    # Of memory that an empty ring keeps for its next bytes.
+    # The memory that an empty ring keeps for its next bytes.
     KEEP_BYTES = 65536
 
 
 cdef class RingBuffer(Lender):
     """A first-in, first-out buffer of bytes: ``RingBuffer(capacity)``.
 
-    It grows in powers of two up to ``capacity`` as bytes come, and keeps at most
-    64 KiB of that once it is empty. ``len()`` tells how many bytes are unread.
+    It grows in powers of two up to ``capacity``, and keeps at most
+    64 KiB of memory once it is empty. ``len()`` is the number of unread bytes.
 
-    Each call is atomic under the GIL. What several calls add up to (`peek`, then
-    `discard`) is not: one thread at a time should take bytes out.
+    Each call is atomic under the GIL. A sequence of calls (`peek`, then
+    `discard`) is not: only one thread at a time should take bytes out.
 
     Args:
-      capacity: how many bytes it may hold at most, from 1 to 2**30.
+      capacity: the most bytes that it may hold, from 1 to 2**30.
 
     Raises:
-      TypeError, ValueError: for a capacity that is no integer or out of range.
+      TypeError, ValueError: if ``capacity`` is not an integer, or out of range.
+      MemoryError: if there is no memory for it.
     """
     cdef Ring ring
     cdef Pool *pool
@@ -60,7 +61,7 @@ cdef class RingBuffer(Lender):
 
     @property
     def capacity(self):
-        """How many bytes it may hold at most."""
+        """The most bytes that it may hold."""
         return self.most
 
     def __len__(self):
@@ -70,11 +71,17 @@ cdef class RingBuffer(Lender):
         return f"<trio_wknet.RingBuffer {ring_len(&self.ring)} of {self.most} bytes>"
 
     def write(self, data):
-        """Append as many bytes of ``data`` as fit, and return how many that is,
-        from 0 to all. Views that are alive do not matter.
+        """Append as many bytes as fit. Views from `peek` do not prevent that.
+
+        Args:
+          data: any contiguous bytes-like object.
+
+        Returns:
+          The number of bytes appended, from 0 to all.
 
         Raises:
-          TypeError: ``data`` is not bytes-like, or not contiguous.
+          TypeError: if ``data`` is not bytes-like, or not contiguous.
+          MemoryError: if there is no memory to grow. Nothing is appended.
         """
         cdef Py_buffer view
         cdef uint32_t n
@@ -93,12 +100,17 @@ cdef class RingBuffer(Lender):
         return n
 
     def read(self, max_bytes=None):
-        """Take out and return the oldest bytes: up to ``max_bytes``, by default
-        all. ``b""`` if there are none.
+        """Remove and return the oldest bytes.
+
+        Args:
+          max_bytes: the most bytes to take; by default all.
+
+        Returns:
+          The bytes; ``b""`` if there are none.
 
         Raises:
-          BufferError: a view from `peek` is alive, and there are bytes to take.
-          TypeError, ValueError: ``max_bytes`` is no integer, or negative.
+          BufferError: if a view from `peek` is alive, and there are bytes to take.
+          TypeError, ValueError: if ``max_bytes`` is not an integer, or negative.
         """
         cdef uint32_t n = self.at_most(max_bytes)
         self.require_unpinned(n)
@@ -108,17 +120,23 @@ cdef class RingBuffer(Lender):
         return data
 
     def peek(self, max_bytes=None):
-        """Show the oldest bytes, up to ``max_bytes``, by default all, as a
-        read-only `memoryview` of the buffer itself.
+        """View the oldest bytes without a copy.
 
-        While the view lives (until its ``release()``, or it is garbage) it pins
+        While the view is alive (until its ``release()``, or until it is collected) it pins
         its bytes: `read` and `discard` of 1 byte or more raise `BufferError`;
-        `write` goes on, and does not change what the view shows. The view stays
-        valid when the RingBuffer is gone. Where the bytes wrap around the end of
-        the memory they are first moved to a fresh piece.
+        `write` still works, and does not change what the view shows. The view stays
+        valid after the RingBuffer is gone. If the bytes wrap around the end of
+        the memory, they are first copied to a new block.
+
+        Args:
+          max_bytes: the most bytes to view; by default all.
+
+        Returns:
+          A read-only `memoryview` of the buffer itself.
 
         Raises:
-          TypeError, ValueError: ``max_bytes`` is no integer, or negative.
+          TypeError, ValueError: if ``max_bytes`` is not an integer, or negative.
+          MemoryError: if there is no memory for a new block.
         """
         cdef uint32_t n = self.at_most(max_bytes)
         cdef unsigned char *data
@@ -130,12 +148,15 @@ cdef class RingBuffer(Lender):
         return memoryview(lend(self, self.ring.block, data, n))
 
     def discard(self, n):
-        """Forget the oldest ``n`` bytes.
+        """Drop the oldest bytes.
+
+        Args:
+          n: the number of bytes.
 
         Raises:
-          BufferError: a view from `peek` is alive, and ``n`` is not 0.
-          ValueError: ``n`` is negative, or more than there are.
-          TypeError: ``n`` is no integer.
+          BufferError: if a view from `peek` is alive, and ``n`` is not 0.
+          ValueError: if ``n`` is negative, or more than there are.
+          TypeError: if ``n`` is not an integer.
         """
         cdef Py_ssize_t count = _count("n", n)
         if count > <Py_ssize_t>ring_len(&self.ring):
@@ -146,12 +167,18 @@ cdef class RingBuffer(Lender):
         ring_discard(&self.ring, self.pool, <uint32_t>count)
 
     def find(self, delimiter, start=0):
-        """Where ``delimiter`` first stands at or after ``start``, counted from the
-        oldest byte; -1 if it does not.
+        """Search for bytes.
+
+        Args:
+          delimiter: what to search for, 1 byte or more.
+          start: where to begin, counted from the oldest byte; by default 0.
+
+        Returns:
+          The offset of the first match, counted from the oldest byte; -1 if there is none.
 
         Raises:
-          TypeError: ``delimiter`` is not bytes-like, or ``start`` no integer.
-          ValueError: ``delimiter`` is empty, or ``start`` negative.
+          TypeError: if ``delimiter`` is not bytes-like, or ``start`` is not an integer.
+          ValueError: if ``delimiter`` is empty, or ``start`` is negative.
         """
         cdef bytes needle = _needle(delimiter)
         cdef Py_ssize_t offset = _count("start", start)
@@ -174,7 +201,7 @@ cdef class RingBuffer(Lender):
 
 
 cdef Py_ssize_t _number(str name, value) except? -1:
-    """An integer, cut off at the ends of Py_ssize_t."""
+    """An integer, clamped to the range of Py_ssize_t."""
     if isinstance(value, bool):
         raise TypeError(f"{name} must be an integer, not {value!r}")
     try:

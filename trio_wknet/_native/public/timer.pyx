@@ -172,19 +172,24 @@ cdef class Timers:
         checkpoint.
 
         The call is never early. It comes in a later tick than this one, and is late by
-        at most one tick and what the thread is busy with. ``fn`` is a plain function,
-        called between the steps of tasks: it cannot await, and sees no context
-        variables of the caller's. What it raises goes to `sys.unraisablehook`, and
-        nothing else happens.
+        at most one tick plus the time that the thread is busy. The function is
+        called between the steps of tasks: it cannot await, and does not see the caller's
+        context variables. If it raises, the exception goes to `sys.unraisablehook`, and
+        has no other effect.
+
+        Args:
+          delay: in seconds, 0 or more.
+          fn: a plain function.
+          args: its arguments.
 
         Returns:
-          A `Timer`, which can be dropped. The call comes all the same.
+          A `Timer`. It need not be kept: the call is made even if it is dropped.
 
         Raises:
-          TypeError: ``delay`` is no number, or ``fn`` not callable.
-          ValueError: ``delay`` is negative, infinite or not a number.
-          RuntimeError: outside a Trio run, or where the wheel belongs to a run that
-              has ended or to another thread.
+          TypeError: if ``delay`` is not a number, or ``fn`` is not callable.
+          ValueError: if ``delay`` is negative, infinite or NaN.
+          RuntimeError: outside of a Trio run, or if the wheel belongs to a run that
+              has ended, or to another thread.
         """
         cdef double seconds = _seconds("delay", delay)
         if not callable(fn):
@@ -192,14 +197,22 @@ cdef class Timers:
         return self.new_timer(seconds, partial(fn, *args) if args else fn)
 
     def move_on_after(self, delay):
-        """A context manager that gives a `trio.CancelScope`, which the wheel cancels
-        ``delay`` seconds after entering. Leaving disarms it. Not a checkpoint.
+        """Like `trio.move_on_after`: cancel a scope ``delay`` seconds after it is entered.
+        Leaving it disarms the timer. Not a checkpoint.
 
-        The same as `trio.move_on_after`, and as exact as `call_later`; the scope's
-        ``deadline`` is not used. It can be entered once.
+        It is as exact as `call_later`. The scope's ``deadline`` is not used.
+
+        Args:
+          delay: in seconds, 0 or more.
+
+        Returns:
+          A context manager, whose value is a `trio.CancelScope`. It can be entered once.
 
         Raises:
-          TypeError, ValueError, RuntimeError: as `call_later`, the last on entering.
+          TypeError: if ``delay`` is not a number.
+          ValueError: if ``delay`` is negative, infinite or NaN.
+          RuntimeError: on entering, outside of a Trio run, or if the wheel belongs to a run
+              that has ended, or to another thread.
         """
         return MoveOnAfter.__new__(MoveOnAfter, self, _seconds("delay", delay))
 
@@ -379,7 +392,7 @@ cdef void _call(callback) noexcept:
 @cython.final
 @cython.freelist(256)
 cdef class Timer:
-    """A call that waits on a `TimingWheel`; made by `TimingWheel.call_later`."""
+    """A pending call of a `TimingWheel`; `TimingWheel.call_later` returns one."""
     cdef Timers wheel
     cdef object callback
     cdef double delay
@@ -387,29 +400,33 @@ cdef class Timer:
     cdef uint32_t index
 
     def __init__(self):
-        raise TypeError("timers are given by call_later, not made")
+        raise TypeError("a Timer cannot be constructed; TimingWheel.call_later returns one")
 
     def __repr__(self):
         state = "pending" if self.wheel.holds(self) else "not pending"
         return f"<trio_wknet.Timer {state}>"
 
     def cancel(self):
-        """Do not make the call. Without effect on a timer that was called or cancelled
-        before. Not a checkpoint.
+        """Cancel the call. No effect on a timer that has fired or was cancelled before. Not
+        a checkpoint.
 
         Raises:
-          RuntimeError: the wheel belongs to another thread.
+          RuntimeError: if the wheel belongs to another thread.
         """
         self.wheel.disarm(self)
 
     def reset(self, delay=None):
-        """Make the call ``delay`` seconds from now, by default the delay of last time,
-        and not when it was due until now. A timer that was called or cancelled waits
-        anew. Not a checkpoint.
+        """Restart the timer: make the call ``delay`` seconds from now, instead of when it
+        was due. A timer that has fired or was cancelled is armed again. Not a checkpoint.
+
+        Args:
+          delay: in seconds, 0 or more; by default that of last time.
 
         Raises:
-          TypeError, ValueError, RuntimeError: as `TimingWheel.call_later`. The timer is
-              as it was.
+          TypeError: if ``delay`` is not a number. Then, as with the other errors, the timer
+              is left unchanged.
+          ValueError: if ``delay`` is negative, infinite or NaN.
+          RuntimeError: if the wheel belongs to a run that has ended, or to another thread.
         """
         cdef double before = self.delay
         if delay is not None:
@@ -423,7 +440,7 @@ cdef class Timer:
 
 @cython.final
 cdef class MoveOnAfter:
-    """What `TimingWheel.move_on_after` gives."""
+    """What `TimingWheel.move_on_after` returns."""
     cdef Timers wheel
     cdef double delay
     cdef object scope
@@ -435,7 +452,7 @@ cdef class MoveOnAfter:
 
     def __enter__(self):
         if self.scope is not None:
-            raise RuntimeError("this context manager was entered before")
+            raise RuntimeError("this context manager was already entered")
         self.scope = CancelScope()
         self.timer = self.wheel.new_timer(self.delay, self.scope.cancel)
         try:

@@ -98,7 +98,8 @@ def expire(scope):
 cdef class IdleWatch(SendHalf):
 
     def idle_scope(self, seconds=None, *, read=None, write=None):
-        """A `trio.CancelScope` that is cancelled when the connection is idle::
+        """A `trio.CancelScope` that is cancelled when the connection is idle. Not a
+        checkpoint::
 
             with conn.idle_scope(30) as scope:
                 async for data in conn:
@@ -106,23 +107,27 @@ cdef class IdleWatch(SendHalf):
             if scope.cancelled_caught:
                 ...  # no byte moved for 30 seconds
 
+        If several times are given, the one that passes first counts. Time counts from this
+        call, or from the last byte if that is later. The scope is cancelled up to 20 ms
+        late, and never early. Bytes that arrived in time count, even if the event loop was
+        blocked and could not look at them. It costs nothing per message, however many
+        scopes there are. A scope that outlives the connection, or its object in event
+        mode, is not cancelled.
+
         Args:
-          seconds: without bytes in either direction.
-          read: seconds without bytes received.
-          write: seconds without bytes sent, which is: taken by the kernel.
+          seconds: seconds without bytes in either direction; None, the default: no limit.
+          read: seconds without bytes received; None, the default: no limit.
+          write: seconds without bytes sent, that is, taken by the kernel; None, the
+              default: no limit.
 
-        Of several, what comes first counts. Time counts from this call, or from the
-        last byte if that is later. The scope is cancelled up to 20 ms late, and never
-        early. What has come in time counts, even if the event loop was held up and could
-        not look at it. It costs nothing for each message, whatever the number of scopes. A
-        scope that outlives the connection, or its object in event mode, is not cancelled.
-
-        Not a checkpoint.
+        Returns:
+          The scope, to be entered with ``with``.
 
         Raises:
-          trio.ClosedResourceError: the connection was closed here.
-          TypeError, ValueError: for an argument that is not a number, or not more
-              than 0 and finite; or if there is none.
+          trio.ClosedResourceError: if the connection is closed.
+          TypeError, ValueError: if a time is not a number, or not finite and more than 0;
+              or if none is given.
+          RuntimeError: if called from another thread.
         """
         cdef uint64_t either = nanoseconds("seconds", seconds)
         cdef uint64_t received = nanoseconds("read", read)
@@ -185,21 +190,20 @@ cdef class IdleWatch(SendHalf):
         """Seconds without bytes in either direction after which the connection is
         closed, with ``close_reason`` ``"idle"``. None: never.
 
-        At first what the listener was opened with, and None for a connection that
-        was made or adopted. It can be set, to a number of seconds (which is rounded up
-        to milliseconds) or to None, and that takes effect at once: time counts from
-        there, from when the connection was accepted, or from the last byte, whichever
-        comes last.
+        Its first value is the listener's, and None for a connection that was connected or
+        adopted. It can be set to a number of seconds (rounded up to milliseconds) or to
+        None, which takes effect at once: time counts from then, from when the connection
+        was accepted, or from the last byte, whichever is latest.
 
         When it passes, the handler of `Listener.serve` is cancelled, and then the
-        connection is closed. Without such a handler the connection is closed at that
-        moment, gracefully; whoever waits on it gets `trio.ClosedResourceError`, and
+        connection is closed. If there is no such handler, the connection is closed at
+        once, gracefully: tasks that wait on it get `trio.ClosedResourceError`, and
         callbacks of `Listener.serve_events` that run as tasks are cancelled. Either
         happens up to 20 ms late, and never early.
 
-        None once closed. Setting it raises TypeError or ValueError for anything but a
-        number from 0 (exclusive) to 1073741 (12 days), and
-        `trio.ClosedResourceError` once closed.
+        It is None once the connection is closed. Setting it raises `TypeError` or
+        `ValueError` for anything but None or a number above 0 and up to 1073741 (12 days),
+        and `trio.ClosedResourceError` once the connection is closed.
         """
         if self.slot == NULL or self.slot.limits.idle == 0:
             return None

@@ -81,19 +81,22 @@ cdef class NativeListener(Endpoint):
     # --- accepting -----------------------------------------------------------
 
     def accept(self):
-        """Wait for a connection, and return it: a `Conn`. A checkpoint.
+        """Wait for a connection, and return it. A checkpoint.
 
-        Cancelled, it has taken none: the next accept gets it.
+        Cancellation is atomic: the next accept gets the connection.
 
-        After `drain` was called it gives the connections that are left, waits until
-        every one that it ever gave is closed, and then raises. So whoever serves them
-        (a loop around this, `trio.serve_listeners`) may take that for the end of its
-        handlers' work, and cancel what they still do.
+        After `drain` was called, it returns the connections that are left, waits until
+        every one that it ever returned is closed, and then raises. So a loop around it,
+        such as `trio.serve_listeners`, may take that for the end of all handlers' work.
+
+        Returns:
+          A `Conn`.
 
         Raises:
-          trio.ClosedResourceError: closed here, before or meanwhile; or `drain`
-              was called, and no connection is left that this gave.
-          trio.BusyResourceError: another task is accepting.
+          trio.ClosedResourceError: if the listener is closed, before or during the call;
+              or `drain` was called, and every connection that this returned is closed.
+          trio.BusyResourceError: if another task is accepting.
+          RuntimeError: if called from another thread, or if the engine is closed.
           OSError: the listening socket failed for good. Lack of descriptors does
               not count: accepting goes on once there are some
               (``statistics().starved`` tells).
@@ -104,7 +107,7 @@ cdef class NativeListener(Endpoint):
         return operation
 
     def _accept_batch(self, Py_ssize_t most):
-        """Like accept, but gives a list of up to `most` connections."""
+        """Like accept, but returns a list of up to `most` connections."""
         cdef Accept operation = Accept.__new__(Accept)
         operation.listener = self
         operation.most = most

@@ -293,20 +293,23 @@ cdef class ReceiveHalf(Stream):
         return nothing
 
     def receive_some(self, max_bytes=None):
-        """Wait for bytes, and return what is there. A checkpoint.
+        """Wait for bytes, and return those that are there. A checkpoint.
+
+        Cancellation is atomic: no data is consumed.
 
         Args:
-          max_bytes: how many at most, 1 or more; by default 131072.
+          max_bytes: the most bytes to return, 1 or more; by default 131072.
 
-        Returns ``b""`` when the peer has finished sending. Cancelled, it has taken
-        nothing.
+        Returns:
+          The bytes; ``b""`` when the peer has finished sending.
 
         Raises:
-          trio.ClosedResourceError: closed here, before or meanwhile.
-          trio.BrokenResourceError: the connection broke, and every byte that came
+          trio.ClosedResourceError: if the connection is closed, before or during the call.
+          trio.BrokenResourceError: if the connection broke, and every byte that came
               before has been received. Its cause is the `OSError`.
-          trio.BusyResourceError: another task is receiving.
-          TypeError, ValueError: for ``max_bytes``.
+          trio.BusyResourceError: if another task is receiving.
+          TypeError, ValueError: if ``max_bytes`` is invalid.
+          RuntimeError: if called from another thread.
         """
         cdef ReceiveSome operation = ReceiveSome.__new__(ReceiveSome)
         operation.conn = self
@@ -314,12 +317,24 @@ cdef class ReceiveHalf(Stream):
         return operation
 
     def receive_nowait(self, max_bytes=None):
-        """Return what is there, like `receive_some`, without waiting. Not a
-        checkpoint. By default that is all that ``limits.inbound`` allows, or 131072
-        bytes if more came.
+        """Return the bytes that are there, like `receive_some`, without waiting. Not a
+        checkpoint.
 
-        Raises as `receive_some` does, and:
-          trio.WouldBlock: nothing is there, and more may come.
+        Args:
+          max_bytes: the most bytes to return, 1 or more. By default everything up to
+              ``limits.inbound``, or 131072 bytes if more arrived.
+
+        Returns:
+          The bytes; ``b""`` when the peer has finished sending.
+
+        Raises:
+          trio.WouldBlock: if nothing is there, and more may come.
+          trio.ClosedResourceError: if the connection is closed.
+          trio.BrokenResourceError: if the connection broke, and every byte that came
+              before has been received. Its cause is the `OSError`.
+          trio.BusyResourceError: if a task is receiving.
+          TypeError, ValueError: if ``max_bytes`` is invalid.
+          RuntimeError: if called from another thread.
         """
         cdef Py_ssize_t most = positive("max_bytes", max_bytes, MAX_RING_BYTES)
         self.ensure_usable()

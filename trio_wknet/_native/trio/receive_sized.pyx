@@ -22,17 +22,26 @@ cdef enum:
 cdef class ReceiveSized(ReceiveHalf):
 
     def receive_into(self, buffer):
-        """Like `receive_some`, but into a writable buffer (a `bytearray`, a
-        `memoryview`, an array). A checkpoint.
+        """Like `receive_some`, but into a writable buffer. A checkpoint.
 
-        The buffer cannot be resized while this waits.
+        Cancellation is atomic: no data is consumed.
 
-        Returns how many bytes were written to its start: from 1 to all it holds, or 0
-        when the peer has finished sending. Cancelled, it has taken nothing.
+        Args:
+          buffer: a `bytearray`, a `memoryview`, an array. It cannot be resized while this
+              waits.
 
-        Raises as `receive_some` does, and:
-          TypeError: ``buffer`` is not writable, contiguous and bytes-like.
-          ValueError: it holds no byte.
+        Returns:
+          The number of bytes that were written to its start, 1 or more; 0 when the peer has
+          finished sending.
+
+        Raises:
+          trio.ClosedResourceError: if the connection is closed, before or during the call.
+          trio.BrokenResourceError: if the connection broke, and every byte that came
+              before has been received. Its cause is the `OSError`.
+          trio.BusyResourceError: if another task is receiving.
+          TypeError: if ``buffer`` is not writable, contiguous and bytes-like.
+          ValueError: if ``buffer`` is empty.
+          RuntimeError: if called from another thread.
         """
         cdef ReceiveInto operation = ReceiveInto.__new__(ReceiveInto)
         operation.conn = self
@@ -42,15 +51,24 @@ cdef class ReceiveSized(ReceiveHalf):
     def receive_exactly(self, n):
         """Wait until ``n`` bytes are there, and return them. A checkpoint.
 
+        Cancellation is atomic: no data is consumed.
+
         Args:
-          n: how many bytes, from 1 to 2**30. More than ``limits.inbound`` are
-              allowed: the bound is lifted to ``n`` while this waits.
+          n: the number of bytes, from 1 to 2**30. It may exceed ``limits.inbound``: the
+              limit is raised to ``n`` while this waits.
 
-        Cancelled, it has taken nothing.
+        Returns:
+          Exactly ``n`` bytes.
 
-        Raises as `receive_some` does, and:
-          IncompleteRead: the peer finished sending before. The bytes that came
+        Raises:
+          IncompleteRead: if the peer finished sending before. The bytes that came
               stay, for `receive_some`.
+          trio.ClosedResourceError: if the connection is closed, before or during the call.
+          trio.BrokenResourceError: if the connection broke before there were enough bytes.
+              Those that came stay. Its cause is the `OSError`.
+          trio.BusyResourceError: if another task is receiving.
+          TypeError, ValueError: if ``n`` is invalid.
+          RuntimeError: if called from another thread.
         """
         cdef ReceiveExactly operation = ReceiveExactly.__new__(ReceiveExactly)
         operation.conn = self
@@ -60,23 +78,30 @@ cdef class ReceiveSized(ReceiveHalf):
     def receive_until(self, delimiter, max_bytes=None):
         """Wait for a delimiter, and return the bytes before it. A checkpoint.
 
-        The delimiter itself is taken out too, and not returned. Bytes are searched
-        once, however many pieces they come in.
+        The delimiter itself is consumed too, and not returned. Bytes are searched
+        once, however many pieces they come in. Cancellation is atomic: no data is
+        consumed.
 
         Args:
           delimiter: from 1 to 65536 bytes.
-          max_bytes: how many bytes may stand before it, 1 or more; by default
-              ``limits.inbound``. More are allowed: the bound is lifted while this
+          max_bytes: the most bytes that may precede it, 1 or more; by default
+              ``limits.inbound``. It may exceed that: the limit is raised while this
               waits, by 64 KiB at a time.
 
-        Cancelled, it has taken nothing.
+        Returns:
+          The bytes before the delimiter; ``b""`` if it comes first.
 
-        Raises as `receive_some` does, and:
-          DelimiterNotFound: more than ``max_bytes`` bytes came without it. They
+        Raises:
+          DelimiterNotFound: if more than ``max_bytes`` bytes came without it. They
               stay, for `receive_some`.
-          IncompleteRead: the peer finished sending before it. So do they.
-          TypeError, ValueError: for a delimiter that is not bytes-like, or empty, or
-              too long.
+          IncompleteRead: if the peer finished sending before it. The bytes that came
+              stay, for `receive_some`.
+          trio.ClosedResourceError: if the connection is closed, before or during the call.
+          trio.BrokenResourceError: if the connection broke before the delimiter came. The
+              bytes that came stay. Its cause is the `OSError`.
+          trio.BusyResourceError: if another task is receiving.
+          TypeError, ValueError: if an argument is invalid.
+          RuntimeError: if called from another thread.
         """
         cdef ReceiveUntil operation = ReceiveUntil.__new__(ReceiveUntil)
         operation.conn = self

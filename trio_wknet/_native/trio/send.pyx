@@ -161,19 +161,21 @@ cdef class SendHalf(ReceiveSized):
         """Send all of ``data``, and return once the kernel owns every byte. A
         checkpoint.
 
-        What `send_nowait` left is sent before it. ``data`` is any contiguous
-        bytes-like object; it is not copied, and must not change meanwhile. Empty
-        data sends nothing, and is a checkpoint still.
+        What `send_nowait` left is sent before it. If the call is cancelled, or the
+        connection breaks, a part may have been sent; ``statistics().bytes_sent`` says how
+        much.
 
-        Cancelled, or broken, a part may have been sent, and the stream cannot be
-        gone on with: ``statistics().bytes_sent`` tells how much.
+        Args:
+          data: any contiguous bytes-like object. It is not copied, and must not change
+              until this returns. It may be empty.
 
         Raises:
-          trio.ClosedResourceError: closed here, before or meanwhile, or `send_eof`
-              was called.
-          trio.BrokenResourceError: the connection broke. Its cause is the `OSError`.
-          trio.BusyResourceError: another task is sending.
-          TypeError: ``data`` is not bytes-like.
+          trio.ClosedResourceError: if the connection is closed, before or during the call,
+              or `send_eof` was called.
+          trio.BrokenResourceError: if the connection broke. Its cause is the `OSError`.
+          trio.BusyResourceError: if another task is sending.
+          TypeError: if ``data`` is not bytes-like.
+          RuntimeError: if called from another thread.
         """
         cdef SendAll operation = SendAll.__new__(SendAll)
         operation.conn = self
@@ -184,12 +186,13 @@ cdef class SendHalf(ReceiveSized):
         """Wait until the kernel takes bytes again, or the connection is broken. A
         checkpoint.
 
-        A hint: `send_all` may yet wait. Returns too where `send_all` would raise
+        It is a hint: `send_all` may still wait. It also returns if `send_all` would raise
         `trio.BrokenResourceError`.
 
         Raises:
-          trio.ClosedResourceError: closed here, before or meanwhile.
-          trio.BusyResourceError: another task is sending.
+          trio.ClosedResourceError: if the connection is closed, before or during the call.
+          trio.BusyResourceError: if another task is sending.
+          RuntimeError: if called from another thread.
         """
         cdef WaitWritable operation = WaitWritable.__new__(WaitWritable)
         operation.conn = self
@@ -197,12 +200,13 @@ cdef class SendHalf(ReceiveSized):
 
     def flush(self):
         """Wait until the kernel owns every byte that `send_nowait` left. A
-        checkpoint. Cancelled, the reactor goes on sending.
+        checkpoint. If it is cancelled, the reactor goes on sending.
 
         Raises:
-          trio.ClosedResourceError: closed here, before or meanwhile.
-          trio.BrokenResourceError: the connection broke. Its cause is the `OSError`.
-          trio.BusyResourceError: another task is sending.
+          trio.ClosedResourceError: if the connection is closed, before or during the call.
+          trio.BrokenResourceError: if the connection broke. Its cause is the `OSError`.
+          trio.BusyResourceError: if another task is sending.
+          RuntimeError: if called from another thread.
         """
         cdef Flush operation = Flush.__new__(Flush)
         operation.conn = self
@@ -212,21 +216,23 @@ cdef class SendHalf(ReceiveSized):
         """Send without waiting: what the kernel does not take at once is copied,
         and sent by the reactor. Not a checkpoint.
 
-        All of ``data`` or, where this raises, none of it is sent, unless the
-        connection broke. `flush` waits for the rest, and `Conn.aclose` sees to it.
+        It is atomic: all of ``data`` is accepted or, if this raises, none of it, unless the
+        connection broke. `flush` waits for what is unsent, and `Conn.aclose` sends it
+        before it ends the stream.
 
         Args:
           data: any contiguous bytes-like object, of at most ``limits.outbound``
               bytes. It may be changed once this has returned.
 
         Raises:
-          trio.WouldBlock: with ``data`` more than ``limits.outbound`` bytes would
-              be unsent.
-          trio.ClosedResourceError: closed here, or `send_eof` was called.
-          trio.BrokenResourceError: the connection broke. Its cause is the `OSError`.
-          trio.BusyResourceError: a task is sending, or detaching.
-          ValueError: ``data`` is longer than ``limits.outbound``.
-          TypeError: ``data`` is not bytes-like.
+          trio.WouldBlock: if more than ``limits.outbound`` bytes would be unsent with
+              ``data``.
+          trio.ClosedResourceError: if the connection is closed, or `send_eof` was called.
+          trio.BrokenResourceError: if the connection broke. Its cause is the `OSError`.
+          trio.BusyResourceError: if a task is sending, or detaching.
+          ValueError: if ``data`` is longer than ``limits.outbound``.
+          TypeError: if ``data`` is not bytes-like.
+          RuntimeError: if called from another thread.
         """
         cdef Py_buffer view
         self.ensure_usable()
@@ -268,10 +274,13 @@ cdef class SendHalf(ReceiveSized):
 
     def send_eof(self):
         """Send what ``send_nowait`` left, then FIN; receiving goes on. A checkpoint.
+        Idempotent.
 
-        Again does nothing. Raises `trio.ClosedResourceError`,
-        `trio.BrokenResourceError`, and `trio.BusyResourceError` while another task
-        sends.
+        Raises:
+          trio.ClosedResourceError: if the connection is closed, before or during the call.
+          trio.BrokenResourceError: if the connection broke. Its cause is the `OSError`.
+          trio.BusyResourceError: if another task is sending.
+          RuntimeError: if called from another thread.
         """
         cdef SendEof operation = SendEof.__new__(SendEof)
         operation.conn = self
