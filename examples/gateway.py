@@ -22,18 +22,16 @@ ids: dict[str, int | None] = {}  # of connections, by the device's name
 
 async def log_in(conn: Conn) -> None:  # on_connect: a task, until it returns
     name = (await conn.receive_until(b"\n", LINE)).decode().strip()
-    conn.context = SimpleNamespace(name=name, id=conn.id, rest=b"")
+    conn.context = SimpleNamespace(name=name, id=conn.id)
     ids[name] = conn.id
     conn.send_nowait(b"hello\n")
 
 
 def take(conn: Conn) -> None:  # on_data: no task
-    device = conn.context
-    *lines, device.rest = (device.rest + conn.receive_nowait()).split(b"\n")
-    for reading in map(float, lines):
-        say(f"{device.name}: {reading}")
-    if len(device.rest) > LINE:
-        raise ValueError(f"a line of more than {LINE} bytes")
+    with suppress(trio.WouldBlock):  # no whole line is left
+        while True:
+            reading = float(conn.receive_until_nowait(b"\n", LINE))
+            say(f"{conn.context.name}: {reading}")
 
 
 def leave(conn: Conn, reason: str) -> None:

@@ -246,7 +246,9 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
 
         Args:
           on_data: takes what it can use (``receive_nowait``), and may leave the
-              rest: it is called again once more has arrived.
+              rest: it is called again once more has arrived; or, if it asked for more
+              than there was (``receive_exactly_nowait``, ``receive_until_nowait``), once
+              that may have arrived, or the end before it.
           on_connect: called before ``on_data``; by default nothing is.
           on_close: called at the end; by default nothing is.
           on_error: a plain function, called as ``on_error(conn, exc)`` with the exception

@@ -22,6 +22,7 @@ from .reactor.wheel cimport (
     MAX_NODES, MAX_SLOTS, Wheel, WheelNode, wheel_add, wheel_free, wheel_linked, wheel_new,
     wheel_next, wheel_remove, wheel_take, wheel_turn,
 )
+from .trio.core cimport Core
 from .trio.spin cimport (
     SpinPolicy, spin_policy_wants, spin_policy_hear, spin_policy_new, spin_policy_note,
 )
@@ -356,3 +357,8 @@ cdef class SpinTrial:
 
     def note(self, bint found):
         spin_policy_note(&self._policy, found)
+
+
+def searches_kept(Core core not None):
+    """How many connections have a search that goes on (receive_sized.pyx)."""
+    return len(core.searches)

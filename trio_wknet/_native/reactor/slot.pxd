@@ -100,6 +100,18 @@ cdef enum State:
     FORGOTTEN = 4       # detached: not watched, the descriptor is the Trio side's
     GONE = 5
 
+# Where a connection of event mode is with its callbacks (events.pyx).
+#
+#              QUIET     RUNNING           ASKED
+#   begins     RUNNING   -                 -
+#   WouldBlock -         ASKED             ASKED     of a receive that knows how much
+#   takes      -         -                 RUNNING   bytes, or waits for them in vain
+#   ends       -         QUIET             QUIET
+cdef enum Phase:
+    QUIET = 0           # none runs; the reactor tells of news
+    RUNNING = 1         # one does, in the drain or as a task; news wait for its end
+    ASKED = 2           # the same, and it is to be called once there is what it asked for
+
 # In `idle_since`: no rule, but exact times are wanted, by a tracer.
 cdef enum:
     EXACT = 1
@@ -207,12 +219,13 @@ cdef struct Slot:
     wk_u64 send_calls
     wk_u64 last_sent        # ns
     uint32_t taken          # bytes taken out of the inbound ring, modulo 2**32
-    uint32_t seen           # event mode: taken + unread at the last callback
+    uint32_t seen           # event mode: taken + unread at the last callback; taken - 1 if
+                            # that asked for more
     int32_t send_error      # errno that broke sending, for good
     uint8_t claimed         # the application knows it, or may
     uint8_t eof_sent
     uint8_t queued          # the outbound ring had bytes when last looked at
-    uint8_t phase           # event mode: where it stands (events.pyx)
+    uint8_t phase           # a Phase
 
 
 cdef inline uint32_t take_acceptor(Slot *listener) noexcept nogil:

@@ -69,6 +69,7 @@ cdef class Core:
     cdef StallWatch stall
     cdef dict headers           # PROXY headers of open connections, by handle
     cdef dict excused           # when idle ones were given time after a stall, by handle
+    cdef dict searches          # of receive_until_nowait, where they go on, by handle
     cdef Undone undone          # first of a list
     cdef object failure         # an exception that the pump is to end the run with
     cdef uint32_t running       # reactor threads in `run`

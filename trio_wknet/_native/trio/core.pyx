@@ -220,6 +220,7 @@ cdef class Core:
         self.clock = clock
         self.headers = {}
         self.excused = {}
+        self.searches = {}
         self.send_batch = SendBatch()
         spin_policy_new(&self.spin_policy)
         stall_watch_new(&self.stall)

@@ -35,7 +35,9 @@ from libc.stdint cimport uint32_t
 from ..base.atomics cimport wk_u64_load
 from ..base.linux cimport pthread_mutex_lock, pthread_mutex_unlock
 from ..reactor.ring cimport ring_len
-from ..reactor.slot cimport ACCEPTED, CLOSE, DROP, ENDED, IDLE, READABLE, RESUME, Slot
+from ..reactor.slot cimport (
+    ACCEPTED, ASKED, CLOSE, DROP, ENDED, IDLE, QUIET, READABLE, RESUME, RUNNING, Slot,
+)
 from .core cimport Endpoint, Server, take_entry
 from .listen cimport NativeListener
 from .receive cimport has_room
@@ -119,11 +121,6 @@ cdef inline bint was_set(object context, object before) noexcept:
 
 cdef enum:
     MAX_AT_ONCE = 64           # connections taken in by one drain
-
-# Where a connection stands (slot.phase).
-cdef enum Phase:
-    QUIET = 0           # no callback is under way; the reactor wakes us for news
-    RUNNING = 1         # one is, in the drain or as a task; news wait for its end
 
 # What a look at a connection found.
 cdef enum Found:
@@ -234,19 +231,24 @@ cdef class EventServer(Server):
         """See what is new. If nothing is, arrange to be told: of one more byte
         than is there, or of the end. If the reactor paused, it reads on, unless
         the bytes that callbacks left have reached the bound; then nothing more can
-        come, and a broken connection is over without the bytes behind them."""
+        come, and a broken connection is over without the bytes behind them.
+
+        A wish that is there already is that of a callback which asked for more than
+        there was (receive_sized.pyx): what comes before it is fulfilled is no news."""
         cdef int found = NOTHING
-        cdef bint resume = False
+        cdef bint over, resume = False
         cdef uint32_t unread
         pthread_mutex_lock(&slot.lock)
         unread = ring_len(&slot.inbound)
         arrived[0] = slot.taken + unread
-        if unread > 0 and arrived[0] != slot.seen:
+        over = slot.ended or slot.error
+        if unread > 0 and arrived[0] != slot.seen and (over or not slot.rcvlowat):
             found = UNSEEN
-        elif slot.ended or slot.error:
+        elif over:
             found = OVER
         else:
-            slot.rcvlowat = unread + 1
+            if not slot.rcvlowat:
+                slot.rcvlowat = unread + 1
             slot.end_wanted = True
             if slot.paused:
                 resume = has_room(slot)
@@ -375,6 +377,10 @@ cdef class EventServer(Server):
             conn.let_go(DROP, "closed")
             self.ended(conn)
             return
+        if slot.phase == ASKED:
+            # What it left it will look at again, if only to be told that the end came
+            # first: as good as not seen.
+            slot.seen = slot.taken - 1
         slot.phase = QUIET
         if self.look(slot, &arrived) != NOTHING:
             self.core.requeue(slot, READABLE)

@@ -23,8 +23,9 @@ cdef inline bint has_room(Slot *slot) noexcept nogil:
 
 
 cdef class ReceiveHalf(Stream):
-    cdef int look(self, uint32_t enough, uint32_t *available, bint open_ended=*) except -1
-    cdef void discard(self, uint32_t n) noexcept
+    cdef int look(self, uint32_t enough, uint32_t *available, bint open_ended=*,
+                  bint wait=*) except -1
+    cdef void consume(self, uint32_t n) noexcept
     cdef bint resumes(self) noexcept
     cdef void took(self, uint32_t n) noexcept
     cdef object take(self, uint32_t n, uint32_t skip)

@@ -23,7 +23,7 @@ from ..reactor.pool cimport Block, pool_drop
 from ..reactor.ring cimport (
     MAX_RING_BYTES, ring_clear, ring_copy, ring_discard, ring_len, ring_pin_large,
 )
-from ..reactor.slot cimport RESUME, Slot
+from ..reactor.slot cimport ASKED, QUIET, RESUME, RUNNING, Slot
 from .operation cimport Operation
 from .stream cimport broken
 
@@ -64,10 +64,11 @@ cdef enum:
 cdef class ReceiveHalf(Stream):
 
     cdef int look(self, uint32_t enough, uint32_t *available,
-                  bint open_ended=False) except -1:
+                  bint open_ended=False, bint wait=True) except -1:
         """See what the ring holds. If that is less than `enough` and more may
-        come, arrange for a wake at `enough` bytes, and for the reactor to read
-        on if it paused below that; `open_ended` if `enough` may turn out not to be."""
+        come, and `wait`, arrange for a wake at `enough` bytes, and for the reactor to
+        read on if it paused below that; `open_ended` if `enough` may turn out not to
+        be."""
         cdef Slot *slot = self.slot
         cdef bint over, resume = False
         cdef int32_t error
@@ -77,7 +78,7 @@ cdef class ReceiveHalf(Stream):
         available[0] = ring_len(&slot.inbound)
         error = slot.error
         over = slot.ended or error != 0
-        if available[0] < enough and not over:
+        if available[0] < enough and not over and wait:
             slot.rcvlowat = enough
             slot.open_ended = open_ended
             if slot.paused:
@@ -93,15 +94,18 @@ cdef class ReceiveHalf(Stream):
             raise broken(error)
         return OVER if over else WAIT
 
-    cdef void discard(self, uint32_t n) noexcept:
+    cdef void consume(self, uint32_t n) noexcept:
         """Forget `n` bytes that were copied out, under the lock."""
         cdef Slot *slot = self.slot
         slot.taken += n
         ring_discard(&slot.inbound, self.core.hub.pool, n)
-        # In event mode somebody may take bytes between callbacks. What the wish
-        # counts from, the bytes that are there, is fewer then.
+        # A wish whose task does not wait here: of event mode, between callbacks, or of
+        # who asked for more than there was, and now is content with less. From here on
+        # the next byte is news.
         if slot.rcvlowat:
-            slot.rcvlowat -= n
+            slot.rcvlowat = ring_len(&slot.inbound) + 1
+            if slot.phase == ASKED:
+                slot.phase = RUNNING
 
     cdef bint resumes(self) noexcept:
         """Whether a paused reactor is to be told to read again, under the lock."""
@@ -117,7 +121,7 @@ cdef class ReceiveHalf(Stream):
         cdef Block *block
         pthread_mutex_lock(&self.slot.lock)
         block = ring_pin_large(&self.slot.inbound)
-        self.discard(n)
+        self.consume(n)
         resume = self.resumes()
         pthread_mutex_unlock(&self.slot.lock)
         if block != NULL:
@@ -187,7 +191,7 @@ cdef class ReceiveHalf(Stream):
                     return None
                 data = PyBytes_FromStringAndSize(NULL, n)
                 ring_copy(&slot.inbound, PyBytes_AS_STRING(data), n, 0)
-                self.discard(n)
+                self.consume(n)
         finally:
             pthread_mutex_unlock(&slot.lock)
         if error != 0:
@@ -205,7 +209,7 @@ cdef class ReceiveHalf(Stream):
         more = min(more, max(n, <uint32_t>SOME_BYTES) - n)
         data = new_bytes(NULL, n + more)
         filled = self.fill(PyBytes_AS_STRING(<object>data), n, more,
-                           wait or self.slot.phase != 0)
+                           wait or self.slot.phase != QUIET)
         taken = cut(data, filled)
         # If there was nothing, the reactor was told to read on, and may have found the
         # end by now.
@@ -242,7 +246,7 @@ cdef class ReceiveHalf(Stream):
         pthread_mutex_lock(&slot.lock)
         block = ring_pin_large(&slot.inbound)
         if n > 0:
-            self.discard(n)
+            self.consume(n)
         if n + received <= RECEIVE_BUFFER and received < <ssize_t>more:
             stay = False
         if not stay or slot.rcvlowat or ring_len(&slot.inbound):

@@ -1,5 +1,26 @@
+from libc.stdint cimport uint32_t
+
 from .receive cimport ReceiveHalf
 
 
+# How far the unread bytes have been searched.
+cdef struct Scan:
+    uint32_t done       # so many of them cannot begin a delimiter
+    uint32_t taken      # the slot's, when that was found
+
+
+cdef class Search:
+    cdef bytes delimiter
+    cdef Scan scan
+
+
 cdef class ReceiveSized(ReceiveHalf):
-    pass
+    cdef bint may_ask(self) noexcept
+    cdef int end_in_callback(self) except -1
+    cdef uint32_t unread(self) noexcept
+    cdef void asked(self) noexcept
+    cdef Search search_for(self, bytes delimiter)
+    cdef Py_ssize_t most_before(self, bytes delimiter, object max_bytes) except -1
+    cdef object take_exactly(self, uint32_t count, bint wait)
+    cdef object take_until(self, bytes delimiter, Py_ssize_t most, Scan *scan, bint wait)
+    cdef long find(self, bytes delimiter, uint32_t start) noexcept

@@ -8,7 +8,8 @@ from ..base.atomics cimport wk_u64_load, wk_u64_load_relaxed
 from ..base.linux cimport ECONNRESET, pthread_mutex_lock, pthread_mutex_unlock
 from ..reactor.ring cimport ring_len
 from ..reactor.slot cimport (
-    ABORT, CLOSE, DETACH, DETACHED, DROP, ENDED, FLUSHED, IDLE, READABLE, WRITABLE, Slot,
+    ABORT, ASKED, CLOSE, DETACH, DETACHED, DROP, ENDED, FLUSHED, IDLE, QUIET, READABLE, RUNNING,
+    WRITABLE, Slot,
 )
 from .addresses cimport Name, ask_local, ask_remote, keep_names
 from .core cimport Core, Server, disown, make_limits, take_entry
@@ -42,8 +43,8 @@ cdef class Stream(Endpoint):
 
     cdef int ensure_not_served(self) except -1:
         """Refuse to wait for bytes where a callback of `serve_events` is to be told
-        of them: one of the two would never hear. Phase 0: no callback runs."""
-        if self.slot != NULL and self.slot.server != NULL and self.slot.phase == 0:
+        of them: one of the two would never hear."""
+        if self.slot != NULL and self.slot.server != NULL and self.slot.phase == QUIET:
             raise trio.BusyResourceError("serve_events receives from this connection")
         return 0
 
@@ -74,6 +75,8 @@ cdef class Stream(Endpoint):
         pthread_mutex_lock(&self.slot.lock)
         self.slot.rcvlowat = 0
         pthread_mutex_unlock(&self.slot.lock)
+        if self.slot.phase == ASKED:
+            self.slot.phase = RUNNING
         return ABORT_SUCCEEDED
 
     def _abort_write(self, raise_cancel):
@@ -156,6 +159,7 @@ cdef class Stream(Endpoint):
         self.keep_names()
         self.header = take_entry(core.headers, slot)
         take_entry(core.excused, slot)
+        take_entry(core.searches, slot)
         self.look_at_end()
         self.reason = reason
         if slot.server != NULL:
