@@ -18,7 +18,7 @@ import trio_wknet.contrib.pytest
 from trio_wknet._misuse import GivenWhenOpened
 
 ROOT = Path(__file__).parent.parent
-PAGES = [*(ROOT / "docs").glob("*.md"), ROOT / "README.md"]
+PAGES = [*(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 API = (ROOT / "docs" / "api.rst").read_text()
 REFERENCE = (ROOT / "docs" / "reference.md").read_text()
 KINDS = [

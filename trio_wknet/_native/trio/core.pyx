@@ -25,8 +25,8 @@ from ..reactor.pool cimport pool_trim_idle
 from ..reactor.reactor cimport command, publish, reactor_run, reactor_turn, set_alarm
 from ..reactor.setup cimport hub_free, hub_new
 from ..reactor.slot cimport (
-    ADD, CONNECTION, DROP, ENDED, GONE, LISTENER, RELEASED, SHORTAGE, TRIM, WATCH, Limits, Slot,
-    slot_of_completion,
+    ADD, CONNECTION, DROP, ENDED, GONE, LISTENER, QUIET, RELEASED, SHORTAGE, TRIM, WATCH, Limits,
+    Slot, slot_of_completion,
 )
 from ..reactor.slot_map cimport (
     SLAB_SLOTS, SlotMap, slot_map_after_fork, slot_map_each, slot_map_return, slot_map_step,
@@ -576,7 +576,7 @@ cdef class Core:
         slot.send_error = 0
         slot.eof_sent = False
         slot.queued = False
-        slot.phase = 0
+        slot.phase = QUIET
         slot.claimed = True
         if slot.kind == CONNECTION:
             self.claimed += 1

@@ -4,29 +4,55 @@ While nothing happens a connection is its slot. A completion finds the server in
 the slot, the server makes the `Conn` and calls back; when the callback has
 returned and nobody kept the object, it is gone again.
 
-Order. Completions reach the Trio thread through the drain alone, and a callback of
-a connection is started only in its QUIET phase, so they never overlap:
+Order. Completions reach the Trio thread only through the drain, and a callback of
+a connection is started only in its QUIET phase, so its callbacks never overlap:
 
     accepted -> on_connect -> on_data, while there are bytes it has not seen -> on_close
 
-What comes while a callback runs (RUNNING) is not noted anywhere: its end looks at
-the connection afresh, under the lock under which the reactor adds bytes, and either
-puts it back in the queue, behind the others, or arranges for the next wake. So
-nothing is lost, nobody is kept waiting by one that never stops, and input that a
-callback leaves for later does not call it again before more has come.
+What comes while a callback runs (RUNNING) is not noted anywhere: when the callback ends,
+the server looks at the connection again, under the lock under which the reactor adds bytes,
+and either puts it back in the queue, behind the others, or arranges for the next wake. So
+nothing is lost, a connection that never stops sending does not delay the others, and input
+that a callback leaves unread does not call it again before more has come.
 
-Whoever closes the connection, the Stream tells the server (`left`). on_close is
-called from the drain then, or by the end of the callback under way, never from
-inside whatever called close.
+The phase (`slot.phase`). Rules:
+  - Only Trio's thread reads or changes it.
+  - RUNNING and ASKED cover a callback from before its call to its end, as a task's too.
+  - When a connection is let go of, on_close is due, once. In QUIET, `left` puts the
+    connection on a list, and the drain calls it. Otherwise the end of the callback does.
 
-Contexts. Callbacks run in a copy of serve_events' context. If one has set a variable in
-it, the copy becomes its connection's own, and the next callback of any other one gets
-another copy. A context is a persistent map, and to see that nothing was set takes a look
-at one pointer: so connections whose callbacks set nothing share one copy, and have no
-context. What a callback's task has set at its end is kept likewise.
+  from      event                                          to       by
+  --------  ---------------------------------------------  -------  -------------------------
+  (taken)   the server takes the connection in             QUIET    Core.claim, admit_conn
+  QUIET     on_connect or on_data is due                   RUNNING  call
+  QUIET     the peer ended, and on_data has seen all       RUNNING  close, then `ended`
+  QUIET     let go of by the application, by its idle      (gone)   left, then run_on_close
+            timeout or with the engine
+  RUNNING   a receive without waiting that knows how much  ASKED    ReceiveSized.asked
+            it wants found less, and raised WouldBlock
+  ASKED     bytes are taken, or a wait for some is         RUNNING  ReceiveHalf.consume,
+            cancelled                                               Stream._abort_read
+  RUNNING,  the callback returned, the connection is open  QUIET    callback_done
+  ASKED
+  RUNNING,  the callback returned, it was let go of        (gone)   callback_done, then `ended`
+  ASKED
+  RUNNING,  the callback raised                            (gone)   end, then `ended`
+  ASKED
+  RUNNING,  serving has ended, and Ctrl-C kept the end of  QUIET    _stop(running=True), which
+  ASKED     the callback from being noted                           then lets go of it
+
+Whatever closes the connection, the Stream tells the server (`left`). on_close is then
+called from the drain, or at the end of the running callback, never from
+inside the call that closed the connection.
+
+Contexts. Callbacks run in a copy of serve_events' context. If one sets a variable in
+it, the copy becomes its connection's own, and the next callback of any other connection
+gets another copy. A context is a persistent map, and comparing one pointer shows that
+nothing was set: so connections whose callbacks set nothing share one copy, and have no
+context of their own. What the task of an async callback has set at its end is kept likewise.
 
 Nothing is raised where a callback was called, which is somewhere inside Trio: a task
-of the nursery's raises it (`fail`), and so ends serving. From then on only on_close
+in the nursery raises it instead (`fail`), which ends serving. From then on only on_close
 is called.
 """
 from cpython.ref cimport Py_DECREF

@@ -96,6 +96,7 @@ def expire(scope):
 
 
 cdef class IdleWatch(SendHalf):
+    """The uppermost native layer of a `Conn`: idle scopes and the idle timeout."""
 
     def idle_scope(self, seconds=None, *, read=None, write=None):
         """A `trio.CancelScope` that is cancelled when the connection is idle. Not a

@@ -62,6 +62,8 @@ cdef enum:
 
 
 cdef class ReceiveHalf(Stream):
+    """The layer of a `Conn` that takes bytes out of the inbound ring: receive_some,
+    receive_nowait, and what the receives of receive_sized.pyx are made of."""
 
     cdef int look(self, uint32_t enough, uint32_t *available,
                   bint open_ended=False, bint wait=True) except -1:

@@ -31,6 +31,7 @@ cdef enum:
 
 
 cdef class ReceiveSized(ReceiveHalf):
+    """The layer of a `Conn` with the receives that know how much they want."""
 
     def receive_into(self, buffer):
         """Like `receive_some`, but into a writable buffer. A checkpoint.

@@ -32,6 +32,8 @@ cdef enum:
 
 
 cdef class SendHalf(ReceiveSized):
+    """The layer of a `Conn` that sends: to the socket, or into the outbound ring. It stands
+    on the receiving layers only because a class has one native base."""
 
     cdef int ensure_no_sender(self) except -1:
         if self.sender is not None:

@@ -1,5 +1,17 @@
-"""What both halves of a connection share. receive.pyx and send.pyx add the
-halves; Conn, in Python, adds the rest of Trio's contract."""
+"""What both halves of a connection share: parking and waking tasks, and letting go.
+
+A `Conn` is one object, in layers, so that a message takes no call between objects. From
+the bottom:
+
+    Undone        core.pxd            what is tried again when there was no memory
+    Endpoint      core.pxd            the owner of a slot; a `Listener` is one, too
+    Stream        stream.pyx          parking and waking tasks, detaching, letting go
+    ReceiveHalf   receive.pyx         receive_some, receive_nowait
+    ReceiveSized  receive_sized.pyx   receive_exactly, receive_until, receive_into, ...
+    SendHalf      send.pyx            send_all, send_nowait, flush, send_eof
+    IdleWatch     idle_scopes.pyx     idle_scope, idle_timeout
+    Conn          _conn.py            closing, options, addresses, statistics
+"""
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int32_t, uint8_t, uint32_t
 from libc.stdlib cimport free
@@ -31,7 +43,8 @@ cdef object broken(int32_t error):
 
 
 cdef class Stream(Endpoint):
-    """One connection, as the Trio side holds it."""
+    """The layer of a `Conn` that both halves share: which tasks wait, and how they are
+    woken; detaching; letting go; and what is known after that. The layers are listed above."""
 
     def _adopt(self, Core core, sock, int fd, int family, limits):
         """Take over a connected socket's descriptor. The reactor owns it from here on."""
@@ -43,7 +56,7 @@ cdef class Stream(Endpoint):
 
     cdef int ensure_not_served(self) except -1:
         """Refuse to wait for bytes where a callback of `serve_events` is to be told
-        of them: one of the two would never hear."""
+        of them: one of the two would never hear. In a callback it may wait."""
         if self.slot != NULL and self.slot.server != NULL and self.slot.phase == QUIET:
             raise trio.BusyResourceError("serve_events receives from this connection")
         return 0

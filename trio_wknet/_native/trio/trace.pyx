@@ -15,7 +15,7 @@ from ..base.atomics cimport wk_u32_load, wk_u64_load, wk_u64_load_relaxed, wk_u6
 from ..base.linux cimport pthread_mutex_lock, pthread_mutex_unlock
 from ..reactor.mailbox cimport Notification, mailbox_take, mailbox_waiting
 from ..reactor.ring cimport ring_len
-from ..reactor.slot cimport CONNECTION, EXACT, READABLE, RELEASED, Slot, slot_of_completion
+from ..reactor.slot cimport CONNECTION, EXACT, QUIET, READABLE, RELEASED, Slot, slot_of_completion
 from .bridge cimport Hooks
 from .core cimport Core, deliver
 from .operation cimport Operation
@@ -120,8 +120,8 @@ cdef class Tracer:
             expected = message is None or self.expect(message)
         except MemoryError:
             expected = True     # it is not traced, but delivered
-        # Phase 0: a callback may be called.
-        if expected or slot.server == NULL or slot.phase != 0:
+        # In phase QUIET a callback may be called.
+        if expected or slot.server == NULL or slot.phase != QUIET:
             deliver(core, notification)
             return
         message.start()
