@@ -190,7 +190,8 @@ class Engine:
           idle_timeout: seconds without bytes in either direction after which a connection
               is closed, with ``close_reason`` ``"idle"``. None, the default, never closes
               one. `Listener.serve` says how a handler finds out, and `Conn.idle_timeout`
-              changes it for one connection.
+              changes it for one connection. On TCP, what other software sends on the
+              descriptor counts, too (``os.sendfile``).
           proxy_protocol: the load balancers whose connections must begin with a
               header of the PROXY protocol (version 1 or 2), from which
               `Conn.remote_address` and `Conn.proxy_header` come: networks and addresses,

@@ -101,6 +101,14 @@ cdef extern from "<linux/sockios.h>" nogil:
         SIOCOUTQ
 
 
+cdef extern from "<netinet/tcp.h>" nogil:
+    enum:
+        TCP_INFO
+    struct tcp_info:
+        unsigned int tcpi_last_data_sent    # ms ago
+        unsigned int tcpi_last_ack_recv     # ms ago
+
+
 cdef extern from "<sys/uio.h>" nogil:
     struct iovec:
         void *iov_base

@@ -30,8 +30,9 @@ from ..base.atomics cimport (
 )
 from ..base.linux cimport (
     AF_UNIX, EAGAIN, EINTR, ENOMEM, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLPRI, EPOLLRDHUP,
-    MSG_DONTWAIT, MSG_NOSIGNAL, POLLOUT, SOL_SOCKET, SO_ERROR, errno, getsockopt, iovec, msghdr,
-    poll, pollfd, pthread_mutex_lock, pthread_mutex_unlock, recv, sendmsg, socklen_t,
+    IPPROTO_TCP, MSG_DONTWAIT, MSG_NOSIGNAL, POLLOUT, SOL_SOCKET, SO_ERROR, TCP_INFO, errno,
+    getsockopt, iovec, msghdr, poll, pollfd, pthread_mutex_lock, pthread_mutex_unlock, recv,
+    sendmsg, socklen_t, tcp_info,
 )
 from .hub cimport RECEIVE_BUFFER, Reactor, hub_now, notify
 from .lists cimport list_append
@@ -44,6 +45,7 @@ from .slot cimport ENDED, FLUSHED, OPEN, READABLE, WRITABLE, Slot
 cdef enum:
     READ_BUDGET = 4 * RECEIVE_BUFFER    # bytes for each connection and turn
     HAND_ON_FROM = 16384                # bytes; below that copying is cheaper
+    TCP_CLOCK_MS = 10                   # how coarse the kernel's times are: a tick at 100 Hz
 
 
 cdef inline uint32_t _mark(Slot *slot) noexcept nogil:
@@ -118,9 +120,11 @@ cdef void resume_reading(Reactor *reactor, Slot *slot) noexcept nogil:
 
 
 cdef void look_at_socket(Reactor *reactor, Slot *slot) noexcept nogil:
-    """Move what can be moved now, whether or not epoll has told of it."""
+    """Move what can be moved now, whether or not epoll has told of it, and see what the
+    kernel has sent lately."""
     cdef pollfd one
     resume_reading(reactor, slot)
+    _note_sent_by_kernel(reactor, slot)
     if slot.draining:
         flush(reactor, slot)
     if wk_u32_load(&slot.writable_wanted):
@@ -128,6 +132,26 @@ cdef void look_at_socket(Reactor *reactor, Slot *slot) noexcept nogil:
         one.events = POLLOUT
         if poll(&one, 1, 0) > 0:
             on_writable(reactor, slot)
+
+
+cdef void _note_sent_by_kernel(Reactor *reactor, Slot *slot) noexcept nogil:
+    """Store when bytes last left, for idle rules, from the kernel's own count. Software that
+    writes to the descriptor itself, as os.sendfile does, is not counted otherwise; nor is
+    what the kernel still sends of a large send_all to a slow peer.
+
+    Both ages must be young. Data is also sent again to a peer that has gone, which
+    acknowledges nothing; and one that acknowledges keepalive probes is sent no data."""
+    cdef tcp_info info
+    cdef socklen_t size = sizeof(info)
+    cdef uint64_t age, sent
+    if slot.family == AF_UNIX or reactor.hub.virtual:
+        return
+    if getsockopt(slot.fd, IPPROTO_TCP, TCP_INFO, &info, &size) != 0:
+        return
+    age = max(info.tcpi_last_data_sent, info.tcpi_last_ack_recv) + TCP_CLOCK_MS
+    sent = reactor.now - min(reactor.now, age * 1000000)
+    if sent > wk_u64_load_relaxed(&slot.last_flushed):
+        wk_u64_store_relaxed(&slot.last_flushed, sent)
 
 
 cdef void _receive(Reactor *reactor, Slot *slot, uint32_t room, bint to_the_end) noexcept nogil:
