@@ -140,7 +140,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--only", choices=list(PROFILES), help="make one profile, not both")
     parser.add_argument("--connections", type=int, default=100)
     parser.add_argument("--size", type=int, default=64, help="bytes of a message")
-    parser.add_argument("--depth", type=int, default=1, help="messages under way on each")
+    parser.add_argument("--depth", type=int, default=1, help="messages in flight on each")
     parser.add_argument("--churn", action="store_true", help="a connection for every message")
     parser.add_argument("--duration", type=int, default=10, help="seconds of samples of the CPU")
     parser.add_argument("--rate", type=int, default=200, help="samples of the CPU a second")

@@ -116,7 +116,7 @@ def row_of(found: Json, name: str) -> Json:
 
 
 def claim_rows(found: Json) -> list[list[str]]:
-    """What is claimed there, what is measured here, and what follows for its size."""
+    """What wknet claims, what is measured here, and what follows for its size."""
     crowd = max(found["crowds"], key=lambda one: one["plan"]["connections"])
     connections, size = crowd["plan"]["connections"], found["size"]
     memory, pause = row_of(found, "memory-events"), row_of(found, "collection")
@@ -229,7 +229,7 @@ def page(found: Json) -> str:
         "### Timers",
         "",
         *timers_lines(found),
-        "### Beside what is claimed there",
+        "### Beside the claims of WuKongIM's wknet",
         "",
         *markdown(["claimed", "measured here", "extrapolated"], claim_rows(found)),
     ]

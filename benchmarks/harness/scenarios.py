@@ -78,7 +78,7 @@ class Scenario:
         """The work in words."""
         parts = [self.what, size_text(self.size), self._connections_text()]
         if self.depth > 1:
-            parts.append(f"{self.depth} under way on each")
+            parts.append(f"{self.depth} in flight on each")
         if not self.pinned:
             parts.append("all cores free")
         if self.of_trio is not None:
