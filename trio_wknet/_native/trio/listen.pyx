@@ -403,6 +403,10 @@ cdef class NativeListener(Endpoint):
         self.trap = None
         if self.gate is not None:
             self.gate.say_rest()
+        self.say_rest()
+
+    cdef void say_rest(self) noexcept:
+        self._end_shortage()            # last: handlers of logging may do anything
 
     # --- draining ------------------------------------------------------------
 
