@@ -180,7 +180,7 @@ cdef void _leave_queue(Reactor *reactor, Slot *listener) noexcept nogil:
     `accept`. The port still holds its reference here: other reactors may
     drop theirs at any time, and the slot must not be released before this is done."""
     cdef uint32_t bits
-    if wk_u32_sub(&listener.ports, 1) > 1:
+    if wk_u32_sub(&listener.mail.listener.ports, 1) > 1:
         return
     pthread_mutex_lock(&listener.lock)
     listener.ended = True
@@ -194,7 +194,7 @@ cdef void leave_listener(Reactor *reactor, Slot *listener) noexcept nogil:
     release the slot from here on, so nothing of it may be touched afterwards. The one that
     releases it sees what the others did to it before, because each step of the count
     acquires and releases."""
-    if wk_u32_sub(&listener.users, 1) == 1:
+    if wk_u32_sub(&listener.mail.listener.users, 1) == 1:
         release(reactor, listener)
 
 

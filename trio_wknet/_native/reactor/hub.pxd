@@ -7,7 +7,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from ..base.atomics cimport wk_u32, wk_u32_load_relaxed, wk_u64
 from ..base.linux cimport epoll_event, monotonic_ns
-from .mailbox cimport Batch, Mailbox, batch_add, notification_mark
+from .mailbox cimport Batch, Mailbox, Notification, batch_add, notification_mark
 from .pool cimport Block, Pool
 from .slot cimport Link, Slot
 from .slot_map cimport SlotMap
@@ -48,6 +48,12 @@ cdef struct Hub:
     uint32_t count
     Reactor **reactors
 
+# Something for a reactor to do once, in its thread. Embedded in what it is about, which `run`
+# may free.
+cdef struct Job:
+    Notification link
+    void (*run)(Reactor *reactor, Job *job) noexcept nogil
+
 cdef struct Reactor:
     Hub *hub
     int epfd
@@ -62,6 +68,7 @@ cdef struct Reactor:
     uint64_t released       # of the pools that it trims, when it last did
     uint64_t alarm_at       # ns: what the timerfd is set to, in-loop; NEVER: unset
     Mailbox commands
+    Mailbox jobs            # each the `link` of a Job
     Batch batch             # completions of this turn
     Link ready              # connections that used up their budget of bytes
     Link starved            # what waits for descriptors or memory (accept.pyx)

@@ -19,7 +19,7 @@ from .closing cimport (
     close_gracefully, close_now, forget, leave_listener, on_closing_event, on_closing_timeout,
     reset,
 )
-from .hub cimport EVENTS, TIMER_TAG, WAKE_TAG, Reactor, hub_now, notify
+from .hub cimport EVENTS, TIMER_TAG, WAKE_TAG, Job, Reactor, hub_now, notify
 from .idle cimport idle_due
 from .lists cimport list_empty, list_remove
 from .mailbox cimport Notification, batch_send, notification_take, mailbox_take, mailbox_waiting
@@ -71,6 +71,7 @@ cdef void reactor_turn(Reactor *reactor, int timeout) noexcept nogil:
     for i in range(n):
         _dispatch(reactor, &reactor.events[i])
     _run_commands(reactor)
+    _run_jobs(reactor)
     _continue_ready(reactor)
     _run_timeouts(reactor)
     _try_starved(reactor)
@@ -150,6 +151,18 @@ cdef void _run_commands(Reactor *reactor) noexcept nogil:
         following = notification.next
         command(reactor, slot_of_command(notification), notification_take(notification))
         notification = following
+
+
+cdef void _run_jobs(Reactor *reactor) noexcept nogil:
+    cdef Notification *link
+    cdef Job *job
+    if not mailbox_waiting(&reactor.jobs):
+        return
+    link = mailbox_take(&reactor.jobs)
+    while link != NULL:
+        job = <Job *>link       # its first field
+        link = link.next
+        job.run(reactor, job)
 
 
 cdef void command(Reactor *reactor, Slot *slot, uint32_t bits) noexcept nogil:

@@ -26,6 +26,12 @@ cdef inline uint32_t ring_len(Ring *ring) noexcept nogil:
     return ring.tail - ring.head
 
 cdef bint ring_write(Ring *ring, Pool *pool, const void *data, uint32_t n) noexcept nogil
+cdef bint ring_write_spans(
+    Ring *ring, Pool *pool, const iovec *spans, int count, uint32_t n
+) noexcept nogil
+cdef bint ring_prepend(
+    Ring *ring, Pool *pool, const iovec *spans, int count, uint32_t n
+) noexcept nogil
 cdef void ring_expect(Ring *ring, Pool *pool, uint32_t n, uint32_t size) noexcept nogil
 cdef Block *ring_pin_large(Ring *ring) noexcept nogil
 cdef void ring_adopt(Ring *ring, Block *block, uint32_t n) noexcept nogil

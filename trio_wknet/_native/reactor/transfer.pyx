@@ -37,8 +37,9 @@ from .hub cimport RECEIVE_BUFFER, Reactor, hub_now, notify
 from .lists cimport list_append
 from .pool cimport Block, block_data, pool_drop, pool_take
 from .ring cimport (
-    ring_adopt, ring_clear, ring_discard, ring_expect, ring_len, ring_spans, ring_write,
+    ring_adopt, ring_discard, ring_expect, ring_len, ring_spans, ring_write,
 )
+from .sender cimport HAND_OVER, HELD, QUEUED, sender_drop, sender_set, sender_state
 from .slot cimport ENDED, FLUSHED, OPEN, READABLE, WRITABLE, Slot
 
 cdef enum:
@@ -275,9 +276,9 @@ cdef void _drop_output(Reactor *reactor, Slot *slot) noexcept nogil:
     """Nothing can be sent any more: drop what is unsent, and wake the senders."""
     cdef uint32_t bits = 0
     pthread_mutex_lock(&slot.lock)
-    ring_clear(&slot.outbound, reactor.pool)
+    sender_drop(slot, reactor.pool)
     if slot.flush_wanted:
-        slot.flush_wanted = False
+        slot.flush_wanted = 0
         bits = FLUSHED
     pthread_mutex_unlock(&slot.lock)
     slot.draining = False
@@ -299,14 +300,45 @@ cdef void on_writable(Reactor *reactor, Slot *slot) noexcept nogil:
         notify(reactor, slot, WRITABLE)
 
 
+cdef inline bint _goes_on(Slot *slot, uint32_t *bits) noexcept nogil:
+    """Under the lock: whether the reactor is to send from the ring. If not, it is somebody
+    else's turn from here on, or nobody's."""
+    cdef uint32_t state = sender_state(slot)
+    cdef uint32_t left = ring_len(&slot.outbound)
+    cdef bint hand_over
+    if state & HELD or not state & QUEUED:
+        return False
+    if slot.flush_wanted and slot.mail.sending.ahead == 0:
+        hand_over = slot.flush_wanted == HAND_OVER
+        slot.flush_wanted = 0
+        bits[0] |= FLUSHED
+        if hand_over:
+            sender_set(slot, HELD | QUEUED if left else HELD)
+            return False
+    if left == 0:
+        sender_set(slot, 0)
+    return left > 0
+
+
+cdef inline int _spans_ahead(Slot *slot, iovec *spans) noexcept nogil:
+    """Under the lock: what to send next, up to where it is to be handed over."""
+    cdef int count = ring_spans(&slot.outbound, spans)
+    cdef size_t ahead = slot.mail.sending.ahead
+    if slot.flush_wanted == HAND_OVER:
+        if ahead <= spans[0].iov_len:
+            spans[0].iov_len = ahead
+            return 1
+        spans[1].iov_len = min(spans[1].iov_len, ahead - spans[0].iov_len)
+    return count
+
+
 cdef void flush(Reactor *reactor, Slot *slot) noexcept nogil:
-    """Send the outbound ring until it is empty or the kernel takes no more.
+    """Send the outbound ring, if it is the reactor's turn (sender.pxd), until it is empty,
+    or somebody's turn is next, or the kernel takes no more.
 
     The lock is not held in sendmsg. Meanwhile the Trio side may append, even
     move the ring to a larger block: the reference taken here keeps the spans
-    alive, and the bytes sent are still the ring's first ones. Only the
-    reactor takes bytes out of this ring, and the Trio side sends directly only
-    while it is empty. So the order of bytes is kept."""
+    alive, and the bytes sent are still the ring's first ones."""
     cdef iovec spans[2]
     cdef msghdr message
     cdef Block *block
@@ -317,14 +349,11 @@ cdef void flush(Reactor *reactor, Slot *slot) noexcept nogil:
     message.msg_iov = spans
     pthread_mutex_lock(&slot.lock)
     while True:
-        message.msg_iovlen = ring_spans(&slot.outbound, spans)
-        if message.msg_iovlen == 0:
+        if not _goes_on(slot, &bits):
             slot.draining = False
-            if slot.flush_wanted:
-                slot.flush_wanted = False
-                bits = FLUSHED
             break
         slot.draining = True
+        message.msg_iovlen = _spans_ahead(slot, spans)
         block = slot.outbound.block
         wk_u32_add(&block.refs, 1)
         pthread_mutex_unlock(&slot.lock)
@@ -334,6 +363,7 @@ cdef void flush(Reactor *reactor, Slot *slot) noexcept nogil:
         pool_drop(block, reactor.pool)
         if sent > 0:
             ring_discard(&slot.outbound, reactor.pool, <uint32_t>sent)
+            slot.mail.sending.ahead -= min(slot.mail.sending.ahead, <uint32_t>sent)
             wk_u64_bump(&slot.flushed, sent)
             wk_u64_bump(&slot.flush_calls, 1)
             wk_u64_store_relaxed(&slot.last_flushed, _stamp(reactor, slot))
@@ -342,10 +372,10 @@ cdef void flush(Reactor *reactor, Slot *slot) noexcept nogil:
     pthread_mutex_unlock(&slot.lock)
     notify(reactor, slot, bits)
     if error != 0 and error != EAGAIN:
-        _cannot_flush(reactor, slot, error)
+        cannot_flush(reactor, slot, error)
 
 
-cdef void _cannot_flush(Reactor *reactor, Slot *slot, int32_t error) noexcept nogil:
+cdef void cannot_flush(Reactor *reactor, Slot *slot, int32_t error) noexcept nogil:
     """Sending failed for good. Senders learn it at once; but what came in before,
     and may be in the kernel behind a pause, is received first. The error comes at
     its end, where the socket, having reported the error here, will show a FIN."""

@@ -4,7 +4,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from ..base.atomics cimport wk_fence, wk_u32_exchange, wk_u32_load, wk_u32_store, wk_u64_add
 from ..base.linux cimport read, write
-from .hub cimport Hub, Reactor
+from .hub cimport Hub, Job, Reactor
 from .mailbox cimport notification_mark, mailbox_push
 from .slot cimport Slot
 
@@ -47,6 +47,13 @@ cdef void reactor_post(Slot *slot, uint32_t command) noexcept nogil:
     if notification_mark(&slot.command, command):
         mailbox_push(&reactor.commands, &slot.command, &slot.command)
         kick(reactor)
+
+
+cdef void reactor_give(Reactor *reactor, Job *job) noexcept nogil:
+    """Have a reactor run a job in its next turn; any thread may. The job is the reactor's
+    from here on."""
+    mailbox_push(&reactor.jobs, &job.link, &job.link)
+    kick(reactor)
 
 
 cdef void reactor_stop(Reactor *reactor) noexcept nogil:
