@@ -275,7 +275,7 @@ async def test_a_stress(engine: Engine, kind: str, long: bool) -> None:
     rounds = 3000 if long else 60
     async with talking(engine, kind, options=SMALL, limits=Limits(outbound=100_000)) as talk:
         conn = talk.conn
-        lanes = {sender: 0 for sender in (2, 3)}
+        lanes = dict.fromkeys((2, 3), 0)
 
         def one_more(sender: int) -> bytes:
             lanes[sender] += 1
