@@ -24,6 +24,7 @@ REFERENCE = (ROOT / "docs" / "reference.md").read_text()
 KINDS = [
     trio_wknet.Conn,
     trio_wknet.Engine,
+    trio_wknet.FrameChannel,
     trio_wknet.Listener,
     trio_wknet.RingBuffer,
     trio_wknet.Timer,

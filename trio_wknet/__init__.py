@@ -12,7 +12,14 @@ from trio_wknet._drop_in.functions import (
 )
 from trio_wknet._drop_in.install import install, run, uninstall
 from trio_wknet._engine import Engine, open_engine, open_wknet_listener
-from trio_wknet._errors import DelimiterNotFound, IncompleteRead
+from trio_wknet._errors import (
+    DelimiterNotFound,
+    FrameTooLong,
+    IncompleteRead,
+    MalformedFrame,
+)
+from trio_wknet._frame_channel import FrameChannel
+from trio_wknet._framing import Delimited, FixedLength, LengthPrefixed, VarintPrefixed
 from trio_wknet._listener import Listener
 from trio_wknet._native.public.ringbuffer import RingBuffer
 from trio_wknet._native.public.timer import Timer
@@ -21,6 +28,7 @@ from trio_wknet._proxy_protocol import ProxyHeader
 from trio_wknet._statistics import (
     ConnStatistics,
     EngineStatistics,
+    FrameStatistics,
     ListenerStatistics,
     ReactorStatistics,
     WheelStatistics,
@@ -35,19 +43,27 @@ __all__ = [
     "Conn",
     "ConnOptions",
     "ConnStatistics",
+    "Delimited",
     "DelimiterNotFound",
     "Engine",
     "EngineStatistics",
+    "FixedLength",
+    "FrameChannel",
+    "FrameStatistics",
+    "FrameTooLong",
     "IncompleteRead",
+    "LengthPrefixed",
     "Limits",
     "Listener",
     "ListenerStatistics",
+    "MalformedFrame",
     "ProxyHeader",
     "ReactorStatistics",
     "RingBuffer",
     "Timer",
     "TimingWheel",
     "Trace",
+    "VarintPrefixed",
     "WheelStatistics",
     "install",
     "open_engine",

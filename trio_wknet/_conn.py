@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NoReturn, overload
 
 import trio
 
+from trio_wknet._frame_channel import FrameChannel
 from trio_wknet._native.trio.idle_scopes import IdleWatch, expire
 from trio_wknet._native.trio.latch import Latch
 from trio_wknet._passes_for import StreamBase
@@ -27,6 +28,7 @@ from trio_wknet._statistics import ConnStatistics
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from trio_wknet._framing import Framing
     from trio_wknet._native.trio.core import Core
     from trio_wknet._options import Limits
     from trio_wknet._socket_address import SocketAddress
@@ -217,6 +219,31 @@ class Conn(IdleWatch, StreamBase):  # type: ignore[misc]  # final, see _passes_f
         # must be idempotent, as setting a latch and cancelling a scope are.
         for told in self._end_watchers or ():
             told()
+
+    # --- messages ------------------------------------------------------------
+
+    def framed(self, framing: Framing) -> FrameChannel:
+        """Receive and send messages instead of bytes. Not a checkpoint.
+
+        Frames are found on the reactor, from the first byte that was not taken. Until
+        `FrameChannel.unframe` gives the connection back, receiving bytes from it, and
+        detaching it, is refused.
+
+        Args:
+          framing: how the stream is divided: `LengthPrefixed`, `Delimited`, `FixedLength`
+              or `VarintPrefixed`.
+
+        Returns:
+          A `FrameChannel`. It refers to the connection, which it does not close by being
+          thrown away.
+
+        Raises:
+          TypeError: ``framing`` is none of these.
+          trio.BusyResourceError: it is framed already, or a task is receiving from it or
+              detaching it, or `Listener.serve_events` is.
+          trio.ClosedResourceError: closed here.
+        """
+        return FrameChannel._over(self, framing)
 
     # --- facts ---------------------------------------------------------------
 

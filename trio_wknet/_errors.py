@@ -4,14 +4,15 @@ from __future__ import annotations
 
 
 class IncompleteRead(Exception):
-    """The peer finished sending before `Conn.receive_exactly` or `Conn.receive_until` had
-    enough bytes.
+    """The peer finished sending before `Conn.receive_exactly`, `Conn.receive_until` or a
+    frame had enough bytes.
 
     Nothing is lost: the bytes that arrived stay in the connection's buffer, for
     `Conn.receive_some`.
 
     Attributes:
-      expected: the number of bytes that were asked for; None for a delimiter.
+      expected: the number of bytes that were asked for, or that the frame has, with its
+          header, or its header; None for a delimiter.
       buffered: the number of bytes in the buffer.
     """
 
@@ -42,3 +43,52 @@ class DelimiterNotFound(Exception):
 
     def __reduce__(self) -> tuple[type[DelimiterNotFound], tuple[bytes, int]]:
         return type(self), (self.delimiter, self.max_bytes)
+
+
+class FrameTooLong(Exception):
+    """A frame is longer than the framing's ``max_frame``.
+
+    It is refused where its length is known, before memory is taken for it. Nothing is lost:
+    the bytes stay, its header included, and ``unframe`` gives the connection back with them.
+    What is received from the channel after that is this error again.
+
+    Attributes:
+      announced: how many bytes the frame would have as it is delivered; None where nothing
+          announces it: no delimiter came within ``allowed`` bytes.
+      allowed: the framing's ``max_frame``.
+    """
+
+    def __init__(self, announced: int | None, allowed: int) -> None:
+        if announced is None:
+            text = f"no delimiter ends the frame within {allowed} bytes"
+        else:
+            text = f"a frame of {announced} bytes was announced, and {allowed} are allowed"
+        super().__init__(text)
+        self.announced = announced
+        self.allowed = allowed
+
+    def __reduce__(self) -> tuple[type[FrameTooLong], tuple[int | None, int]]:
+        return type(self), (self.announced, self.allowed)
+
+
+class MalformedFrame(Exception):
+    """The bytes that announce a frame's length cannot do so: with its adjustment it is less
+    than nothing, or a varint does not end within 10 bytes and 64 bits.
+
+    Nothing is lost, as with `FrameTooLong`.
+
+    Attributes:
+      announced: how many bytes the frame would have as it is delivered, less than it can
+          have; None where the length itself cannot be read.
+    """
+
+    def __init__(self, announced: int | None) -> None:
+        if announced is None:
+            text = "the frame's length is a varint of more than 64 bits"
+        else:
+            text = f"the frame's length is too small: {announced} bytes would be delivered"
+        super().__init__(text)
+        self.announced = announced
+
+    def __reduce__(self) -> tuple[type[MalformedFrame], tuple[int | None]]:
+        return type(self), (self.announced,)

@@ -29,6 +29,25 @@ class ConnStatistics:
 
 
 @attrs.frozen(kw_only=True)
+class FrameStatistics:
+    """A frame channel's counters. After it was closed, or ended by ``unframe``, they stay as
+    they were then."""
+
+    frames_received: int
+    """Frames that were taken."""
+    bytes_received: int
+    """Bytes of these, as they were delivered."""
+    batches_received: int
+    """Receives that gave frames: `receive_many` takes several at once."""
+    frames_sent: int
+    """Frames that were accepted for sending."""
+    bytes_sent: int
+    """Bytes of these, without what the framing adds."""
+    batches_sent: int
+    """Sends that they came in: `send_many` takes several at once."""
+
+
+@attrs.frozen(kw_only=True)
 class ListenerStatistics:
     """A listener's counters."""
 

@@ -43,7 +43,7 @@ cdef void _assert_layout() noexcept nogil:
     static_assert_(sizeof(Slot) * SLAB_SLOTS % 16384 == 0)
     static_assert_(line_of(&(<Slot *>NULL).pinned) == 0)
     static_assert_(starts_line(&(<Slot *>NULL).inbound))
-    static_assert_(line_of(&(<Slot *>NULL).oldest) == 1)
+    static_assert_(line_of(&(<Slot *>NULL).by_kind) == 1)
     static_assert_(starts_line(&(<Slot *>NULL).reactor))
     static_assert_(line_of(&(<Slot *>NULL).chain) == 2)
     static_assert_(starts_line(&(<Slot *>NULL).completion))

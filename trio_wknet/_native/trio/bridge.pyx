@@ -4,9 +4,9 @@ from .stall cimport stall_called
 
 
 cdef class Hooks:
-    """An instrument's hooks, without a Python frame of their own. Before each wait they send
-    what is corked, and before a sleep they may look on for a moment; after each wait they
-    turn the reactor, if it is in-loop and there is need, and drain. They never raise: what goes wrong goes to
+    """An instrument's hooks, without a Python frame of their own. Before a sleep they may
+    look on for a moment; after each wait they turn the reactor, if it is in-loop and there
+    is need, and drain. They never raise: what goes wrong goes to
     sys.unraisablehook. Trio may call one more that was removed while it called others."""
 
     def __init__(self, Core core, pump):
@@ -14,13 +14,8 @@ cdef class Hooks:
         self.pump = pump
 
     def before_io_wait(self, double timeout):
-        cdef Core core = self.core
-        if core.hub == NULL:
-            return
-        core.end_turn()
-        core.corks.open = False
-        if timeout > 0:
-            core.before_wait(timeout)
+        if timeout > 0 and self.core.hub != NULL:
+            self.core.before_wait(timeout)
 
     def after_io_wait(self, timeout):
         # Trio clears custom_sleep_data when it reschedules a task, so this tells
@@ -31,13 +26,10 @@ cdef class Hooks:
             return
         rung = self.pump.custom_sleep_data is None
         late = stall_called(&core.stall, core.hub)
-        core.corks.open = True
         woke(core, rung or late)
         self.drain()
         while core.catches_up():
             self.drain()
-        if core.corks.count:    # by callbacks; their replies shall not wait for tasks
-            core.end_turn()
 
     cdef void drain(self) noexcept:
         self.core.drain()

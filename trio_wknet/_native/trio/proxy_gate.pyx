@@ -111,7 +111,7 @@ cdef class ProxyGate(Server):
         cdef Slot *following
         cdef uint32_t n
         pthread_mutex_lock(&listener.lock)
-        slot = queue_take(&listener.oldest, &listener.newest, MAX_AT_ONCE, &n)
+        slot = queue_take(&listener.by_kind.oldest, &listener.newest, MAX_AT_ONCE, &n)
         listener.accept_wanted = slot == NULL and not listener.ended
         pthread_mutex_unlock(&listener.lock)
         if slot != NULL:

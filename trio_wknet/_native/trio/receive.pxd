@@ -7,6 +7,8 @@ from .stream cimport Stream
 
 cdef enum:
     SOME_BYTES = 131072         # what receive_some gives where it is not told
+    # What is copied with the bytes object made under the lock, in one visit.
+    AT_ONCE = 16384
 
 # What `look` found.
 cdef enum:
@@ -31,10 +33,11 @@ cdef class ReceiveHalf(Stream):
     cdef object take(self, uint32_t n, uint32_t skip)
     cdef void end_at_hole(self) noexcept
     cdef int ensure_no_receiver(self) except -1
+    cdef int ensure_unframed(self) except -1
     cdef object take_some(self, Py_ssize_t most, bint wait)
     cdef object take_much(self, Py_ssize_t most, bint wait)
     cdef uint32_t at_hand(self, Py_ssize_t most, uint32_t *more) noexcept
-    cdef void copy_out(self, char *out, uint32_t n) noexcept
+    cdef void copy_out(self, char *out, uint32_t n, uint32_t start=*) noexcept
     cdef uint32_t fill(self, char *out, uint32_t n, uint32_t more, bint stay) noexcept
     cdef ssize_t receive_now(self, char *out, uint32_t n) noexcept
     cdef bint nothing_yet(self) noexcept
@@ -44,6 +47,7 @@ cdef class Receive(Operation):
     cdef ReceiveHalf conn
     cdef object argument
     cdef object validate(self)
+    cdef int ensure_turn(self) except -1
     cdef bint must_wait(self)
     cdef object attempt(self)
 

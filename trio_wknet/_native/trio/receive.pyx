@@ -18,6 +18,7 @@ from ..base.linux cimport (
     EAGAIN, EINTR, ENOMEM, MSG_DONTWAIT, POLLIN, errno, poll, pollfd, pthread_mutex_lock,
     pthread_mutex_unlock, recv,
 )
+from ..reactor.framing cimport frame_moved
 from ..reactor.hub cimport RECEIVE_BUFFER
 from ..reactor.pool cimport Block, pool_drop
 from ..reactor.ring cimport (
@@ -55,10 +56,6 @@ cdef extern from *:
     """
     PyObject *new_bytes "PyBytes_FromStringAndSize"(const char *data, Py_ssize_t n) except NULL
     object cut "wk_cut"(PyObject *data, Py_ssize_t n)
-
-cdef enum:
-    # What is copied with the bytes object made under the lock, in one visit.
-    AT_ONCE = 16384
 
 
 cdef class ReceiveHalf(Stream):
@@ -151,8 +148,8 @@ cdef class ReceiveHalf(Stream):
         self.took(n + skip)
         return data
 
-    cdef void copy_out(self, char *out, uint32_t n) noexcept:
-        """Copy the first `n` bytes, which are there. A piece at a time: the reactor
+    cdef void copy_out(self, char *out, uint32_t n, uint32_t start=0) noexcept:
+        """Copy the first `n` bytes from `start` on, which are there. A piece at a time: the reactor
         is not kept from its other connections while a large ring is copied. Only
         this side takes bytes out, so they stay where they are, counted from the
         first one, though the ring may move to a larger block meanwhile."""
@@ -162,7 +159,7 @@ cdef class ReceiveHalf(Stream):
         while done < n:
             piece = min(n - done, <uint32_t>RECEIVE_BUFFER)
             pthread_mutex_lock(&slot.lock)
-            ring_copy(&slot.inbound, out + done, piece, done)
+            ring_copy(&slot.inbound, out + done, piece, start + done)
             pthread_mutex_unlock(&slot.lock)
             done += piece
 
@@ -249,6 +246,8 @@ cdef class ReceiveHalf(Stream):
         block = ring_pin_large(&slot.inbound)
         if n > 0:
             self.consume(n)
+        if slot.by_kind.scan != NULL:
+            frame_moved(slot.by_kind.scan, n + <uint32_t>received)
         if n + received <= RECEIVE_BUFFER and received < <ssize_t>more:
             stay = False
         if not stay or slot.rcvlowat or ring_len(&slot.inbound):
@@ -345,6 +344,7 @@ cdef class ReceiveHalf(Stream):
         cdef Py_ssize_t most = positive("max_bytes", max_bytes, MAX_RING_BYTES)
         self.ensure_usable()
         self.ensure_no_receiver()
+        self.ensure_unframed()
         data = self.take_some(most, False)
         if data is None:
             raise trio.WouldBlock
@@ -355,6 +355,14 @@ cdef class ReceiveHalf(Stream):
             raise trio.BusyResourceError("another task is receiving from this connection")
         if self.detaching:
             raise trio.BusyResourceError("another task is detaching this connection")
+        return 0
+
+    cdef int ensure_unframed(self) except -1:
+        if self.slot != NULL and self.slot.by_kind.scan != NULL:
+            raise trio.BusyResourceError(
+                "this connection's frames are received by the channel that framed() gave; "
+                "its unframe() gives the connection back"
+            )
         return 0
 
     def _take_unread(self):
@@ -409,6 +417,10 @@ cdef class Receive(Operation):
     cdef object validate(self):
         pass
 
+    cdef int ensure_turn(self) except -1:
+        self.conn.ensure_no_receiver()
+        return self.conn.ensure_unframed()
+
     cdef bint must_wait(self):
         """True if it is plain that there is nothing, with a wake arranged."""
         return False
@@ -422,7 +434,7 @@ cdef class Receive(Operation):
     cdef object start(self):
         self.validate()
         self.conn.ensure_usable()
-        self.conn.ensure_no_receiver()
+        self.ensure_turn()
         self.conn.ensure_not_served()
         if self.must_wait():
             # Trio delivers a pending cancellation to a task that parks, so the

@@ -152,6 +152,7 @@ cdef class ReceiveSized(ReceiveHalf):
         cdef uint32_t count = exact_count(n)
         self.ensure_usable()
         self.ensure_no_receiver()
+        self.ensure_unframed()
         try:
             data = self.take_exactly(count, self.may_ask())
         except (IncompleteRead, trio.BrokenResourceError):
@@ -200,6 +201,7 @@ cdef class ReceiveSized(ReceiveHalf):
         cdef Search search
         self.ensure_usable()
         self.ensure_no_receiver()
+        self.ensure_unframed()
         search = self.search_for(sought)
         try:
             data = self.take_until(sought, most, &search.scan, self.may_ask())

@@ -1,0 +1,112 @@
+"""FrameChannel: Trio's channel contract over a connection's frames.
+
+Receiving is in the native base (`frames.pyx`); here stands what need not be fast.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NoReturn
+
+import trio
+
+from trio_wknet._framing import FRAMINGS, compiled
+from trio_wknet._native.trio.frames import Frames
+from trio_wknet._statistics import FrameStatistics
+
+if TYPE_CHECKING:
+    from trio_wknet._conn import Conn
+    from trio_wknet._framing import Framing
+
+
+class FrameChannel(Frames, trio.abc.Channel[bytes]):
+    """A connection's messages: a `trio.abc.Channel` of `bytes` in full.
+
+    ``async for frame in channel`` receives until the peer has finished sending. Trio is
+    woken for whole frames only, and `receive_many` takes all that have come at once.
+
+    A frame larger than ``limits.inbound`` is moved out of the connection's buffer in parts,
+    so that buffer never exceeds its bound; memory for it grows with the bytes that have
+    come, up to ``max_frame``, whatever the peer announces.
+
+    Every async method is a checkpoint. A receive that is cancelled has taken nothing.
+
+    Channels come from `Conn.framed`.
+    """
+
+    __slots__ = ("__weakref__",)
+
+    conn: Conn
+    framing: Framing
+
+    def __init__(self, *_: NoReturn, **__: NoReturn) -> None:
+        raise TypeError("a FrameChannel is not made: Conn.framed gives it")
+
+    @classmethod
+    def _over(cls, conn: Conn, framing: Framing) -> FrameChannel:
+        if not isinstance(framing, FRAMINGS):
+            names = ", ".join(kind.__name__ for kind in FRAMINGS)
+            raise TypeError(f"framing must be one of {names}, not {framing!r}")
+        channel = cls.__new__(cls)
+        channel._begin(conn, framing, compiled(framing))
+        return channel
+
+    def __repr__(self) -> str:
+        return f"<trio_wknet.FrameChannel {self.framing!r} over {self.conn!r}>"
+
+    async def send(self, value: bytes) -> None:
+        """Send a frame, and return once the kernel owns every byte. A checkpoint.
+
+        Args:
+          value: the frame, as the peer is to have it delivered.
+
+        Raises:
+          ValueError: the framing cannot carry it.
+          trio.ClosedResourceError, trio.BrokenResourceError, trio.BusyResourceError: as
+              `Conn.send_all` does.
+        """
+        await self.conn.send_all(self.framing._encode(value))
+
+    def unframe(self) -> Conn:
+        """End this channel, and give the connection back. Not a checkpoint.
+
+        Every byte that was not taken is received from it next, headers and a part of a frame
+        included, as for a change of protocol in the middle of a stream. If that is more than
+        ``limits.inbound`` it is received all the same.
+
+        Returns:
+          The connection, `conn`.
+
+        Raises:
+          trio.BusyResourceError: a task is receiving.
+          trio.ClosedResourceError: the connection was closed here, or this was called before.
+        """
+        self._unframe()
+        return self.conn
+
+    async def aclose(self) -> None:
+        """Close the connection gracefully, like `Conn.aclose`. A checkpoint.
+
+        Raises:
+          RuntimeError: if called from another thread.
+        """
+        await self.conn.aclose()
+
+    def statistics(self) -> FrameStatistics:
+        """A snapshot of the counters. Not a checkpoint.
+
+        Returns:
+          The numbers of frames, bytes and batches.
+
+        Raises:
+          RuntimeError: in another thread, while the connection is open.
+        """
+        self.conn._ensure_thread()
+        received, received_bytes, receive_batches, sent, sent_bytes, send_batches = self._counters()
+        return FrameStatistics(
+            frames_received=received,
+            bytes_received=received_bytes,
+            batches_received=receive_batches,
+            frames_sent=sent,
+            bytes_sent=sent_bytes,
+            batches_sent=send_batches,
+        )

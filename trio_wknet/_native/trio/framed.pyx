@@ -1,0 +1,84 @@
+"""A framing as the scanners know it, and linking its state to a connection's slot.
+
+The state of a scan is memory of its own, so that a connection without frames pays for a
+pointer. Its slot refers to it, and so does the channel that was made for it; who is last
+frees it. The Trio side alone counts, under the GIL. The reactor looks at it under the
+slot's lock, through the slot, so unlinking under the lock is enough: from there on the
+reactor knows nothing of it.
+"""
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.stdint cimport uint32_t
+from libc.stdlib cimport calloc, free
+
+from ..base.linux cimport pthread_mutex_lock, pthread_mutex_unlock
+from ..reactor.framing cimport FrameScan
+from ..reactor.slot cimport Slot
+
+
+@cython.final
+cdef class CompiledFraming:
+    """The parameters of a framing, as numbers. They have been checked."""
+
+    def __cinit__(self, kind, size=0, little_endian=False, offset=0, adjustment=0, strip=0,
+                  bytes delimiter=b"", keep=False, max_frame=0):
+        self.delimiter = delimiter
+        self.spec.kind = kind
+        self.spec.size = size
+        self.spec.little_endian = little_endian
+        self.spec.offset = offset
+        self.spec.adjustment = adjustment
+        self.spec.strip = strip
+        self.spec.delimiter = <const unsigned char *>PyBytes_AS_STRING(delimiter)
+        self.spec.delimiter_length = <uint32_t>len(delimiter)
+        self.spec.keep = keep
+        self.spec.max_frame = max_frame
+
+
+cdef int framed_link(Slot *slot, CompiledFraming framing) except -1:
+    """Have a connection's bytes looked at as frames."""
+    cdef FrameScan *scan = <FrameScan *>calloc(1, sizeof(FrameScan))
+    if scan == NULL:
+        raise MemoryError
+    scan.spec = &framing.spec
+    scan.framing = <void *>framing
+    Py_INCREF(framing)
+    scan.users = 1
+    pthread_mutex_lock(&slot.lock)
+    slot.by_kind.scan = scan
+    pthread_mutex_unlock(&slot.lock)
+    return 0
+
+
+cdef void framed_unlink(Slot *slot) noexcept:
+    """The connection is framed no more, or let go of. What was moved out of its ring for an
+    unfinished frame goes."""
+    cdef FrameScan *scan = slot.by_kind.scan
+    pthread_mutex_lock(&slot.lock)
+    slot.by_kind.scan = NULL
+    pthread_mutex_unlock(&slot.lock)
+    framed_forget_part(scan)
+    framed_drop(scan)
+
+
+cdef void framed_forget_part(FrameScan *scan) noexcept:
+    """Let go of the memory of an unfinished frame."""
+    cdef void *partial = scan.partial
+    cdef void *head = scan.head
+    scan.partial = NULL
+    scan.head = NULL
+    scan.filled = 0
+    if partial != NULL:
+        Py_DECREF(<object>partial)
+    if head != NULL:
+        Py_DECREF(<object>head)
+
+
+cdef void framed_drop(FrameScan *scan) noexcept:
+    """Let go of a reference to a scan."""
+    scan.users -= 1
+    if scan.users == 0:
+        framed_forget_part(scan)
+        Py_DECREF(<object>scan.framing)
+        free(scan)
