@@ -190,6 +190,22 @@ async def test_closing_on_a_drain(engine: Engine) -> None:
             theirs.close()
 
 
+async def test_an_idle_scope(engine: Engine) -> None:
+    """What is due is cancelled, at the latest a moment later."""
+    with FailingDrains(engine) as drains:
+        for request in range(1, REQUESTS):
+            ours, theirs = plain_pair("unix")
+            conn = engine.adopt(ours)
+            assert isinstance(conn, Conn)
+            with trio.fail_after(PATIENCE), conn.idle_scope(0.001) as scope:
+                drains.request = request
+                await trio.sleep_forever()
+            drains.request = 0
+            assert scope.cancelled_caught
+            conn.abort()
+            theirs.close()
+
+
 # -- listeners -------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ cdef class IdleScope:
     cdef uint64_t since         # ns: counts from here, or from the last byte
     cdef uint64_t limit         # ns
     cdef uint32_t direction     # as in idle.pxd, and never EACH
+    cdef bint is_over           # it is due, or its scope is gone
 
 
 cdef class IdleWatch(SendHalf):
@@ -22,7 +23,8 @@ cdef class IdleWatch(SendHalf):
 
     cdef int require_open(self) except -1
     cdef void add(self, object scope, uint64_t since, uint64_t limit, uint32_t direction)
-    cdef list take_due(self, uint64_t now)
+    cdef bint expire_due(self, uint64_t now) noexcept
+    cdef void forget_over(self) noexcept
     cdef uint32_t moved(self, uint32_t bits) noexcept
     cdef void restart(self, uint64_t now, uint32_t directions) noexcept
     cdef bint is_due(self, uint64_t now) noexcept

@@ -95,6 +95,14 @@ def expire(scope):
             raise
 
 
+cdef bint _try_to_expire(object scope) noexcept:
+    try:
+        expire(scope)
+    except MemoryError:
+        return False
+    return True
+
+
 cdef class IdleWatch(SendHalf):
     """The uppermost native layer of a `Conn`: idle scopes and the idle timeout."""
 
@@ -139,7 +147,7 @@ cdef class IdleWatch(SendHalf):
         scope = CancelScope()
         self.require_open()
         now = self.core.now()
-        self.take_due(0)
+        self.expire_due(0)      # forgets wishes whose scope is gone
         if either:
             self.add(scope, now, either, EITHER)
         if received:
@@ -165,24 +173,38 @@ cdef class IdleWatch(SendHalf):
         self.wishes.append(wish)
         self.look_by(since, limit, direction)
 
-    cdef list take_due(self, uint64_t now):
-        """Forget what is due, and return its scopes. Forget, too, what nobody has a
-        scope of any more."""
+    cdef bint expire_due(self, uint64_t now) noexcept:
+        """Expire the scopes that are due, the handler's too if the idle timeout is, and
+        forget them, and wishes whose scope is gone. False if memory ran out for some, which
+        are still there then."""
+        cdef IdleScope wish
+        cdef bint done = True
+        for wish in self.wishes or ():
+            scope = wish.scope()
+            wish.is_over = scope is None
+            if scope is not None and _due(wish, self.slot) <= now:
+                wish.is_over = _try_to_expire(scope)
+                done = done and wish.is_over
+        if self.handler_scope is not None and timeout_due(self.slot) <= now:
+            if _try_to_expire(self.handler_scope):
+                self.handler_scope = None
+                self.slot.timeout_since = now
+            else:
+                done = False
+        self.forget_over()
+        return done
+
+    cdef void forget_over(self) noexcept:
         cdef IdleScope wish
         cdef Py_ssize_t kept = 0
-        cdef list due = []
         cdef list wishes = self.wishes
         if wishes is None:
-            return due
+            return
         for wish in wishes:
-            scope = wish.scope()
-            if scope is not None and _due(wish, self.slot) <= now:
-                due.append(scope)
-            elif scope is not None:
+            if not wish.is_over:
                 wishes[kept] = wish
                 kept += 1
         del wishes[kept:]
-        return due
 
     # --- the idle timeout ------------------------------------------------------
 
@@ -264,25 +286,17 @@ cdef class IdleWatch(SendHalf):
         self.core.watch_idle(self.slot, idle_rule(ms, direction), min(since, now))
 
     cdef void became_idle(self, uint32_t bits) noexcept:
-        """Act on what is due, and have the reactor look when the next will be."""
+        """Act on what is due, and have the reactor look when the next will be. Without
+        memory for that, have it look again in a moment."""
         cdef uint64_t now = self.core.now()
-        cdef list expired
-        cdef bint over
         self.restart(now, self.moved(bits))
         if stall_was_late(&self.core.stall, self.core.hub) and self.excuse(now):
             return
-        expired = self.take_due(now)
-        over = timeout_due(self.slot) <= now
-        if over and self.handler_scope is not None:
-            expired.append(self.handler_scope)
-            self.handler_scope = None
-            self.slot.timeout_since = now
-            over = False
-        if not over:
+        if not self.expire_due(now):
+            self.core.watch_idle(self.slot, idle_rule(LOOK_AGAIN_MS, EACH), now)
+        elif timeout_due(self.slot) > now:
             self.look_again(now)
-        for scope in expired:
-            expire(scope)
-        if over:
+        else:
             self.timed_out = True
             self.let_go(CLOSE, "idle")
 
