@@ -1,4 +1,4 @@
-"""Pools of memory blocks in size classes. The rules stand in pool.pxd."""
+"""Pools of memory blocks in size classes. pool.pxd has the rules."""
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 
@@ -41,7 +41,7 @@ cdef void pool_free(Pool *pool) noexcept nogil:
 
 
 cdef void pool_trim(Pool *pool) noexcept nogil:
-    """Give every kept block back to the allocator. The owner's call."""
+    """Free every kept block. Only the owner may call this."""
     cdef int i
     _collect_returned(pool)
     for i in range(CLASSES):
@@ -51,8 +51,8 @@ cdef void pool_trim(Pool *pool) noexcept nogil:
 
 
 cdef void pool_trim_idle(Pool *pool) noexcept nogil:
-    """Give back what was not needed since the last call, the largest first, down to
-    POOL_FLOOR. The owner's call."""
+    """Free what was not needed since the last call, the largest blocks first, down to
+    POOL_FLOOR. Only the owner may call this."""
     cdef int i
     _collect_returned(pool)
     for i in range(CLASSES - 1, -1, -1):
@@ -68,13 +68,13 @@ cdef bint _has_excess(Pool *pool) noexcept nogil:
 
 
 cdef bint pool_settled(Pool *pool) noexcept nogil:
-    """Whether there is nothing to give back. If so the watcher need not look again
-    before it is told; any thread's call, but only one's.
+    """Whether there is nothing to free. If so the watcher need not look again
+    until on_excess is called. Callable in any one thread.
 
-    Who gives a block back counts it and then looks at `excess`; here the order is
-    the other way round, so one side sees the other. (Where a processor lets the
-    look in pool_drop pass the count, the blocks of that moment may stay until the
-    next one is given back.)"""
+    A thread that returns a block counts it and then looks at `excess`; here the order is
+    the other way round. So at least one side sees the other. (If a processor lets the
+    look in pool_drop overtake the count, the blocks of that moment may stay until the
+    next one is returned.)"""
     if _has_excess(pool):
         return False
     wk_u32_store(&pool.excess, False)
@@ -86,7 +86,7 @@ cdef bint pool_settled(Pool *pool) noexcept nogil:
 
 
 cdef void _note(Pool *pool) noexcept nogil:
-    """There is something to give back: tell the watcher, unless it knows."""
+    """There is something to free: call on_excess, unless it was called already."""
     if wk_u32_exchange(&pool.excess, True) == 0 and pool.on_excess != NULL:
         pool.on_excess(pool.watcher)
 
@@ -107,21 +107,21 @@ cdef inline void _push(Pool *pool, Block *block) noexcept nogil:
 
 
 cdef void _release(Pool *pool, Block *block) noexcept nogil:
-    """Give a block to the allocator."""
+    """Free a block."""
     cdef uint32_t capacity = block.capacity
     free(block)
     pool_note_released(pool, capacity)
 
 
 cdef void pool_note_released(Pool *pool, uint32_t size) noexcept nogil:
-    """Count bytes that were given to the allocator. Any thread may, holding any lock."""
+    """Count bytes that were freed. Callable in any thread, holding any lock."""
     if (wk_u64_add(&pool.released, size) + size >= MUCH_RELEASED
             and not wk_u32_load_relaxed(&pool.excess)):
         _note(pool)
 
 
 cdef void _collect_returned(Pool *pool) noexcept nogil:
-    """Move what other threads gave back to the owner's free lists."""
+    """Move what other threads returned to the owner's free lists."""
     cdef Block *block = <Block *>wk_ptr_exchange(&pool.returned, NULL)
     cdef Block *following
     while block != NULL:
@@ -134,7 +134,7 @@ cdef wk_u32 _starved         # for tests: no pool of this process gets memory
 
 
 cdef void pools_starve(bint starved) noexcept nogil:
-    """Have the allocator refuse blocks to all pools, until it is told not to; for tests."""
+    """Refuse blocks to all pools, or stop doing so; for tests."""
     wk_u32_store(&_starved, starved)
 
 
@@ -186,12 +186,12 @@ cdef void _push_returned(Pool *pool, Block *block) noexcept nogil:
 
 
 cdef void pool_drop(Block *block, Pool *mine) noexcept nogil:
-    """Drop one reference; the last one gives the block back. `mine` is the
-    pool of the calling thread, or NULL where that is not known: only the
+    """Drop one reference; the last one returns the block. `mine` is the
+    pool of the calling thread, or NULL if that is not known: only the
     owner may touch the free lists."""
     cdef Pool *pool = block.pool
     cdef uint64_t kept
-    # A sole owner needs no locked instruction: nobody else can add references.
+    # A sole owner needs no locked instruction: no other thread can add references.
     if wk_u32_load(&block.refs) != 1 and wk_u32_sub(&block.refs, 1) != 1:
         return
     wk_u64_sub(&pool.live, block.capacity)

@@ -1,4 +1,4 @@
-"""The byte ring. Its rules stand in ring.pxd."""
+"""The byte ring. ring.pxd has its rules."""
 from libc.stdint cimport uint32_t
 from libc.string cimport memchr, memcpy
 
@@ -36,7 +36,7 @@ cdef bint _move(Ring *ring, Pool *pool, uint32_t size) noexcept nogil:
 
 cdef bint ring_write(Ring *ring, Pool *pool, const void *data, uint32_t n) noexcept nogil:
     """Append all `n` bytes; False (and nothing written) without memory. `pool`
-    is the calling thread's. The bound on a ring's size is its caller's."""
+    is the calling thread's. The caller bounds the ring's size."""
     if n == 0:
         return True
     cdef uint32_t used = ring_len(ring)
@@ -53,18 +53,18 @@ cdef bint ring_write(Ring *ring, Pool *pool, const void *data, uint32_t n) noexc
 
 
 cdef void ring_expect(Ring *ring, Pool *pool, uint32_t n, uint32_t size) noexcept nogil:
-    """Before `n` bytes are written to a ring that is to hold `size` in the end: where its
-    block will not do, and a pool keeps none so large, take the last one at once. Its
-    memory comes as it is written to; to double it again and again would copy it all,
-    under the lock. What cannot be had so is tried for by `ring_write`."""
+    """Before `n` bytes are written to a ring that will hold `size` in the end: if its
+    block is too small, and a pool keeps none that is large enough, take the final one at once.
+    Its memory is committed as it is written; doubling repeatedly would copy everything,
+    under the lock. If there is no memory for it, `ring_write` tries a smaller one."""
     cdef uint32_t needed = ring_len(ring) + n
     if needed > LARGEST and size > needed and ring.block != NULL and ring.block.capacity < needed:
         _move(ring, pool, size)
 
 
 cdef Block *ring_pin_large(Ring *ring) noexcept nogil:
-    """A reference to a block so large that it takes the system long to have it back; or
-    NULL. For who gives the ring's up, to drop when the lock is not held any more."""
+    """A reference to the ring's block, if it is so large that freeing it takes long; else
+    NULL. The caller, which is about to empty the ring, drops it after the lock is released."""
     cdef Block *block = ring.block
     if block == NULL or block.size_class != NO_CLASS:
         return NULL
@@ -107,15 +107,15 @@ cdef int ring_spans(Ring *ring, iovec *spans) noexcept nogil:
 
 
 cdef void ring_discard(Ring *ring, Pool *mine, uint32_t n) noexcept nogil:
-    """Forget the first `n` unread bytes; an empty ring gives its block back.
-    The caller has seen to it that no lease shows them."""
+    """Drop the first `n` unread bytes; an empty ring returns its block.
+    The caller has ensured that no lease shows them."""
     ring.head += n
     if ring.head == ring.tail:
         ring_clear(ring, mine)
 
 
 cdef void ring_clear(Ring *ring, Pool *mine) noexcept nogil:
-    """Forget everything, and give the block back."""
+    """Drop everything, and return the block."""
     if ring.block != NULL:
         pool_drop(ring.block, mine)
         ring.block = NULL
@@ -124,8 +124,8 @@ cdef void ring_clear(Ring *ring, Pool *mine) noexcept nogil:
 
 
 cdef unsigned char *ring_contiguous(Ring *ring, Pool *pool, uint32_t n) noexcept nogil:
-    """The first `n` unread bytes (1 or more, and there) in one piece: where
-    they wrap, the ring first moves to a fresh block. NULL without memory."""
+    """The first `n` unread bytes (at least 1, and there) in one piece: if
+    they wrap, the ring first moves to a new block. NULL without memory."""
     cdef uint32_t at = ring.head & _mask(ring)
     if at + n > ring.block.capacity:
         if not _move(ring, pool, ring_len(ring)):
@@ -145,7 +145,7 @@ cdef inline bint _matches(Ring *ring, const unsigned char *needle, uint32_t leng
 
 cdef long ring_find(Ring *ring, const unsigned char *needle, uint32_t length,
                     uint32_t start) noexcept nogil:
-    """Where `needle` (1 byte or longer) first stands at or after `start`, as an
+    """The first position of `needle` (at least 1 byte) at or after `start`, as an
     offset from the first unread byte; -1 if it is not there."""
     cdef uint32_t n = ring_len(ring)
     cdef uint32_t offset = start

@@ -1,4 +1,4 @@
-"""The slot map. Its rules stand in slot_map.pxd."""
+"""The slot map. slot_map.pxd has its rules."""
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 from posix.mman cimport (
@@ -37,7 +37,7 @@ cdef extern from "<stdint.h>" nogil:
 
 
 cdef void _assert_layout() noexcept nogil:
-    """What slot.pxd says of lines, checked by the C compiler: the first and the
+    """The C compiler checks what slot.pxd says about cache lines: the first and the
     last field of each kind. Compiles to nothing."""
     static_assert_(sizeof(Slot) == 7 * LINE)
     static_assert_(sizeof(Slot) * SLAB_SLOTS % 16384 == 0)
@@ -62,7 +62,7 @@ cdef inline bint _spent(Slab *slab) noexcept nogil:
 
 
 cdef void *_pages(size_t size) noexcept nogil:
-    """Memory of zeros, which is real from where it is first touched; or NULL."""
+    """Zeroed memory, committed as it is first touched; or NULL."""
     cdef void *memory = mmap(
         NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0
     )
@@ -110,8 +110,8 @@ cdef void _warm(SlotMap *slot_map, uint32_t number) noexcept nogil:
 
 
 cdef void _cool(SlotMap *slot_map, uint32_t number) noexcept nogil:
-    """Give a slab's pages back. Where the system refuses (they may be locked in
-    memory) they stay, and it is all the same: the slots are free as they are."""
+    """Return a slab's pages. If the system refuses (they may be locked in
+    memory), they stay, which does no harm: the slots are free as they are."""
     wk_u32_store(&slot_map.slabs[number].warm, False)
     wk_u32_sub(&slot_map.warm_count, 1)
     madvise(wk_ptr_load(&slot_map.slots[number]), SLAB_BYTES, MADV_DONTNEED)
@@ -125,7 +125,7 @@ cdef void _emptied(SlotMap *slot_map, uint32_t number) noexcept nogil:
     bits_set(slot_map.empty, number)
     slot_map.empty_count += 1
     if slot_map.empty_count > KEEP_WARM:
-        # Not just this one: it may be where slots are taken from next.
+        # Cool the highest, not this one: the next slots may be taken from this one.
         number = bits_highest(slot_map.empty, (slot_map.slab_count - 1) >> 6)
         bits_clear(slot_map.empty, number)
         slot_map.empty_count -= 1
@@ -171,7 +171,7 @@ cdef void slot_map_free(SlotMap *slot_map) noexcept nogil:
 
 
 cdef Slot *slot_map_at(SlotMap *slot_map, uint32_t index) noexcept nogil:
-    """The slot of an index, or NULL where no slab is."""
+    """The slot of an index, or NULL if there is no slab."""
     if index >= <uint32_t>SLABS * SLAB_SLOTS:
         return NULL
     cdef Slot *slots = <Slot *>wk_ptr_load(&slot_map.slots[index >> SLAB_BITS])
@@ -201,7 +201,8 @@ cdef Slot *slot_map_take(SlotMap *slot_map) noexcept nogil:
 
 
 cdef Slot *_prepare(Slot *slot, uint64_t handle) noexcept nogil:
-    """Make a free slot one in use. Whoever finds its handle finds it prepared."""
+    """Put a free slot into use. The handle is stored last, so a lookup by it finds an
+    initialised slot."""
     pthread_mutex_init(&slot.lock, NULL)
     memset(&slot.fd, 0, <char *>&slot.owner - <char *>&slot.fd)
     slot.kind = CONNECTION
@@ -229,7 +230,7 @@ cdef void slot_map_return(SlotMap *slot_map, Slot *slot) noexcept nogil:
 
 
 cdef Slot *slot_map_get(SlotMap *slot_map, uint64_t handle) noexcept nogil:
-    """The slot that a handle means, or NULL if that connection is over."""
+    """The slot that a handle refers to, or NULL if that connection is over."""
     cdef Slot *slot = slot_map_at(slot_map, <uint32_t>handle)
     if slot == NULL or handle == 0 or wk_u64_load(&slot.handle) != handle:
         return NULL
@@ -238,7 +239,7 @@ cdef Slot *slot_map_get(SlotMap *slot_map, uint64_t handle) noexcept nogil:
 
 cdef void slot_map_after_fork(SlotMap *slot_map) noexcept nogil:
     """In a forked child: make the locks usable, which the parent's threads may
-    have held at that moment."""
+    have held at the time of the fork."""
     cdef uint32_t cursor = 0
     cdef Slot *slot
     pthread_mutex_init(&slot_map.lock, NULL)
@@ -250,8 +251,8 @@ cdef void slot_map_after_fork(SlotMap *slot_map) noexcept nogil:
 
 cdef Slot *slot_map_step(SlotMap *slot_map, uint32_t *cursor) noexcept nogil:
     """The next slot, free or not, moving the cursor (0 at first); NULL at the end.
-    Slots of cold slabs are passed over. Other threads may take and return slots
-    meanwhile; those that this thread knows to be in use are all met."""
+    Slots of cold slabs are skipped. Other threads may take and return slots
+    meanwhile; every slot that this thread knows to be in use is found."""
     cdef Slot *slot
     cdef uint32_t number = cursor[0] >> SLAB_BITS
     while number < SLABS and not wk_u32_load(&slot_map.slabs[number].warm):
@@ -266,7 +267,7 @@ cdef Slot *slot_map_step(SlotMap *slot_map, uint32_t *cursor) noexcept nogil:
 
 cdef Slot *slot_map_each(SlotMap *slot_map, uint32_t *cursor) noexcept nogil:
     """The next slot in use, moving the cursor (0 at first); NULL at the end.
-    Meant for an engine that is being taken down: no other thread runs."""
+    For an engine that is being closed: no other thread runs."""
     cdef Slot *slot = slot_map_step(slot_map, cursor)
     while slot != NULL and wk_u64_load(&slot.handle) == 0:
         slot = slot_map_step(slot_map, cursor)

@@ -1,6 +1,6 @@
-"""The timing wheel. What it is, and its rules, stand in wheel.pxd.
+"""The timing wheel. wheel.pxd says what it is, and has its rules.
 
-What holds between calls:
+Invariants between calls:
 
 - A bucket's time is that of its first tick. No bucket that is not empty has a time
   before `tick`, so whoever turns the wheel at the earliest of these times misses
@@ -138,7 +138,7 @@ cdef inline uint64_t _earliest(Wheel *wheel, uint32_t *level) noexcept nogil:
 
 
 cdef inline void _hang(Wheel *wheel, uint32_t index, uint64_t tick) noexcept nogil:
-    """Put a node, which is not linked, where it is due at that tick."""
+    """Put a node, which is not linked, into the bucket of a tick."""
     cdef uint64_t bucket = tick if tick > wheel.tick else wheel.tick
     cdef uint32_t i = 0
     cdef uint32_t slot
@@ -166,7 +166,7 @@ cdef inline void _pull(Wheel *wheel, WheelNode *node) noexcept nogil:
 
 
 cdef bint _build(Wheel *wheel) noexcept nogil:
-    """Levels until their ring holds the last tick that there can be."""
+    """Add levels until a ring holds the last possible tick."""
     cdef uint64_t last = NEVER / wheel.tick_ns + (wheel.tick_ns > 1)
     cdef uint64_t rest = last
     cdef uint64_t width = 1
@@ -214,7 +214,7 @@ cdef void wheel_free(Wheel *wheel) noexcept nogil:
 
 
 cdef void wheel_add(Wheel *wheel, uint32_t index) noexcept nogil:
-    """Link a node for the time that `due` says, wherever it was linked before. One
+    """Link a node for the time that `due` returns; it may be linked already. A node
     that is due already waits for the next turn."""
     cdef WheelNode *node = wheel.locate(wheel.owner, index)
     if wheel_linked(node):
@@ -245,8 +245,8 @@ cdef uint64_t wheel_next(Wheel *wheel) noexcept nogil:
 
 
 cdef void _turn_back(Wheel *wheel, uint64_t tick) noexcept nogil:
-    """The clock went back. Put all nodes in the current bucket; the turn finds out
-    where each belongs. Costs the number of buckets now, and a visit of each node."""
+    """The clock went back. Put all nodes into the current bucket; the turn finds out
+    where each belongs. This is O(buckets) now, and a visit to each node later."""
     cdef uint32_t here = 1 + tick % wheel.slots
     cdef uint32_t i, slot
     for i in range(wheel.level_count):
@@ -286,9 +286,9 @@ cdef bint _empty_bucket(
 
 
 cdef void wheel_turn(Wheel *wheel, uint64_t now_ns) noexcept nogil:
-    """Go to the present, and put what is due in the list to take from. Visits at most
+    """Advance to the present, and put what is due into the list to take from. Visits at most
     VISITS_A_TURN nodes: if there are more, `wheel_next` stays in the past, and the
-    next turn goes on."""
+    next turn continues."""
     cdef uint64_t now = now_ns / wheel.tick_ns
     cdef uint32_t visits = VISITS_A_TURN
     cdef uint64_t first

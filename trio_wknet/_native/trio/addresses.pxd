@@ -1,8 +1,8 @@
-# The names of both ends of a connection: what getsockname and getpeername tell. They
-# are asked for only when the application wants them, and once more when it lets go of
-# the connection: the descriptor is closed soon after, and somebody may want to log
-# whom it was with. That is 0.9 us of the 200 and more that a connection costs from
-# accept to close. To keep them from the start would cost every idle one 56 bytes.
+# The names of both ends of a connection: what getsockname and getpeername return. They
+# are read only when the application asks for them, and once more when it lets go of
+# the connection: the descriptor is closed soon after, and the application may want to log
+# the peer's address. That takes 0.9 us of the 200 and more that a connection costs from
+# accept to close. Keeping them from the start would cost every idle connection 56 bytes.
 from libc.stdint cimport uint8_t
 from libc.stdlib cimport malloc
 from libc.string cimport memcpy
@@ -29,8 +29,8 @@ cdef inline void ask_local(int fd, Name *name) noexcept nogil:
 
 
 cdef inline void ask_remote(int fd, Name *name) noexcept nogil:
-    """Who the peer is, or was: after a reset getpeername knows nobody, while
-    SO_PEERNAME goes on to tell. It must be given the exact size, or less."""
+    """The peer's name, also after a reset: then getpeername fails, while
+    SO_PEERNAME still works. It must be given the exact size, or less."""
     cdef socklen_t size = MAX_NAME
     if getpeername(fd, <sockaddr *>name.bytes, &size) == 0:
         name.size = <uint8_t>size
@@ -44,8 +44,8 @@ cdef inline void ask_remote(int fd, Name *name) noexcept nogil:
 
 
 cdef inline uint8_t *keep_names(int fd) noexcept nogil:
-    """Both names, for `free`: each a byte that tells its size, and the name. NULL if
-    there is no memory for it; whoever asks will be told that nobody knows."""
+    """Both names, to be released by `free`: each a byte with its size, and the name. NULL if
+    there is no memory; then the addresses raise ENOTCONN."""
     cdef Name local, remote
     cdef uint8_t *kept
     ask_local(fd, &local)

@@ -5,9 +5,9 @@ from .stall cimport stall_called
 
 cdef class Hooks:
     """An instrument's hooks, without a Python frame of their own. Before a sleep they may
-    look on for a moment; after each wait they turn the reactor, if it is in-loop and there
-    is need, and drain. They never raise: what goes wrong goes to
-    sys.unraisablehook. Trio may call one more that was removed while it called others."""
+    spin for a moment; after each wait they turn the reactor, if it is in-loop and needs it,
+    and drain. They never raise: errors go to sys.unraisablehook. Trio may still call a hook
+    that was removed while it called others."""
 
     def __init__(self, Core core, pump):
         self.core = core
@@ -18,7 +18,7 @@ cdef class Hooks:
             self.core.before_wait(timeout)
 
     def after_io_wait(self, timeout):
-        # Trio clears custom_sleep_data when it reschedules a task, so this tells
+        # Trio clears custom_sleep_data when it reschedules a task, so this shows
         # without a system call whether the descriptor was ready.
         cdef Core core = self.core
         cdef bint rung, late

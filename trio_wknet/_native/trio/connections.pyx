@@ -11,7 +11,7 @@ from collections.abc import ItemsView, KeysView, Mapping, ValuesView
 
 
 cdef extern from "Python.h":
-    # Declared without its exception: that is not asked about for every number.
+    # Declared without its exception, so that it is not checked for every number.
     uint64_t PyLong_AsUnsignedLongLong(object number)
     void *PyErr_Occurred()
     void PyErr_Clear()
@@ -22,8 +22,8 @@ cdef extern from "Python.h":
 cdef class Connections:
     """Every connection of an engine that the application knows, by its id.
 
-    What a slot's handle means and whether it is claimed is all that decides. So
-    nothing is kept here, and a connection costs nothing for being found.
+    A slot's handle, and whether it is claimed, decide. So nothing is stored here, and a
+    connection pays nothing for being found.
     """
     cdef Core core
 
@@ -31,7 +31,7 @@ cdef class Connections:
         self.core = core
 
     cdef Slot *find(self, key) except? NULL:
-        """The slot that an id means; NULL if no connection has it."""
+        """The slot of an id; NULL if no connection has it."""
         cdef uint64_t handle
         cdef Slot *slot
         self.core.check()
@@ -73,7 +73,7 @@ cdef class Connections:
         cdef Slot *slot
         self.core.check()
         ids = []
-        while len(ids) < self.core.claimed:     # behind the last one nobody looks
+        while len(ids) < self.core.claimed:     # does not search behind the last one
             slot = self.core.next_claimed(&cursor)
             ids.append(wk_u64_load(&slot.handle))
         return iter(ids)
@@ -108,8 +108,8 @@ def _still_open(connections, ids):
             yield id, conn
 
 
-# Between two steps of an iteration connections may go, with an await there or
-# without: to make an object may collect others.
+# Connections may go between two steps of an iteration, with an await there or
+# without: making an object may collect others.
 class _Values(ValuesView):
     def __iter__(self):
         return (conn for _, conn in _still_open(self._mapping, iter(self._mapping)))

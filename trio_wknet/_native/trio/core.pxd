@@ -11,25 +11,25 @@ from .stall cimport StallWatch
 
 
 cdef class Undone:
-    """What may be left undone for lack of memory (`Core.again`), and is tried again by
-    the next drain."""
+    """The lowest layer of a `Conn`, and of other objects: what may be left undone for lack of
+    memory (`Core.again`), and is tried again by the next drain."""
     cdef Undone next_undone
     cdef bint is_undone
     cdef void retry(self) noexcept
 
 
 cdef class Endpoint(Undone):
-    """What a slot's `owner` points to: a connection or a listener, as the Trio
-    side knows it. The slot is valid until the endpoint lets go of it."""
+    """The layer that a `Conn` and a `Listener` have in common: what a slot's `owner` points
+    to. The slot is valid until the endpoint lets go of it."""
     cdef Core core
     cdef Slot *slot
     cdef void *previous         # Endpoints of the core's list, borrowed
     cdef void *following
 
-    # Both run in Trio's thread and never raise: the first out of the drain.
+    # Both run in Trio's thread and never raise; the drain calls the first.
     cdef void completed(self, uint32_t bits) noexcept
     cdef void engine_closed(self) noexcept
-    # In a forked child: what only a reactor could tell will not be told.
+    # In a forked child: no reactor will report anything any more.
     cdef void after_fork(self) noexcept
 
     cdef void attach(self, Core core, Slot *slot) noexcept
@@ -40,14 +40,14 @@ cdef class Endpoint(Undone):
 
 
 cdef class Server(Undone):
-    """What a slot's `server` points to: who serves connections in event mode. It
-    outlives its connections' being claimed."""
-    # All run in Trio's thread and never raise: the first two out of the drain.
+    """What a slot's `server` points to: what serves connections in event mode. It
+    outlives the time for which its connections are claimed."""
+    # All run in Trio's thread and never raise; the drain calls the first two.
     cdef void completed(self, Slot *slot, uint32_t bits) noexcept
     cdef void accepted(self) noexcept
     cdef void closed(self) noexcept
     cdef void left(self, Endpoint conn, str reason) noexcept
-    # A connection is let go of without an object, for which there was no memory.
+    # A connection is let go of without an object, because there was no memory for one.
     cdef void lost(self, Slot *slot) noexcept
 
 
@@ -69,9 +69,9 @@ cdef class Core:
     cdef StallWatch stall
     cdef dict headers           # PROXY headers of open connections, by handle
     cdef dict excused           # when idle ones were given time after a stall, by handle
-    cdef dict searches          # of receive_until_nowait, where they go on, by handle
+    cdef dict searches          # of receive_until_nowait: where they continue, by handle
     cdef Undone undone          # first of a list
-    cdef object failure         # an exception that the pump is to end the run with
+    cdef object failure         # an exception with which the pump will end the run
     cdef uint32_t running       # reactor threads in `run`
 
     cdef void before_wait(self, double timeout) noexcept

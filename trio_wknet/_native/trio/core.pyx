@@ -56,9 +56,9 @@ cdef object in_trio_task = trio.lowlevel.in_trio_task
 
 
 cdef enum:
-    MAX_TRIES = 100    # to tell of the end, where there is no memory
-    SPIN_NS = 50000     # what Trio looks on for at most, before it sleeps
-    GIL_NS = 1000000    # more than it takes to get the GIL back where nobody has it
+    MAX_TRIES = 100     # to report the end without memory
+    SPIN_NS = 50000     # the longest spin of Trio's thread before it sleeps
+    GIL_NS = 1000000    # more than it takes to get the GIL back if no other thread has it
 
 
 cdef extern from "Python.h":
@@ -69,7 +69,7 @@ cdef bint deadline_passed() noexcept:
     """Whether Trio is about to expire a deadline. Costs some microseconds."""
     try:
         return current_statistics().seconds_to_next_deadline <= 0
-    except Exception:       # no run, or not one that tells: then Trio expires what it will
+    except Exception:       # no run, or no statistics: then Trio expires deadlines as always
         return False
 
 
@@ -77,8 +77,8 @@ cdef object _detach = _socket.socket.detach
 
 
 cdef void disown(object sock) noexcept:
-    """Take its descriptor from a socket of Python's, or both owners would close it. By the
-    method in C, which first lets go of it, and then needs memory for the number."""
+    """Take the descriptor from a Python socket object; otherwise both owners would close it.
+    It uses the C method, which first lets go of it, and then needs memory for the number."""
     try:
         _detach(sock)
     except MemoryError:
@@ -98,8 +98,8 @@ cdef Limits make_limits(object limits) except *:
 
 cdef object take_entry(dict by_handle, Slot *slot):
     """Take what is kept by handle for a connection that is let go of; None if there is
-    nothing. Without memory it stays, and is of no use: the handle will not mean another
-    connection."""
+    nothing. Without memory the entry stays, which does no harm: the handle will never refer to
+    another connection."""
     if not by_handle:
         return None
     try:
@@ -117,8 +117,8 @@ cdef class Undone:
 @cython.no_gc_clear
 cdef class Endpoint:
     def __dealloc__(self):
-        # The slot and the list borrow. A finalizer would be too early: it may be
-        # the collector's, in another thread, while the drain hands the object out.
+        # The slot and the list borrow. A finalizer would be too early: the collector may
+        # run it in another thread, while the drain hands the object out.
         if self.slot != NULL:
             self.forget()
 
@@ -151,7 +151,7 @@ cdef class Endpoint:
         self.core.unclaim(slot)
 
     cdef void forget(self) noexcept:
-        """Part from the slot, which stays as it is."""
+        """Separate from the slot, which stays as it is."""
         self.slot.owner = NULL
         self.slot = NULL
         if self.previous != NULL:
@@ -168,13 +168,13 @@ cdef class Endpoint:
         return self.core
 
     cdef int ensure_usable(self) except -1:
-        """Refuse an open endpoint's use where its engine may not be used. One
-        that is closed says so itself."""
+        """Refuse the use of an open endpoint if its engine may not be used. A closed one
+        raises its own error."""
         return self.core.check() if self.slot != NULL else 0
 
     cdef int ensure_thread(self) except -1:
-        """Refuse an open endpoint's use in another thread than the run's. What lets go
-        asks no more: it is allowed in a forked child, too."""
+        """Refuse the use of an open endpoint in another thread than the run's. Letting go
+        checks no more than this, because it is allowed in a forked child, too."""
         return self.core.check_thread() if self.slot != NULL else 0
 
     def _ensure_usable(self):
@@ -205,10 +205,10 @@ cdef class Core:
     """The native half of an engine.
 
     Args:
-      reactors: how many; 0 means in-loop, one that Trio's own thread turns.
-      round_robin: hand connections out in turn, not to the least loaded.
-      make_conn: called without arguments, gives a new `Conn`.
-      clock: tells the time in seconds, where it is not the system's (in-loop only).
+      reactors: their number; 0 means in-loop, one that Trio's own thread turns.
+      round_robin: distribute connections in turn, not to the least loaded.
+      make_conn: called without arguments, returns a new `Conn`.
+      clock: returns the time in seconds, if it is not the system's (in-loop only).
     """
 
     def __cinit__(self, uint32_t reactors, bint round_robin, make_conn, clock=None):
@@ -226,7 +226,7 @@ cdef class Core:
         spin_policy_new(&self.spin_policy)
         stall_watch_new(&self.stall)
         self.thread = PyThread_get_thread_ident()
-        # Last: nobody would free it, if one of the others raised.
+        # Last: it would not be freed if one of the others raised.
         self.hub = hub_new(max(reactors, 1), reactors == 0, round_robin)
         if self.hub == NULL:
             raise OSError(errno, os.strerror(errno))
@@ -260,14 +260,14 @@ cdef class Core:
         return 0
 
     def mark_shared(self):
-        """A child is about to be forked: from now on it may hold our descriptors, too."""
+        """A child is about to be forked, which may hold our descriptors from now on."""
         if self.hub != NULL:
             wk_u32_store(&self.hub.shared, 1)
 
     def mark_forked(self):
-        """In a child process: refuse everything, touch nothing that is shared. That is
-        each descriptor: an epoll of the child's is the parent's, and so is the state of
-        an eventfd. The memory is the child's own.
+        """In a child process: refuse everything, and touch nothing that is shared. Every
+        descriptor is shared: an epoll of the child is also the parent's, and so is the state
+        of an eventfd. The memory is the child's own.
 
         Returns whether the Trio run goes on in the child: the thread that forked is
         its thread, the only one that the child has."""
@@ -303,10 +303,10 @@ cdef class Core:
         cdef Reactor *reactor
         self.require_hub()
         reactor = self.hub.reactors[index]
-        # Where both threads share a core, every packet would otherwise preempt
+        # If both threads share a core, every packet would otherwise preempt
         # Trio for the sake of one completion. A batch thread waits its turn, and
         # finds more to do when it comes; with a core to itself nothing changes.
-        # (Pinned to one core, 100 connections: 0.7 of the CPU for each message.)
+        # (Pinned to one core, 100 connections: 0.7 of the CPU per message.)
         try:
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         except (OSError, MemoryError):
@@ -328,13 +328,13 @@ cdef class Core:
 
     def fileno(self):
         """What Trio waits on: the reactor's epoll itself when in-loop, else an
-        eventfd that reactors ring."""
+        eventfd that reactors write."""
         self.require_hub()
         return self.hub.reactors[0].epfd if self.hub.in_loop else self.hub.wakefd
 
     cdef void before_wait(self, double timeout) noexcept:
-        """Trio is about to sleep for so many seconds. The argument for the flag stands at
-        hub_wake. In-loop, too, there may be somebody to wake it: in guest mode the host
+        """Trio is about to sleep for `timeout` seconds. hub_wake has the argument for the
+        flag. In-loop, too, something may have to wake it: in guest mode the host
         runs while Trio waits; and a finalizer may run between here and the wait."""
         cdef uint64_t until
         cdef bint found
@@ -345,7 +345,7 @@ cdef class Core:
             until = monotonic_ns() + <uint64_t>(min(timeout * 1e9, <double>SPIN_NS))
             with nogil:
                 found = spin_until(self.hub, until)
-            # Where others want the GIL, giving it up costs more than is gained.
+            # If other threads want the GIL, giving it up costs more than is gained.
             spin_policy_note(&self.spin_policy, found and monotonic_ns() < until + GIL_NS)
         wk_u32_store(&self.hub.asleep, 1)
         wk_fence()
@@ -354,8 +354,8 @@ cdef class Core:
 
     cdef bint catches_up(self) noexcept:
         """After a drain: if a deadline of Trio's has passed, and something may have
-        arrived before it that was not looked at, look. Whether there may be more to
-        drain. The argument stands in stall.pyx."""
+        arrived before it that was not looked at, look. Returns whether there may be more to
+        drain. stall.pyx has the argument."""
         if self.hub == NULL or self.forked:
             return False
         if not stall_is_behind(&self.stall, self.hub):
@@ -371,11 +371,11 @@ cdef class Core:
         return True
 
     cdef bint puts_off(self, Undone waiter) noexcept:
-        """A wait is to be aborted. Whether its task is woken by the next drain instead,
-        behind a look at what has arrived: a deadline of Trio's has passed, and the hook
-        before was too long ago to say that nothing had arrived by then. No task runs
-        while Trio expires deadlines; who cancels from a task is obeyed at once, and so
-        the task that waits again is cancelled."""
+        """Trio is about to abort a wait. Returns whether the next drain wakes its task
+        instead, after a look at what has arrived: if a deadline of Trio's has passed, and the
+        last hook was too long ago to say that nothing had arrived by then. No task runs
+        while Trio expires deadlines; a cancellation from a task takes effect at once, and so
+        does that of a task that waits again."""
         if self.hub == NULL or self.forked or not stall_begins(&self.stall, self.hub):
             return False
         if in_trio_task():
@@ -385,8 +385,8 @@ cdef class Core:
         return True
 
     def still(self):
-        """Read the eventfd that woke Trio, so that it may ring again. Raises what is to
-        end the run."""
+        """Read the eventfd that woke Trio, so that it can wake Trio again. Raises the exception
+        that must end the run, if there is one."""
         self.require_hub()
         if not self.hub.in_loop and not self.forked:
             eventfd_clear(self.hub.wakefd)
@@ -394,13 +394,13 @@ cdef class Core:
             raise self.failure
 
     def wait_with(self, scope):
-        """Keep this cancel scope's deadline where the next timeout is, in virtual
+        """Keep this cancel scope's deadline at the next timeout, in virtual
         time: the system's timer cannot, and a clock that jumps asks Trio how far."""
         self.alarm = scope
         self.show_alarm()
 
     def unfinished(self):
-        """Whether the in-loop reactor wants another turn without waiting."""
+        """Whether the in-loop reactor needs another turn without waiting."""
         self.require_hub()
         return self.hub.in_loop and not list_empty(&self.hub.reactors[0].ready)
 
@@ -432,14 +432,13 @@ cdef class Core:
     # --- without memory ----------------------------------------------------
 
     cdef void wake(self) noexcept:
-        """Wake Trio, if it sleeps: for what a finalizer has to tell, or the host of
-        guest mode."""
+        """Wake Trio, if it sleeps: for a finalizer, or the host of guest mode."""
         if self.hub != NULL and not self.forked:
             hub_wake(self.hub)
 
     cdef bint wake_task(self, Undone waiter, Operation operation) noexcept:
         """Wake a parked task. False if there is no memory for that: then the waiter
-        puts the operation back, and will be told to `retry`."""
+        puts the operation back, and its `retry` will be called."""
         cdef Wake outcome = UNDONE
         cdef int tries = MAX_TRIES if self.closed else 1       # no drain will come
         while outcome == UNDONE and tries > 0:
@@ -454,7 +453,7 @@ cdef class Core:
         return False
 
     cdef void again(self, Undone what) noexcept:
-        """Have the next drain try again what could not be done, and Trio not sleep
+        """Let the next drain retry what could not be done, and keep Trio from sleeping
         before. Takes no memory."""
         if not what.is_undone:
             what.is_undone = True
@@ -474,17 +473,16 @@ cdef class Core:
             what = following
 
     cdef void fail_run(self, object failure) noexcept:
-        """Somebody who waits could not be told, and will not be: have the pump end the
-        run with an internal error, as Trio's own loop does where it runs out of
-        memory. Better than a task that waits for ever."""
+        """A waiting task could not be woken, and will not be: let the pump end the
+        run with an internal error, as Trio's own loop does if it runs out of
+        memory. That is better than a task that waits forever."""
         if self.failure is None:
             self.failure = failure
         if self.hub != NULL and not self.forked:
             eventfd_signal(self.hub.wakefd)
 
     cdef void let_go_blind(self, Slot *slot) noexcept:
-        """Close a connection of event mode that there is no memory to make an object
-        for."""
+        """Close a connection of event mode for whose object there is no memory."""
         (<Server>slot.server).lost(slot)
         self.unclaim(slot)
         self.post(slot, DROP)
@@ -493,8 +491,8 @@ cdef class Core:
 
     cdef void post(self, Slot *slot, uint32_t bits) noexcept:
         """Send a command down. In-loop it is carried out here and now: this is
-        the reactor's thread, and no turn is under way. In a forked child nothing is
-        asked for: the reactor and the descriptor are the parent's."""
+        the reactor's thread, and no turn is in progress. In a forked child nothing is
+        posted: the reactor and the descriptor are the parent's."""
         cdef Reactor *reactor = <Reactor *>slot.reactor
         if self.forked:
             return
@@ -511,7 +509,7 @@ cdef class Core:
             eventfd_signal(reactor.wakefd)   # or Trio might sleep on it
 
     cdef void requeue(self, Slot *slot, uint32_t bits) noexcept:
-        """Have the next drain, not the one under way, find a completion."""
+        """Let the next drain, not the current one, find a completion."""
         if self.forked:
             return
         if notification_mark(&slot.completion, bits):
@@ -521,7 +519,7 @@ cdef class Core:
     cdef Slot *next_claimed(self, uint32_t *cursor) noexcept:
         """The next connection that the Trio side holds, moving the cursor (0 at
         first); NULL at the end. Other threads may take and return slots meanwhile:
-        what is looked at is the Trio side's alone to write."""
+        only the Trio side writes the fields that are looked at."""
         cdef Slot *slot
         if self.closed:
             return NULL
@@ -531,13 +529,13 @@ cdef class Core:
         return slot
 
     cdef void let_go_unseen(self, Slot *slot) noexcept:
-        """Close a connection that nobody accepted."""
+        """Close a connection that was not accepted."""
         take_entry(self.headers, slot)
         self.post(slot, DROP)
 
     cdef bint _wants_turn(self) noexcept:
         """Whether a command that was carried out in-loop left something to do:
-        completions, bytes to read on, a descriptor that a port may have."""
+        completions, bytes to read, a descriptor that a port may use."""
         cdef Reactor *reactor = self.hub.reactors[0]
         return (
             mailbox_waiting(&self.hub.completions)
@@ -546,16 +544,16 @@ cdef class Core:
         )
 
     cdef uint64_t now(self) noexcept:
-        """The time that everything in this engine is measured in (ns)."""
+        """The time on this engine's clock (ns)."""
         if self.clock is None:
             return monotonic_ns()
         return <uint64_t>(<double>self.clock() * 1e9)
 
     cdef void show_alarm(self) noexcept:
         """Under a clock of Trio's that may jump: show it the next timeout, as the
-        deadline that the pump waits with. A microsecond late: a clock that went by
-        seconds in floating point must not stand before the nanosecond that is meant,
-        where nothing is due and no time would pass any more."""
+        deadline with which the pump waits. It is a microsecond late: a clock that counts
+        seconds in floating point must not stop just before the nanosecond of the timeout,
+        where nothing is due and no more time would pass."""
         cdef uint64_t at
         if self.clock is None or self.alarm is None:
             return
@@ -565,7 +563,7 @@ cdef class Core:
             self.alarm.deadline = deadline
 
     cdef void claim(self, Slot *slot) noexcept:
-        """Make a slot the Trio side's: what it writes there is as new."""
+        """Claim a slot for the Trio side: reset the fields that it writes."""
         slot.owner = NULL
         slot.server = NULL
         slot.context = NULL
@@ -585,8 +583,8 @@ cdef class Core:
                 self.start_timeout(slot)
 
     cdef void start_timeout(self, Slot *slot) noexcept:
-        """Let a connection's idle timeout count from here. If it came due before,
-        while the connection waited for somebody to accept it, nobody was told."""
+        """Let a connection's idle timeout count from now. If it came due before,
+        while the connection waited to be accepted, that was dropped."""
         slot.timeout_since = self.now()
         if wk_u32_load(&slot.idle) == 0:
             self.watch_idle(slot, slot.limits.idle, slot.timeout_since)
@@ -601,7 +599,7 @@ cdef class Core:
 
     cdef Endpoint owner_of(self, Slot *slot):
         """The object that a slot belongs to, or None. An object that another thread
-        is freeing, whose finalizers let this one run, is not there any more: a
+        is freeing, whose finalizers let this thread run, counts as gone: a
         reference to it would come too late."""
         if slot.owner == NULL:
             return None
@@ -611,8 +609,7 @@ cdef class Core:
         return <Endpoint>slot.owner
 
     cdef Endpoint conn_of(self, Slot *slot):
-        """The object that a connection is to the application, made where there is
-        none yet: now it is asked for."""
+        """The application's object of a connection; it is made on first access."""
         cdef Endpoint conn = self.owner_of(slot)
         if conn is None:
             conn = self.make_conn()
@@ -620,20 +617,20 @@ cdef class Core:
         return conn
 
     cdef void start(self, Slot *slot) noexcept:
-        """Have a slot's descriptor watched."""
+        """Let the reactor watch a slot's descriptor."""
         if slot.kind == CONNECTION:
             wk_u32_add(&(<Reactor *>slot.reactor).connections, 1)
         self.post(slot, ADD)
 
     cdef void watch_idle(self, Slot *slot, uint32_t rule, uint64_t since) noexcept:
-        """Have the reactor look at a connection by another idle rule, counted from
+        """Give the reactor another idle rule for a connection, counted from
         `since` (ns) if nothing moves."""
         wk_u64_store_relaxed(&slot.idle_since, since)
         wk_u32_store_relaxed(&slot.idle, rule)
         self.post(slot, WATCH)
 
     cdef Slot *new_slot(self, int fd, int family, Limits limits) except NULL:
-        """A slot for a descriptor the caller owns, with the least loaded reactor."""
+        """A slot for a descriptor that the caller owns, on the least loaded reactor."""
         cdef Slot *slot = slot_map_take(self.hub.slot_map)
         if slot == NULL:
             raise MemoryError
@@ -647,7 +644,7 @@ cdef class Core:
     # --- the end -----------------------------------------------------------
 
     def let_go_of_all(self):
-        """Close every connection and listener; whoever waits on one is told."""
+        """Close every connection and listener, and wake the tasks that wait on them."""
         cdef Endpoint endpoint
         cdef uint32_t cursor = 0
         cdef Slot *slot = self.next_claimed(&cursor)
@@ -667,7 +664,7 @@ cdef class Core:
                 endpoint.engine_closed()
 
     def close(self):
-        """Close what is left. After `stop`: when no reactor thread runs any more, this
+        """Close what is left, after `stop`: no reactor thread runs any more, so this
         thread may do every reactor's work."""
         cdef uint32_t i
         cdef uint32_t cursor = 0
@@ -694,7 +691,7 @@ cdef class Core:
         for i in range(self.hub.count):
             publish(self.hub.reactors[i])
         self.drain()
-        for i in range(<uint32_t>MAX_TRIES):   # nobody will try again
+        for i in range(<uint32_t>MAX_TRIES):   # there will be no other drain
             if self.undone is None:
                 break
             self.try_undone()
@@ -720,8 +717,8 @@ cdef class Core:
     # --- statistics --------------------------------------------------------
 
     def shortage(self):
-        """(connections that epoll cannot take for now, how often that began, the errno
-        of the last time)"""
+        """(connections that epoll cannot watch for now, the number of such shortages, the
+        errno of the last one)"""
         self.check()
         return (
             wk_u32_load(&self.hub.unwatched),
@@ -764,7 +761,7 @@ cdef class Core:
 
 
 cdef void woke(Core core, bint rung) noexcept:
-    """What goes before each drain: the sends that the last turn's tasks deferred; and
+    """What comes before each drain: do the sends that the last turn's tasks deferred; and
     in-loop, turn the reactor if its epoll was ready, or may be, or something is unfinished."""
     wk_u32_store(&core.hub.asleep, 0)
     core.send_batch.woken = 0
@@ -784,8 +781,8 @@ cdef void _turn_in_loop(Core core) noexcept:
     core.hub.virtual_now = core.now()
     with nogil:
         reactor_turn(reactor, 0)
-        # The pump may be parked, under a virtual clock, or gone, at a run's end;
-        # and the edges of what is left to read have been taken.
+        # The pump may be parked, under a virtual clock, or gone, at a run's end; and the
+        # edges of what is left to read were consumed. So signal that there is more.
         if not list_empty(&reactor.ready):
             eventfd_signal(reactor.wakefd)
     stall_turned(&core.stall, core.hub, reactor.full)
@@ -793,12 +790,12 @@ cdef void _turn_in_loop(Core core) noexcept:
 
 
 cdef void deliver(Core core, Notification *notification) noexcept:
-    """Hand a slot's completions to whom they are for."""
+    """Hand a slot's completions to its server or its endpoint."""
     cdef Slot *slot = slot_of_completion(notification)
     cdef uint32_t bits = notification_take(notification)
     cdef Endpoint endpoint
     if core.forked:
-        return      # a callback before this one has forked: here all ends
+        return      # a callback before this one has forked: the child does nothing more
     spin_policy_hear(&core.spin_policy, slot)
     if slot == core.hub.beacon:
         core.heed_beacon(bits)

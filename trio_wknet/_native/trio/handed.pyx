@@ -1,8 +1,8 @@
-"""The open connections that a listener's `accept` gave out.
+"""The open connections that a listener's `accept` returned.
 
-Who serves them is not known here: a loop around `accept`, `trio.serve_listeners`, with or
-without TLS in between. What is known is when each of them is closed: it holds this from
-`accept` until then.
+What serves them is not known here: a loop around `accept`, or `trio.serve_listeners`, with or
+without TLS in between. But each connection holds this object from `accept` until it is
+closed, so the count is known.
 """
 
 

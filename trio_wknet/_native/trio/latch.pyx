@@ -1,8 +1,8 @@
 """Latch: a `trio.Event` whose `set` does not fail.
 
-Trio's own, if it runs out of memory in `set`, is set, and has woken some who wait, or
-nobody; to set it again does nothing. What ends here is told once, and whoever waits for
-an end must hear of it. So a task that cannot be woken is tried again (`Core.again`).
+If Trio's own runs out of memory in `set`, it is set, and has woken some of its waiters, or
+none; setting it again does nothing. But an end is reported here only once, and every task
+that waits for it must be woken. So a task that cannot be woken is tried again (`Core.again`).
 """
 cimport cython
 
@@ -42,7 +42,7 @@ cdef class Latch(Undone):
         self.waiters = []
 
     def set(self):
-        """Wake whoever waits, and will wait. Again does nothing."""
+        """Wake all tasks that wait, or will wait. Idempotent."""
         self.is_set = True
         self.retry()
 

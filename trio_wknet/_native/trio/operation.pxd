@@ -20,12 +20,12 @@ cdef enum:
 cdef enum Wake:
     WOKEN_UP
     UNDONE          # there was no memory: it still waits
-    HALF_DONE       # Trio has raised for another reason, which `failure` is
+    HALF_DONE       # Trio has raised for another reason, which is in `failure`
 
 
 cdef class Operation:
     cdef object task            # while parked
-    cdef object result          # what the await gives
+    cdef object result          # what the await returns
     cdef object failure         # or raises, after a last checkpoint
     cdef object inner           # Trio's own coroutine, when it is to raise Cancelled
     cdef int state
@@ -38,7 +38,7 @@ cdef class Operation:
     cdef void carry_out(self) noexcept
     # Called exactly once, however the operation ends.
     cdef void finish(self) noexcept
-    # What it gives cannot be handed to whoever awaits it, for lack of memory.
+    # Its result cannot be handed to the awaiting task, for lack of memory.
     cdef void lost(self) noexcept
 
     cdef object enter(self)

@@ -1,11 +1,11 @@
-"""Awaitables by hand. What they are stands in operation.pxd.
+"""Awaitables by hand. operation.pxd says what they are.
 
 The life of an operation:
 
     start     Arguments are checked; `enter` raises Cancelled where Trio would.
     complete  Done without waiting: one schedule point (a shielded checkpoint),
               then the result. Together with `enter` a full checkpoint.
-    parked    Waiting, like any task in wait_task_rescheduled. Whoever has news
+    parked    Waiting, like any task in wait_task_rescheduled. A completion
               calls `wake`; Trio's abort function ends the wait with Cancelled.
     yield     At a schedule point, and has yet to proceed.
     proceed   After either: complete, or park again (a wake may be spurious).
@@ -207,9 +207,9 @@ cdef class Operation:
         return trap
 
     cdef void _return(self) noexcept:
-        """Set StopIteration with the result. That may be bytes that were taken out of
+        """Set StopIteration with the result. The result may be bytes that were taken out of
         their stream already; so if there is no memory for the exception, which up to
-        Python 3.11 is not made here, `lost` is told."""
+        Python 3.11 is not made here, `lost` is called."""
         result = self.result
         if PyTuple_Check(result) or PyExceptionInstance_Check(result):
             result = (result,)      # or it would be the exception's arguments, or itself
@@ -229,13 +229,13 @@ cdef class Operation:
         self._end()
 
 
-# What signal handlers raise: Ctrl-C's, and those that end a program.
+# What signal handlers raise: that of Ctrl-C, and those that end a program.
 cdef tuple RAISED_BY_SIGNALS = (KeyboardInterrupt, SystemExit)
 
 
 cdef void _finalize(PyObject *operation) noexcept:
-    """Warn of an operation that nobody awaited. Not where a signal's handler raised
-    between the call and its await, and what was called is thrown away: a coroutine
+    """Warn of an operation that was never awaited. But not if a signal handler raised
+    between the call and its await, so that the operation is thrown away: a coroutine
     would have begun by then.
 
     Such an exception is set while the frame lets go of what it holds. Cython puts it

@@ -1,14 +1,14 @@
-# Looking on for a moment before sleeping. See spin.pyx for when and why.
+# Spinning for a moment before sleeping. See spin.pyx for when and why.
 from libc.stdint cimport uint32_t, uint64_t
 
 from ..reactor.hub cimport Hub
 
 cdef struct SpinPolicy:
-    void *latest            # who was heard last; compared, and never followed
-    void *before            # and before the last sleep
+    void *latest            # the slot heard last; compared, and never dereferenced
+    void *before            # the same before the last sleep
     uint32_t heard          # completions since then
-    uint32_t budget           # 0: looking on was in vain
-    uint32_t passed         # chances not taken, for want of luck
+    uint32_t budget         # 0: spinning was in vain
+    uint32_t passed         # chances not taken, for lack of a budget
 
 cdef void spin_policy_new(SpinPolicy *policy) noexcept nogil
 cdef bint spin_policy_wants(SpinPolicy *policy) noexcept nogil

@@ -1,19 +1,19 @@
-"""Looking on for a moment before sleeping, where one peer plays ping-pong.
+"""Spinning for a moment before sleeping, if a single peer plays ping-pong.
 
-Facts. A thread that sleeps in epoll costs its core's way into idling and out of it, and
-whoever wakes it an interrupt to another core; on a virtual machine these are the larger
-part of what a message costs, in time and even in CPU. A peer that always waits for an
-answer before it sends again is heard of within some 20 microseconds. Any other pattern
-cannot be foreseen: with many peers, to look on burns as much time as there is between
+Facts. A thread that sleeps in epoll costs its core the way into and out of the idle state,
+and costs the thread that wakes it an interrupt to another core; on a virtual machine these
+are the larger part of what a message costs, in time and even in CPU. A peer that always waits
+for an answer before it sends again answers within some 20 microseconds. No other pattern
+can be predicted: with many peers, spinning burns as much time as there is between
 messages, and gains nothing.
 
-Decision. Trio's thread looks on before it sleeps if all that it was told between its
-last two sleeps, each time, was of one and the same connection. It looks on for SPIN_NS at
-most, without the GIL. If that is in vain a few times it gives up, and tries only now and
+Decision. Trio's thread spins before it sleeps if, between each of its
+last two sleeps, there was a single completion, of the same connection. It spins for SPIN_NS
+at most, without the GIL. If that is in vain a few times, it stops, and tries only now and
 then (RETRY): the peer may be slow, or share this core and need it.
 
-Trade-off. Whatever else would wake Trio waits until then, too. And one peer can keep a
-core busy, where it would else have idled in between.
+Trade-off. Anything else that would wake Trio waits until then, too. And one peer can keep a
+core busy that would otherwise have been idle in between.
 
 (One connection, all cores free, 64 B: p50 47 us instead of 82 in-loop, 48 instead of 98
 with a reactor thread, and less CPU. With the same for all patterns an in-loop server
@@ -29,7 +29,7 @@ from ..reactor.mailbox cimport mailbox_waiting
 
 cdef enum:
     MAX_BUDGET = 8
-    RETRY = 256             # ping-pongs for each try without luck
+    RETRY = 256             # ping-pongs per try without a budget
 
 
 cdef void spin_policy_new(SpinPolicy *policy) noexcept nogil:
@@ -41,7 +41,7 @@ cdef void spin_policy_new(SpinPolicy *policy) noexcept nogil:
 
 
 cdef bint spin_policy_wants(SpinPolicy *policy) noexcept nogil:
-    """Before each sleep: whether it is worth while to look on."""
+    """Before each sleep: whether spinning is worthwhile."""
     cdef bint alone = policy.heard == 1 and policy.latest == policy.before
     policy.before = policy.latest
     policy.heard = 0
@@ -54,7 +54,7 @@ cdef bint spin_policy_wants(SpinPolicy *policy) noexcept nogil:
 
 
 cdef void spin_policy_note(SpinPolicy *policy, bint found) noexcept nogil:
-    """What came of looking on."""
+    """Note whether spinning found something."""
     if not found:
         policy.budget -= policy.budget > 0
     elif policy.budget < MAX_BUDGET:
@@ -62,12 +62,12 @@ cdef void spin_policy_note(SpinPolicy *policy, bint found) noexcept nogil:
 
 
 cdef bint spin_until(Hub *hub, uint64_t until) noexcept nogil:
-    """Wait for news without sleeping, until that time (ns); whether there is some."""
+    """Wait for news without sleeping, until `until` (ns). Returns whether there is some."""
     cdef pollfd one
     one.fd = hub.reactors[0].epfd
     one.events = POLLIN
     while monotonic_ns() < until:
-        # In-loop news is in the epoll; else reactors bring it from there.
+        # In-loop, news is in the epoll; otherwise reactors put it into the mailbox.
         if (poll(&one, 1, 0) != 0) if hub.in_loop else mailbox_waiting(&hub.completions):
             return True
     return False

@@ -4,15 +4,15 @@ from libc.stdint cimport uint32_t, uint64_t
 from ..reactor.hub cimport Hub
 
 cdef struct StallWatch:
-    uint64_t expected       # ns: when the hook is to be called next, at the latest
-    uint64_t called         # ns: when it was called last, or went on to look at more
+    uint64_t expected       # ns: when the hook should be called next, at the latest
+    uint64_t called         # ns: when it was called last, or continued with another look
     uint64_t begun          # ns: when it was called last
-    uint64_t owed           # ns: what had arrived by then is still to be looked at; 0: nothing
-    bint late               # it was called later than it was expected
-    bint was_busy           # Trio begins to sleep later than that
+    uint64_t owed           # ns: what had arrived by then must still be looked at; 0: nothing
+    bint late               # it was called later than expected
+    bint was_busy           # Trio began to sleep later than expected
     bint put_off            # deadlines have passed whose tasks wait for the next look
     # In-loop: what had arrived by `looked_at` has been looked at. `mark` and `ahead` are the
-    # same for a look that is under way: how many events may be ahead of what arrived later.
+    # same for a look in progress: how many events may be ahead of what arrived later.
     uint64_t looked_at
     uint64_t mark
     uint32_t ahead
