@@ -284,12 +284,20 @@ async def test_on_a_connection_that_never_was() -> None:
         await Conn.__new__(Conn).send_all(b"abc")
 
 
-async def test_a_second_sender_is_refused(deferring: Engine) -> None:
-    async with conn_and_peer(deferring) as (conn, _):
+async def test_a_send_nowait_goes_behind(deferring: Engine) -> None:
+    """It does not overtake, nor wait for the turn's end."""
+    async with pairs(deferring, 3) as crowd:
+        async with trio.open_nursery() as nursery:
 
-        def send() -> None:
-            with pytest.raises(trio.BusyResourceError):
-                conn.send_nowait(b"def")
+            async def send(conn: Conn) -> None:
+                def send_another() -> None:
+                    conn.send_nowait(b"def")
+                    assert conn.statistics().bytes_sent == 6
 
-        await watched(conn.send_all(b"abc"), send)
-        conn.send_nowait(b"def")
+                await watched(conn.send_all(b"abc"), send_another)
+
+            for conn, _ in crowd:
+                nursery.start_soon(send, conn)
+        for conn, peer in crowd:
+            assert await read(peer, 6) == b"abcdef"
+            assert conn.statistics().bytes_sent == 6

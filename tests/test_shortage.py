@@ -149,6 +149,29 @@ async def test_the_log_tells_of_a_shortage_once(
     assert {record.levelno for record in caplog.records} == {logging.WARNING}
 
 
+async def test_a_listener_closed_in_a_shortage_says_so(
+    engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    listener = await engine.listen(LOCAL)
+    clients = [socket.socket() for _ in range(3)]
+    with few_descriptors(1):
+        for client in clients:
+            client.connect(listener.address)
+        conn = await listener.accept()
+        await until(lambda: listener.statistics().starved)
+        await until(lambda: len(caplog.messages) == 1)
+        await listener.aclose()
+    await listener.aclose()
+    conn.abort()
+    for client in clients:
+        client.close()
+    began, ended = caplog.messages
+    assert "has stopped accepting" in began
+    assert repr(listener.address) in ended
+    assert "was closed, 0." in ended
+    assert ended.endswith(" s into the shortage")
+
+
 async def test_a_log_that_fails_stops_nothing(
     engine: Engine, unraisable: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

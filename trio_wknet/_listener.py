@@ -455,6 +455,9 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
             with borrowed(descriptor, self._family) as sock:
                 sock.setsockopt(level, option, value)
 
+    def _end_shortage(self) -> None:
+        self._shortages.close(self)
+
     def _heed_shortage(self) -> None:
         _, _, starved, _, shortages = self._counters()
         self._shortages.heed(self, starved > 0, shortages, self._shortage())

@@ -53,6 +53,13 @@ class ShortageLog:
         if not lacking and self._began is not None:
             self._end(what)
 
+    def close(self, what: object) -> None:
+        """`what` is closed: a line ends the shortage that it was in, if a line began it."""
+        if self._began is None:
+            return
+        seconds, self._began = self._clock() - self._began, None
+        logger.warning("%r was closed, %.1f s into the shortage", what, seconds)
+
     def _begin(self, what: object, begun: int, error: int) -> None:
         now = self._clock()
         if self._last_line is not None and now - self._last_line < QUIET:

@@ -8,6 +8,7 @@ kernel's state is the kernel's: real sockets, real eventfds.
 """
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free
+from libc.string cimport memset
 
 from trio_wknet._native.base.atomics cimport (
     wk_u32_add, wk_u32_load, wk_u32_store, wk_u64_load, wk_u64_load_relaxed,
@@ -16,15 +17,19 @@ from trio_wknet._native.reactor.slot cimport FLUSHED, READABLE, WATCH, WRITABLE,
 from trio_wknet._native.trio.core cimport Core, deliver, woke
 from trio_wknet._native.trio.idle_scopes cimport IdleWatch
 from trio_wknet._native.reactor.lists cimport list_empty
-from trio_wknet._native.base.linux cimport MSG_DONTWAIT, MSG_NOSIGNAL, POLLIN, poll, pollfd, recv, send
+from trio_wknet._native.base.linux cimport (
+    MSG_DONTWAIT, MSG_NOSIGNAL, POLLIN, iovec, poll, pollfd, recv, send,
+)
 from trio_wknet._native.trio.listen cimport NativeListener
 from trio_wknet._native.reactor.mailbox cimport Notification, mailbox_take, mailbox_waiting
 from trio_wknet._native.reactor.pool cimport Block, Pool, pool_drop, pool_take, pool_trim
-from trio_wknet._native.reactor.hub cimport Hub, Reactor, notify
+from trio_wknet._native.reactor.hub cimport Hub, Job, Reactor, notify
 from trio_wknet._native.reactor.reactor cimport publish, reactor_turn
 from trio_wknet._native.trio.receive cimport ENOUGH
 from trio_wknet._native.reactor.ring cimport ring_len
-from trio_wknet._native.reactor.wake cimport reactor_post, eventfd_clear
+from trio_wknet._native.reactor.send cimport ACCEPTED, send_message
+from trio_wknet._native.reactor.wake cimport reactor_give, reactor_post, eventfd_clear
+from trio_wknet._native.trio.send cimport Sending
 
 import socket
 
@@ -125,6 +130,39 @@ cdef void peer_reads(void *argument) noexcept nogil:
         n = recv(reader.fd, data, sizeof(data), MSG_DONTWAIT)
         if n > 0:
             reader.wanted -= <uint32_t>n
+
+
+cdef struct Listener:
+    int fd
+    uint32_t skipped        # bytes, before the first message
+    uint32_t expected
+    uint32_t n
+    char data[8192]
+
+
+cdef int peer_hears(void *argument) noexcept nogil:
+    return _is_ready((<Listener *>argument).fd)
+
+
+cdef int peer_heard_all(void *argument) noexcept nogil:
+    cdef Listener *listener = <Listener *>argument
+    return listener.n == listener.expected
+
+
+cdef void peer_listens(void *argument) noexcept nogil:
+    """As peer_reads, and keeps it."""
+    cdef Listener *listener = <Listener *>argument
+    cdef char nothing[4096]
+    cdef ssize_t n
+    while listener.n < listener.expected:
+        il_wait(peer_hears, listener)
+        if listener.skipped:
+            n = recv(listener.fd, nothing, min(listener.skipped, sizeof(nothing)), MSG_DONTWAIT)
+            listener.skipped -= <uint32_t>max(n, <ssize_t>0)
+        else:
+            n = recv(listener.fd, listener.data + listener.n, sizeof(listener.data) - listener.n,
+                     MSG_DONTWAIT)
+            listener.n += <uint32_t>max(n, <ssize_t>0)
 
 
 cdef struct Writer:
@@ -288,6 +326,13 @@ cdef class Scenario:
         while not self.conn.told & bits and not il_failed():
             self.sleep()
 
+    cdef carry_out(self, Sending operation):
+        """A task that awaits this."""
+        operation.take_turn()
+        while not operation.attempt() and not il_failed():
+            self.sleep_until(WRITABLE | FLUSHED)
+        operation.finish()
+
     cdef drain_peer(self):
         """How many bytes the peer finds, and takes out."""
         cdef uint32_t n = 0
@@ -373,8 +418,7 @@ cdef class Flush(Queue):
 
     cdef trio_side(self):
         self.conn.send_nowait(bytes(100))
-        while not self.conn.queue_empty(True) and not il_failed():
-            self.sleep_until(FLUSHED)
+        self.carry_out(self.conn.flush())
         il_wait(peer_has_all, &self.reader)
 
 
@@ -387,7 +431,7 @@ cdef class Push(Scenario):
         self.connect(Limits())
         self.reader.wanted = 3000
         while True:
-            n = self.conn.push(data, 1000)
+            n = self.conn.push(data, 1000, True)
             self.reader.wanted += <uint32_t>n
             if n < 1000:
                 break
@@ -401,10 +445,148 @@ cdef class Push(Scenario):
         cdef char data[3000]
         cdef Py_ssize_t left = 3000
         while left and not il_failed():
-            left -= self.conn.push(data, left)
+            left -= self.conn.push(data, left, True)
             if left:
                 self.sleep_until(WRITABLE)
         il_wait(peer_has_all, &self.reader)
+
+
+cdef enum:
+    SIZE = 400          # bytes of a message, all alike
+
+
+cdef struct Message:
+    Job job
+    Slot *slot
+    char data[SIZE]
+
+
+cdef void sends(Reactor *reactor, Job *job) noexcept nogil:
+    cdef Message *message = <Message *>job
+    cdef iovec span
+    span.iov_base = message.data
+    span.iov_len = SIZE
+    if send_message(reactor, message.slot, &span, 1, 1 << 30) != ACCEPTED:
+        il_fail(b"a reactor's message was refused")
+
+
+def _fault_in(heard, expected):
+    """What is wrong with what the peer heard; None if every message is whole, and each side's
+    are in order."""
+    letters = heard[::SIZE]
+    if heard != b"".join([bytes([letter]) * SIZE for letter in letters]):
+        return b"a message was torn"
+    if sorted(letters) != sorted(expected):
+        return b"a message was lost, or doubled"
+    for side in (b"RS", b"ABC"):
+        if [it for it in letters if it in side] != [it for it in expected if it in side]:
+            return b"a message was overtaken"
+    return None
+
+
+cdef class TwoSenders(Scenario):
+    """The reactor has two messages to send, while the Trio side sends one that goes at once,
+    and two that are corked up to the end of the turn."""
+    cdef Message messages[2]
+    cdef Listener listener
+
+    cdef set_up(self):
+        self.connect(Limits())
+        self.make_ready(self.fill(), 5)
+
+    cdef uint32_t fill(self):
+        """How many bytes the kernel holds already."""
+        return 0
+
+    cdef make_ready(self, uint32_t filled, int expected):
+        cdef int i
+        self.core.corks.open = True
+        self.listener.fd = self.peer.fileno()
+        self.listener.skipped = filled
+        self.listener.expected = expected * SIZE
+        self.listener.n = 0
+        for i in range(2):
+            self.messages[i].job.run = sends
+            self.messages[i].slot = self.conn.slot
+            memset(self.messages[i].data, b"RS"[i], SIZE)
+            reactor_give(self.hub.reactors[0], &self.messages[i].job)
+        self.add_reactors()
+        il_add(peer_listens, &self.listener)
+
+    cdef trio_side(self):
+        for letter in (b"A", b"B", b"C"):
+            self.conn.send_nowait(letter * SIZE)
+        self.core.end_turn()
+        self.hear_all()
+
+    cdef hear_all(self):
+        """See that every message is whole, and each side's in order."""
+        il_wait(peer_heard_all, &self.listener)
+        if il_failed():
+            return
+        fault = _fault_in(self.listener.data[:self.listener.n], self.expected())
+        if fault:
+            il_fail(fault)
+
+    cdef bytes expected(self):
+        return b"ABCRS"
+
+
+cdef class TwoSendersFull(TwoSenders):
+    """The same where the kernel takes a part of a message, and then no more until the peer has
+    read."""
+
+    cdef uint32_t fill(self):
+        cdef uint32_t filled = 0
+        cdef Py_ssize_t n
+        cdef char data[SIZE // 4]
+        memset(data, 0, sizeof(data))
+        while True:
+            n = self.conn.push(data, SIZE // 4, True)
+            filled += <uint32_t>n
+            if n < SIZE // 4:
+                break
+        wk_u32_store(&self.conn.slot.writable_wanted, 0)
+        return filled
+
+
+cdef class SendBetween(TwoSendersFull):
+    """A task sends, and has to wait for its turn, or for the kernel; another task's message
+    goes behind."""
+
+    cdef trio_side(self):
+        self.conn.send_nowait(b"A" * SIZE)
+        cdef Sending operation = self.conn.send_all(b"B" * SIZE)
+        operation.take_turn()
+        done = operation.attempt()
+        self.conn.send_nowait(b"C" * SIZE)
+        while not done and not il_failed():
+            self.sleep_until(WRITABLE | FLUSHED)
+            done = operation.attempt()
+        operation.finish()
+        self.core.end_turn()
+        self.hear_all()
+
+
+cdef class CancelledSend(TwoSendersFull):
+    """A task that waits for its turn is cancelled: about when the turn is handed over."""
+
+    cdef set_up(self):
+        self.connect(Limits())
+        self.make_ready(self.fill(), 4)
+
+    cdef trio_side(self):
+        self.conn.send_nowait(b"A" * SIZE)
+        cdef Sending operation = self.conn.send_all(b"B" * SIZE)
+        operation.take_turn()
+        operation.acquire()
+        operation.finish()
+        self.conn.send_nowait(b"C" * SIZE)
+        self.core.end_turn()
+        self.hear_all()
+
+    cdef bytes expected(self):
+        return b"ACRS"
 
 
 cdef class Receive(Scenario):
@@ -569,7 +751,8 @@ cdef class Blocks(Scenario):
 
 
 SCENARIOS = [
-    Sleep, Commands, Queue, Flush, Push, Receive, ReceiveAll, Release, CloseListener, Accept,
+    Sleep, Commands, Queue, Flush, Push, TwoSenders, TwoSendersFull, SendBetween, CancelledSend,
+    Receive, ReceiveAll, Release, CloseListener, Accept,
     Quiet, Blocks,
 ]
 

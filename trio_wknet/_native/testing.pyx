@@ -3,8 +3,11 @@ nothing else does."""
 cimport cython
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy
 
-from .base.atomics cimport wk_u32_load, wk_u64_exchange, wk_u64_load, wk_u64_load_relaxed
+from .base.atomics cimport wk_u32_load, wk_u64, wk_u64_add, wk_u64_exchange, wk_u64_load, wk_u64_load_relaxed
+from .base.linux cimport iovec
+from .reactor.hub cimport Job, Reactor
 from .reactor.mailbox cimport (
     Batch, Notification, Mailbox, batch_add, batch_send, notification_mark, notification_take,
     mailbox_push, mailbox_take, mailbox_waiting,
@@ -13,16 +16,18 @@ from .reactor.pool cimport (
     Block, Pool, pool_drop, pool_free, pool_new, pool_settled, pool_take, pool_trim,
     pool_trim_idle, pools_starve,
 )
+from .reactor.send cimport ACCEPTED, CLOSED, FULL, Sent, send_message
 from .reactor.slot cimport Slot
 from .reactor.slot_map cimport (
     SLABS, SlotMap, slot_map_each, slot_map_free, slot_map_get, slot_map_new, slot_map_return,
     slot_map_take,
 )
+from .reactor.wake cimport reactor_give
 from .reactor.wheel cimport (
     MAX_NODES, MAX_SLOTS, Wheel, WheelNode, wheel_add, wheel_free, wheel_linked, wheel_new,
     wheel_next, wheel_remove, wheel_take, wheel_turn,
 )
-from .trio.core cimport Core
+from .trio.core cimport Core, Endpoint
 from .trio.spin cimport (
     SpinPolicy, spin_policy_wants, spin_policy_hear, spin_policy_new, spin_policy_note,
 )
@@ -340,6 +345,95 @@ cdef class NodeWheel:
         """The index of a node that is due, or None."""
         cdef uint32_t index
         return index if wheel_take(self._wheel, &index) else None
+
+
+cdef struct SenderCounts:
+    wk_u64 given
+    wk_u64 accepted
+    wk_u64 refused
+    wk_u64 closed
+
+
+cdef struct SendJob:
+    Job job
+    SenderCounts *counts
+    uint64_t handle
+    uint32_t limit
+    uint32_t size
+    uint32_t first          # bytes in the first of two pieces
+    char data[1]
+
+
+cdef void _run_send(Reactor *reactor, Job *job) noexcept nogil:
+    cdef SendJob *it = <SendJob *>job
+    cdef Slot *slot = slot_map_get(reactor.hub.slot_map, it.handle)
+    cdef Sent outcome = CLOSED
+    cdef iovec spans[2]
+    spans[0].iov_base = it.data
+    spans[0].iov_len = it.first
+    spans[1].iov_base = it.data + it.first
+    spans[1].iov_len = it.size - it.first
+    if slot != NULL:
+        outcome = send_message(reactor, slot, spans, 2, it.limit)
+    if outcome == ACCEPTED:
+        wk_u64_add(&it.counts.accepted, 1)
+    elif outcome == FULL:
+        wk_u64_add(&it.counts.refused, 1)
+    else:
+        wk_u64_add(&it.counts.closed, 1)
+    free(it)
+
+
+cdef class ReactorSender:
+    """Has a connection's reactor send messages of its own on it, for tests.
+
+    Args:
+      conn: the connection, which stays usable as ever.
+    """
+    cdef SenderCounts *_counts
+    cdef Endpoint _conn
+    cdef uint64_t _handle
+    cdef Reactor *_reactor
+
+    def __cinit__(self, Endpoint conn not None):
+        self._counts = <SenderCounts *>calloc(1, sizeof(SenderCounts))
+        if self._counts == NULL:
+            raise MemoryError
+        self._conn = conn
+        self._handle = wk_u64_load(&conn.slot.handle)
+        self._reactor = <Reactor *>conn.slot.reactor
+
+    def send(self, bytes data not None, uint32_t limit=1 << 30):
+        """Give the reactor a message, of two bytes or more, to send in its next turn."""
+        cdef SendJob *it = <SendJob *>calloc(1, sizeof(SendJob) + len(data))
+        if it == NULL:
+            raise MemoryError
+        it.job.run = _run_send
+        it.counts = self._counts
+        it.handle = self._handle
+        it.limit = limit
+        it.size = <uint32_t>len(data)
+        it.first = it.size // 3
+        memcpy(it.data, <const char *>data, len(data))
+        wk_u64_add(&self._counts.given, 1)
+        reactor_give(self._reactor, &it.job)
+
+    def counts(self):
+        """How many were (accepted, refused because too much was unsent, refused because the
+        connection has ended), and how many are still to be looked at."""
+        accepted = wk_u64_load(&self._counts.accepted)
+        refused = wk_u64_load(&self._counts.refused)
+        closed = wk_u64_load(&self._counts.closed)
+        return accepted, refused, closed, (
+            wk_u64_load(&self._counts.given) - accepted - refused - closed
+        )
+
+    def __dealloc__(self):
+        if self._counts != NULL and wk_u64_load(&self._counts.given) == (
+            wk_u64_load(&self._counts.accepted) + wk_u64_load(&self._counts.refused)
+            + wk_u64_load(&self._counts.closed)
+        ):
+            free(self._counts)      # else a reactor has a job yet, in a test that failed
 
 
 cdef class SpinTrial:

@@ -1,9 +1,9 @@
-# What each name does, and the memory orders, stand in atomics.h.
+# atomics.h says what each function does, and with which memory order.
 from libc.stdint cimport uint32_t, uint64_t
 
 
 cdef extern from "base/atomics.h" nogil:
-    # Opaque on purpose: an atomic is touched through the functions below only.
+    # Opaque on purpose: an atomic is touched only through the functions below.
     ctypedef struct wk_u32:
         pass
     ctypedef struct wk_u64:

@@ -1,5 +1,5 @@
-# The Linux calls that Cython ships no declarations for: epoll, eventfd,
-# accept4, sendmsg, and the few of POSIX that go with them.
+# The Linux calls for which Cython ships no declarations: epoll, eventfd,
+# accept4, sendmsg, and the POSIX calls that go with them.
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 
@@ -192,7 +192,7 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_unlock(pthread_mutex_t *m)
 
 
-# What a mutex leaves of the 48 bytes that it has on aarch64 with glibc. It has 40 on
+# What a mutex leaves of 48 bytes, its size on aarch64 with glibc. It has 40 on
 # every other 64-bit Linux, and with musl.
 cdef extern from *:
     """

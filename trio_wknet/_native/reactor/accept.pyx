@@ -2,33 +2,34 @@
 
 Ports are watched level triggered: a batch that leaves connections in the
 kernel's queue is continued in the next turn. Two things stop a port for a
-while, by taking it out of epoll's interest:
+while, by clearing its events in epoll:
 
 * as many connections as `limits.accept_queue` allows wait for accept(): resumed
   by the Trio side once half of them are taken;
-* descriptors or memory run out (EMFILE and its kin): tried again when the reactor
+* descriptors or memory run out (EMFILE and similar errors): tried again when the reactor
   closes something, or by its timer. Nothing is dropped to make room, and no
   thread spins meanwhile (pitfall: libuv's spare descriptor, gnet stopping).
 
-epoll has a bound of its own (ENOSPC, see fs.epoll.max_user_watches; or ENOMEM). What it
-cannot take waits in the same way: a port accepts nobody, and a connection, accepted or
-adopted, gets no bytes yet. While a connection waits so, no port of the engine accepts:
+epoll has a limit of its own (ENOSPC, see fs.epoll.max_user_watches; or ENOMEM). What it
+cannot watch waits in the same way: a port does not accept, and a connection, accepted or
+adopted, gets no bytes yet. While a connection waits for epoll, no port of the engine accepts:
 otherwise they would pile up.
 
-What waits so is on its reactor's list `starved` (shortage.pyx).
+What waits is on its reactor's list `starved` (shortage.pyx).
 
 Accepted sockets inherit their options (TCP_NODELAY, buffer sizes, keepalive)
 from the listening socket, so an accept costs one accept4 and one epoll_ctl.
 
-Closing a listening socket resets the connections in its queue. So a port that is to
-close gracefully accepts first what is there (`accept_rest`). What comes between that
-and `close` would be lost. Alone, its clients would be refused a moment later anyway.
-But other sockets may listen on the port (reuse_port), and the kernel goes on to give
-this one its share. A filter on the socket, which drops SYNs, ends that: they come
-again after a second, when it is gone, and the others get them. For handshakes that
-have begun the reactor waits GRACE_MS, once in a port's life. Longer would cost more
-clients that second than it could save from a reset. A port that lacks descriptors for
-what is queued closes once it has them, or once the listener is closed for good.
+Closing a listening socket resets the connections in its queue. So a port that closes
+gracefully first accepts what is there (`_accept_rest`). What comes between that
+and `close` would be lost. If it is the only listener on its port, these clients would be
+refused a moment later anyway. But other sockets may listen on the port (reuse_port), and the
+kernel still gives this one its share. A filter on the socket, which drops SYNs, ends that:
+the clients retry after a second, when the socket is gone, and reach the others. For
+handshakes that have begun the reactor waits GRACE_MS, once in a port's life. A longer wait
+would cost more clients that second than it could save from a reset. A port without
+descriptors for what is queued closes once it has them, or once the listener is closed for
+good.
 """
 from libc.stdint cimport uint32_t, uint64_t
 
@@ -57,7 +58,7 @@ cdef extern from *:
     #include <linux/filter.h>
     #include <sys/socket.h>
 
-    /* The flags of TCP: SYN without ACK is dropped, all else let through. */
+    /* TCP's flags: SYN without ACK is dropped, everything else passes. */
     static struct sock_filter wk_no_syn[] = {
         BPF_STMT(BPF_LD | BPF_B | BPF_ABS, 13),
         BPF_STMT(BPF_ALU | BPF_AND | BPF_K, 0x12),
@@ -75,7 +76,7 @@ cdef extern from *:
 cdef enum:
     ACCEPT_BATCH = 64
     MAX_BACKLOG = 65535
-    GRACE_MS = 2                # what a handshake may take that began before a close
+    GRACE_MS = 2                # the time for handshakes that began before a close
 
 
 # --- watching -------------------------------------------------------------------------
@@ -92,8 +93,8 @@ cdef inline int _control(
 
 
 cdef void watch(Reactor *reactor, Slot *slot) noexcept nogil:
-    """Add a connection's descriptor to epoll, once in its life. What it cannot be added
-    for is the connection's error, unless it passes."""
+    """Add a connection's descriptor to epoll, once in its life. If epoll refuses it, that is
+    the connection's error, unless it is a shortage, which passes."""
     cdef int error = _control(
         reactor, slot, EPOLL_CTL_ADD, EPOLLIN | EPOLLPRI | EPOLLOUT | EPOLLRDHUP | EPOLLET
     )
@@ -102,7 +103,7 @@ cdef void watch(Reactor *reactor, Slot *slot) noexcept nogil:
         wait_for_resources(reactor, slot, error)
         return
     end_shortage(reactor, slot)
-    if slot.state != NEW:       # closing, and has a time for that
+    if slot.state != NEW:       # closing, with a deadline of its own
         timeout_set(reactor, slot)
         on_closing_event(reactor, slot)
         return
@@ -112,12 +113,12 @@ cdef void watch(Reactor *reactor, Slot *slot) noexcept nogil:
     if error:
         end_of_input(reactor, slot, error)
     elif waited:
-        flush(reactor, slot)    # nobody heeded FLUSH meanwhile
+        flush(reactor, slot)    # FLUSH was ignored meanwhile
 
 
 cdef void _arm(Reactor *reactor, Slot *port) noexcept nogil:
-    """Have epoll tell of a port's connections. What it cannot do so for is told to
-    whoever accepts, unless it passes."""
+    """Let epoll report a port's connections. If epoll refuses, `accept` raises that, unless
+    it is a shortage, which passes."""
     cdef int error = _control(
         reactor, port, EPOLL_CTL_ADD if port.state == NEW else EPOLL_CTL_MOD, EPOLLIN
     )
@@ -131,7 +132,7 @@ cdef void _arm(Reactor *reactor, Slot *port) noexcept nogil:
 
 
 cdef inline void _disarm(Reactor *reactor, Slot *port) noexcept nogil:
-    """Have it tell no longer. Where this fails there is nothing that could tell."""
+    """Stop the reports. If this fails, epoll does not watch the port anyway."""
     if port.state == OPEN:
         _control(reactor, port, EPOLL_CTL_MOD, 0)
 
@@ -147,7 +148,7 @@ cdef void rearm(Reactor *reactor, Slot *port) noexcept nogil:
     if full:
         end_shortage(reactor, port)
     elif port.disarmed and port.state == OPEN:
-        on_acceptable(reactor, port)        # tells whether there are descriptors again
+        on_acceptable(reactor, port)        # shows whether there are descriptors again
     else:
         _arm(reactor, port)
 
@@ -156,7 +157,7 @@ cdef void rearm(Reactor *reactor, Slot *port) noexcept nogil:
 
 
 cdef void retry(Reactor *reactor, Slot *slot) noexcept nogil:
-    """Something may be there that it waits for."""
+    """What the slot waits for may be available now."""
     if slot.kind != PORT:
         watch(reactor, slot)
     elif slot.leaving:
@@ -175,7 +176,7 @@ cdef void _starve(Reactor *reactor, Slot *port, int error) noexcept nogil:
 
 
 cdef Reactor *_choose(Reactor *accepting) noexcept nogil:
-    """Who is to own the next connection. With a port for each reactor
+    """The reactor that gets the next connection. With a port for each reactor
     (reuse_port) the kernel has chosen already."""
     cdef Hub *hub = accepting.hub
     if hub.round_robin:
@@ -185,8 +186,8 @@ cdef Reactor *_choose(Reactor *accepting) noexcept nogil:
 
 
 cdef bint _is_fatal(int error) noexcept nogil:
-    """Errors of the listening socket itself. All others that accept(2) may give
-    belong to a connection that died in the queue, and are passed over (the list
+    """Whether an error is the listening socket's own. All others that accept(2) may return
+    belong to a connection that died in the queue, and are ignored (the list
     and the argument: trio, _highlevel_socket.py)."""
     return error == EBADF or error == EINVAL or error == ENOTSOCK or error == EOPNOTSUPP
 
@@ -228,8 +229,8 @@ cdef void close_port(Reactor *reactor, Slot *port) noexcept nogil:
 
 
 cdef int _accept_rest(Reactor *reactor, Slot *port) noexcept nogil:
-    """Before a port closes gracefully: take in what the kernel has queued, which
-    closing would reset (granian #567, pingora #427). The errno that kept it from that,
+    """Before a port closes gracefully: accept what the kernel has queued, which
+    closing would reset (granian #567, pingora #427). Returns the errno that prevented that,
     or EAGAIN."""
     cdef pollfd late
     cdef uint64_t until
@@ -249,8 +250,8 @@ cdef int _accept_rest(Reactor *reactor, Slot *port) noexcept nogil:
 
 
 cdef int _accept_queued(Reactor *reactor, Slot *port) noexcept nogil:
-    """As many as the kernel's queue can hold, whatever the listener's own bound. EAGAIN
-    if none is left in it, or the errno that stands in the way."""
+    """Accept as many as the kernel's queue can hold, ignoring the listener's own limit.
+    Returns EAGAIN if none is left in it, or the errno that prevented that."""
     cdef int i, error
     cdef bint full = False
     for i in range(MAX_BACKLOG):
@@ -323,12 +324,12 @@ cdef bint _enqueue(Reactor *reactor, Slot *port, Slot *slot) noexcept nogil:
 
 
 cdef void _fail(Reactor *reactor, Slot *port, int error) noexcept nogil:
-    """The listening socket itself is broken: whoever accepts is told."""
+    """The listening socket itself is broken: `accept` raises that."""
     cdef Slot *listener = port.listener
     cdef uint32_t bits
     cdef epoll_event unused
     end_shortage(reactor, port)
-    # EPOLLHUP cannot be disarmed, and would be told in every turn.
+    # EPOLLHUP cannot be disarmed, and would be reported in every turn.
     epoll_ctl(reactor.epfd, EPOLL_CTL_DEL, port.fd, &unused)
     pthread_mutex_lock(&listener.lock)
     listener.error = error

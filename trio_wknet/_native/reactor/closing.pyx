@@ -3,8 +3,8 @@
 Closing a socket that holds unread input makes Linux send a reset, which
 destroys what the peer has not yet read. So a graceful close flushes the
 outbound ring, sends FIN, and then lingers: it reads and discards until the peer
-ends too, bounded in bytes and in time (RFC 1122, 4.2.2.13; nginx calls it
-lingering_close). The time is a tenth once the peer's system has acknowledged everything.
+finishes too, bounded in bytes and in time (RFC 1122, 4.2.2.13; nginx calls it
+lingering_close). The time is a tenth once the peer's kernel has acknowledged everything.
 """
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
@@ -29,7 +29,7 @@ from .timeouts cimport timeout_clear, timeout_set
 from .transfer cimport flush
 
 cdef enum:
-    DISCARD_BUDGET = 4 * RECEIVE_BUFFER     # bytes for each connection and turn
+    DISCARD_BUDGET = 4 * RECEIVE_BUFFER     # bytes per connection and turn
     LINGER_LOOKS = 20       # within the time that lingering may take
     HANDLER_BYTES = 2560        # of an idle connection's task, as in docs/scale.md
 
@@ -80,10 +80,11 @@ cdef void _look_later(Reactor *reactor, Slot *slot) noexcept nogil:
 
 cdef void on_closing_timeout(Reactor *reactor, Slot *slot) noexcept nogil:
     """Look at a closing connection: now and then while it lingers, and when its time is
-    up. A peer that goes on sending, and never ends, must not hold it for all of that
-    time. Once the peer's system has all we sent, and FIN, no reset can destroy it on its
-    way; but one would tell the application of an error before it has read. So it is given
-    the time from one look to another, after the one that found everything there."""
+    up. A peer that goes on sending, and never finishes, must not hold it for all of that
+    time. Once the peer's kernel has everything that we sent, and FIN, no reset can destroy it
+    in flight; but a reset would report an error to the application before it has read. So the
+    application gets the time from one look to the next, after the look that found everything
+    acknowledged."""
     on_closing_event(reactor, slot)
     if slot.state != LINGERING:
         return
@@ -97,14 +98,14 @@ cdef void on_closing_timeout(Reactor *reactor, Slot *slot) noexcept nogil:
 cdef bint _is_acknowledged(Slot *slot) noexcept nogil:
     cdef int unacknowledged = 0
     if slot.family == AF_UNIX:
-        return True             # what was sent is with the peer at once
+        return True             # what was sent is in the peer's socket at once
     # FIN counts, too.
     return ioctl(slot.fd, SIOCOUTQ, &unacknowledged) != 0 or unacknowledged == 0
 
 
 cdef void _discard_input(Reactor *reactor, Slot *slot) noexcept nogil:
-    """Read and forget. The Trio side has let go: `ended` and `error` are the
-    reactor's own now."""
+    """Read and discard. The Trio side has let go, so `ended` and `error` belong to the
+    reactor alone now."""
     cdef ssize_t n
     cdef ssize_t budget = DISCARD_BUDGET
     while budget > 0 and not slot.ended and slot.error == 0:
@@ -134,7 +135,7 @@ cdef void reset(Reactor *reactor, Slot *slot) noexcept nogil:
     cdef sockaddr nowhere
     setsockopt(slot.fd, SOL_SOCKET, SO_LINGER, &option, sizeof(option))
     if wk_u32_load(&reactor.hub.shared):
-        # Disconnects TCP, with RST, whoever else holds the socket.
+        # Disconnects TCP, with RST, even if another process holds the socket.
         memset(&nowhere, 0, sizeof(nowhere))
         nowhere.sa_family = AF_UNSPEC
         connect(slot.fd, &nowhere, sizeof(nowhere))
@@ -143,8 +144,8 @@ cdef void reset(Reactor *reactor, Slot *slot) noexcept nogil:
 
 cdef void close_now(Reactor *reactor, Slot *slot) noexcept nogil:
     """Unlink, EPOLL_CTL_DEL, close, in this order, so that no event of this
-    descriptor can be taken for one of its number's next owner (a duplicate in
-    another process keeps a closed descriptor registered otherwise)."""
+    descriptor can be taken for one of the next owner of its number (otherwise a duplicate in
+    another process keeps a closed descriptor registered)."""
     cdef epoll_event unused
     end_shortage(reactor, slot)
     list_remove(&slot.ready)
@@ -156,8 +157,8 @@ cdef void close_now(Reactor *reactor, Slot *slot) noexcept nogil:
     if slot.fd >= 0:        # else detached, and taken
         if slot.state != FORGOTTEN:
             epoll_ctl(reactor.epfd, EPOLL_CTL_DEL, slot.fd, &unused)
-            # Where a forked child holds the descriptor, too, closing ends nothing. A
-            # listening socket may be meant for others: they go on with it.
+            # If a forked child holds the descriptor, too, closing ends nothing. A
+            # listening socket may be meant for others, which go on using it.
             if slot.kind == CONNECTION and wk_u32_load(&reactor.hub.shared):
                 shutdown(slot.fd, SHUT_RDWR)
         close(slot.fd)
@@ -165,7 +166,7 @@ cdef void close_now(Reactor *reactor, Slot *slot) noexcept nogil:
     slot.fd = -1
     slot.state = GONE
     if slot.kind == CONNECTION:
-        # Its task ends about now too, if it has one: see trim.pyx.
+        # Its task, if it has one, ends about now, too: see trim.pyx.
         pool_note_released(reactor.pool, HANDLER_BYTES)
         _count_down(reactor)
     elif slot.kind == PORT:
@@ -175,11 +176,11 @@ cdef void close_now(Reactor *reactor, Slot *slot) noexcept nogil:
 
 
 cdef void _leave_queue(Reactor *reactor, Slot *listener) noexcept nogil:
-    """A port adds nothing more. Behind the last one the queue is complete, which
-    whoever accepts is told. The port still holds its reference: other reactors may
-    let go of theirs at any time, and this one must not be the slot's last."""
+    """A port adds nothing more. After the last one the queue is complete, which wakes
+    `accept`. The port still holds its reference here: other reactors may
+    drop theirs at any time, and the slot must not be released before this is done."""
     cdef uint32_t bits
-    if wk_u32_sub(&listener.ports, 1) > 1:
+    if wk_u32_sub(&listener.mail.listener.ports, 1) > 1:
         return
     pthread_mutex_lock(&listener.lock)
     listener.ended = True
@@ -189,17 +190,18 @@ cdef void _leave_queue(Reactor *reactor, Slot *listener) noexcept nogil:
 
 
 cdef void leave_listener(Reactor *reactor, Slot *listener) noexcept nogil:
-    """Let go of a reference to a listener: a port's, or the Trio side's. Others may
-    release the slot from here on, so nothing of it may be touched afterwards. What the
-    others did to it before is seen by the one who releases it: each step of the count
+    """Drop a reference to a listener: a port's, or the Trio side's. Others may
+    release the slot from here on, so nothing of it may be touched afterwards. The one that
+    releases it sees what the others did to it before, because each step of the count
     acquires and releases."""
-    if wk_u32_sub(&listener.users, 1) == 1:
+    if wk_u32_sub(&listener.mail.listener.users, 1) == 1:
         release(reactor, listener)
 
 
 cdef void _count_down(Reactor *reactor) noexcept nogil:
-    """One connection fewer. Told when it was the last, if somebody asked: who
-    asks stores the flag, fences and then counts, so one side sees the other."""
+    """One connection fewer. If it was the last, and the Trio side waits for that, it is
+    reported. The Trio side stores the flag, fences and then counts; this side counts, fences
+    and then looks at the flag. So at least one sees the other."""
     if wk_u32_sub(&reactor.connections, 1) == 1:
         wk_fence()
         if wk_u32_load(&reactor.hub.quiet_wanted):

@@ -7,7 +7,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from ..base.atomics cimport wk_u32, wk_u32_load_relaxed, wk_u64
 from ..base.linux cimport epoll_event, monotonic_ns
-from .mailbox cimport Batch, Mailbox, batch_add, notification_mark
+from .mailbox cimport Batch, Mailbox, Notification, batch_add, notification_mark
 from .pool cimport Block, Pool
 from .slot cimport Link, Slot
 from .slot_map cimport SlotMap
@@ -15,12 +15,12 @@ from .wheel cimport Wheel
 
 cdef enum:
     RECEIVE_BUFFER = 65536      # bytes, one for all connections of a reactor
-    # What one turn takes from epoll at most. More would be fewer turns; but what a
-    # turn does to a connection (receive, wake, and in-loop run its task) then finds
-    # it in the cache no more. (In-loop, 5000 connections: 0.7 of the CPU for each
+    # The most events that one turn takes from epoll. More would mean fewer turns; but what
+    # a turn does to a connection (receive, wake, and in-loop run its task) would not find
+    # it in the cache any more. (In-loop, 5000 connections: 0.7 of the CPU per
     # message, compared with a list that grows to 4096.)
     EVENTS = 256
-    # What epoll_data carries for the descriptors that belong to no slot.
+    # What epoll_data carries for descriptors that belong to no slot.
     WAKE_TAG = 0
     TIMER_TAG = 1
 
@@ -29,15 +29,15 @@ cdef struct Hub:
     Pool *pool              # the Trio side's, for outbound rings
     Mailbox completions
     int wakefd              # eventfd that Trio waits on; in-loop: the reactor's
-    wk_u32 asleep           # Trio is about to wait, or waits, and is to be woken
+    wk_u32 asleep           # Trio is about to wait, or waits, and must be woken
     wk_u64 wakes            # statistics: how often it was
-    Slot *beacon            # its notification tells what concerns no connection: that a
-                            # reactor has none left, that the pool is to be trimmed
-    wk_u32 quiet_wanted     # somebody wants to know
+    Slot *beacon            # its notification reports what concerns no connection: that a
+                            # reactor has none left, that the pool should be trimmed
+    wk_u32 quiet_wanted     # the Trio side waits until no connection is left
     wk_u32 shared           # a child was forked, and may hold the same descriptors
     wk_u32 looks_awaited    # Trio waits for reactors to look: see stall.pyx
-    wk_u32 unwatched        # connections that epoll cannot take for now (accept.pyx)
-    wk_u32 shortage         # the errno of the last time, and how many times that began
+    wk_u32 unwatched        # connections that epoll cannot watch for now (accept.pyx)
+    wk_u32 shortage         # the errno of the last such shortage, and their number
     wk_u32 shortages
     bint in_loop
     bint virtual            # in-loop under a Trio clock that is not the system's:
@@ -48,20 +48,27 @@ cdef struct Hub:
     uint32_t count
     Reactor **reactors
 
+# Something for a reactor to do once, in its thread. Embedded in what it is about, which `run`
+# may free.
+cdef struct Job:
+    Notification link
+    void (*run)(Reactor *reactor, Job *job) noexcept nogil
+
 cdef struct Reactor:
     Hub *hub
     int epfd
     int wakefd
     int timerfd             # in-loop only, else -1
     Pool *pool
-    Block *buffer           # where receives land; handed on whole when large
+    Block *buffer           # what receives write to; handed over whole for a large one
     epoll_event events[EVENTS]
     uint64_t now            # ns, read once a turn
     Wheel *wheel            # timeouts.pyx says of what
-    uint64_t trim_at        # ns: when to look after memory (trim.pyx); NEVER
-    uint64_t released       # of the pools it looks after, when it last did
+    uint64_t trim_at        # ns: when to trim memory (trim.pyx); or NEVER
+    uint64_t released       # of the pools that it trims, when it last did
     uint64_t alarm_at       # ns: what the timerfd is set to, in-loop; NEVER: unset
     Mailbox commands
+    Mailbox jobs            # each the `link` of a Job
     Batch batch             # completions of this turn
     Link ready              # connections that used up their budget of bytes
     Link starved            # what waits for descriptors or memory (accept.pyx)
@@ -71,13 +78,13 @@ cdef struct Reactor:
 
     wk_u32 kicked           # the eventfd has been written and not yet read
     wk_u32 stopping
-    # Trio asks for a look at all that has arrived, by a count, and is told of the last
-    # count for which that is done: everything is read, and told.
+    # Trio asks for a look at everything that has arrived, by a count; `looked` is the last
+    # count for which that is done: everything is read, and reported.
     wk_u32 asked
     wk_u32 looked
-    uint32_t looking        # the count for which it is under way
+    uint32_t looking        # the count for which a look is in progress
     uint32_t ahead          # events that may be ahead of what arrived since then
-    bint full               # the last turn's list of events: epoll may have more
+    bint full               # the last turn's list of events was full: epoll may have more
     wk_u32 connections      # statistics and least-connections
     wk_u64 turns
     wk_u64 events_seen
@@ -86,8 +93,8 @@ cdef inline uint64_t hub_now(Hub *hub) noexcept nogil:
     return hub.virtual_now if hub.virtual else monotonic_ns()
 
 cdef inline Reactor *least_loaded(Hub *hub, Reactor *reactor) noexcept nogil:
-    """The reactor with the fewest connections; `reactor` if none has fewer. Others count
-    meanwhile, so it may be a little off."""
+    """The reactor with the fewest connections; `reactor` if none has fewer. Other threads
+    change the counts meanwhile, so it may be slightly off."""
     cdef uint32_t i
     for i in range(hub.count):
         if (wk_u32_load_relaxed(&hub.reactors[i].connections)
@@ -96,6 +103,6 @@ cdef inline Reactor *least_loaded(Hub *hub, Reactor *reactor) noexcept nogil:
     return reactor
 
 cdef inline void notify(Reactor *reactor, Slot *slot, uint32_t bits) noexcept nogil:
-    """Tell the Trio side, once the turn ends."""
+    """Report to the Trio side, at the end of the turn."""
     if bits and notification_mark(&slot.completion, bits):
         batch_add(&reactor.batch, &slot.completion)

@@ -2,13 +2,13 @@
 # counts as idle. One 32-bit word, milliseconds << 2 | direction, so that either
 # side reads it whole; 0 means no rule.
 #
-# Moving bytes only stores the time. Nobody is told: the wheel asks `idle_due` when
-# it comes to the connection, and puts it back for what is left (netty's
-# IdleStateHandler and the reference's lastActivity work the same way).
+# Moving bytes only stores the time, and nothing is notified: the wheel asks `idle_due` when
+# it comes to the connection, and puts it back for the remaining time (netty's
+# IdleStateHandler and the lastActivity of WuKongIM's wknet work in the same way).
 #
-# A reactor knows one rule for each connection, and when that comes due it does no
-# more than say so: it sets the rule to 0, posts IDLE, and looks away. Who decides
-# what that means is the Trio side (idle_scopes.pyx), which may have several wishes
+# A reactor knows one rule for each connection, and when that comes due it only
+# reports it: it sets the rule to 0, posts IDLE, and stops watching. The Trio side
+# (idle_scopes.pyx) decides what follows. It may have several wishes
 # for a connection, and sets a rule that comes due no later than any of them. So a
 # rule that is not 0 is being watched; one that comes due too early costs a look.
 from libc.stdint cimport uint32_t, uint64_t
@@ -18,17 +18,17 @@ from .slot cimport Slot
 from .wheel cimport NEVER
 
 cdef enum Direction:
-    EITHER = 0          # since the last byte, whichever way it went
+    EITHER = 0          # since the last byte in either direction
     READ = 1            # since the last byte received
     WRITE = 2           # since the last byte sent
-    EACH = 3            # since the last byte in that direction which is idle longer
+    EACH = 3            # since the last byte in the direction that is idle longer
 
 cdef enum:
     MAX_IDLE_MS = 0x3FFFFFFF       # 12 days; longer waits are looked at in between
 
 
 cdef inline uint32_t idle_ms(uint64_t ns) noexcept nogil:
-    """A time as a rule can say it: no shorter, as far as it can."""
+    """A time in a rule's milliseconds: rounded up, and at most MAX_IDLE_MS."""
     return <uint32_t>min(ns / 1000000 + (ns % 1000000 != 0), <uint64_t>MAX_IDLE_MS)
 
 
@@ -60,7 +60,7 @@ cdef inline uint64_t idle_due_by(Slot *slot, uint32_t rule) noexcept nogil:
 
 
 cdef inline uint64_t idle_due(Slot *slot) noexcept nogil:
-    """When its own rule comes due."""
+    """When the connection's own rule comes due."""
     return idle_due_by(slot, wk_u32_load_relaxed(&slot.idle))
 
 

@@ -50,7 +50,7 @@ cdef inline void queue_append(Slot **oldest, Slot **newest, Slot *slot) noexcept
 cdef inline Slot *queue_take(
     Slot **oldest, Slot **newest, uint32_t most, uint32_t *taken
 ) noexcept nogil:
-    """Up to `most` slots, a chain, and how many these are."""
+    """Up to `most` slots, as a chain, and their number."""
     cdef Slot *first = oldest[0]
     cdef Slot *last = NULL
     cdef Slot *slot = first

@@ -1,14 +1,14 @@
 # Mail between the two sides: commands go down, completions come up.
 #
-# A notification is embedded in the slot it speaks of, and carries a set of bits. A
-# sender sets bits by fetch-or; whoever turned 0 into non-0 queues the notification, so
-# a notification is in at most one queue at a time and a mailbox never holds more
+# A notification is embedded in the slot that it is about, and carries a set of bits. A
+# sender sets bits by fetch-or; the sender that turned 0 into non-0 queues the notification,
+# so a notification is in at most one queue at a time and a mailbox never holds more
 # notifications than there are connections. The receiver takes the whole queue, and
 # from each notification its bits by exchange: bits set before the exchange are handled
-# now, bits set after it queue the notification again. No wake is lost, and nobody
-# waits for anybody.
+# now, bits set after it queue the notification again. So no wake is lost, and no thread
+# waits for another.
 #
-# The queue is a stack that is only ever pushed to or taken whole, hence no ABA
+# The queue is a stack that is only ever pushed to or taken whole, hence it has no ABA
 # problem; taking it reverses it into the order of sending.
 from libc.stdint cimport uint32_t
 
@@ -21,7 +21,7 @@ cdef struct Notification:
 cdef struct Mailbox:
     wk_ptr head
 
-# Notifications that one thread has gathered, to be sent with one push.
+# Notifications that one thread has collected, to be sent with one push.
 cdef struct Batch:
     Notification *newest
     Notification *oldest

@@ -1,4 +1,4 @@
-"""Mailboxes. Their rules stand in mailbox.pxd."""
+"""Mailboxes. mailbox.pxd has their rules."""
 from libc.stdint cimport uint32_t
 
 from ..base.atomics cimport (
@@ -52,7 +52,7 @@ cdef void batch_add(Batch *batch, Notification *notification) noexcept nogil:
 
 
 cdef bint batch_send(Batch *batch, Mailbox *box) noexcept nogil:
-    """Send what was gathered; False if that was nothing."""
+    """Send what was collected; False if that was nothing."""
     if batch.newest == NULL:
         return False
     mailbox_push(box, batch.newest, batch.oldest)

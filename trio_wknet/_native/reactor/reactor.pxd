@@ -1,4 +1,4 @@
-# Turning the loop of a reactor. What it works on is in hub.pxd.
+# Turning the loop of a reactor. hub.pxd declares what it works on.
 from libc.stdint cimport uint32_t
 
 from .hub cimport Reactor

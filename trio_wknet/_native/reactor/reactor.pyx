@@ -1,8 +1,8 @@
 """Turning the loop: wait, dispatch, run commands, continue, turn the wheel, publish.
 
 A turn is the same code on a reactor's own thread and inside Trio's (in-loop);
-only who waits differs. The steps of a turn are in an order that matters:
-memory is returned last, when no event of the batch can name it any more.
+only the waiting differs. The order of a turn's steps matters:
+slots are returned last, when no event of the batch can refer to them any more.
 """
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
@@ -19,7 +19,7 @@ from .closing cimport (
     close_gracefully, close_now, forget, leave_listener, on_closing_event, on_closing_timeout,
     reset,
 )
-from .hub cimport EVENTS, TIMER_TAG, WAKE_TAG, Reactor, hub_now, notify
+from .hub cimport EVENTS, TIMER_TAG, WAKE_TAG, Job, Reactor, hub_now, notify
 from .idle cimport idle_due
 from .lists cimport list_empty, list_remove
 from .mailbox cimport Notification, batch_send, notification_take, mailbox_take, mailbox_waiting
@@ -45,7 +45,7 @@ cdef void reactor_run(Reactor *reactor) noexcept nogil:
 
 
 cdef int _patience(Reactor *reactor) noexcept nogil:
-    """How long a thread may sleep: milliseconds, -1 for ever."""
+    """How long a thread may sleep: in milliseconds, -1 for no limit."""
     cdef uint64_t at, now
     if not list_empty(&reactor.ready):
         return 0
@@ -57,12 +57,12 @@ cdef int _patience(Reactor *reactor) noexcept nogil:
     now = monotonic_ns()
     if at <= now:
         return 0
-    # Rounded up: waking before the time would mean waiting again, for nothing.
+    # Rounded up: waking before the time would only mean waiting again.
     return <int>min((at - now + 999999) // 1000000, <uint64_t>LONGEST_SLEEP_MS)
 
 
 cdef void reactor_turn(Reactor *reactor, int timeout) noexcept nogil:
-    """One turn; waits at most `timeout` milliseconds (-1: for ever)."""
+    """One turn; waits at most `timeout` milliseconds (-1: no limit)."""
     cdef uint32_t asked = wk_u32_load(&reactor.asked)
     cdef int n = epoll_wait(reactor.epfd, reactor.events, EVENTS, timeout)
     cdef int i
@@ -71,6 +71,7 @@ cdef void reactor_turn(Reactor *reactor, int timeout) noexcept nogil:
     for i in range(n):
         _dispatch(reactor, &reactor.events[i])
     _run_commands(reactor)
+    _run_jobs(reactor)
     _continue_ready(reactor)
     _run_timeouts(reactor)
     _try_starved(reactor)
@@ -85,9 +86,9 @@ cdef void reactor_turn(Reactor *reactor, int timeout) noexcept nogil:
 
 
 cdef void _note_look(Reactor *reactor, uint32_t asked) noexcept nogil:
-    """Trio had asked for a look at all that has arrived before this turn took events from
-    epoll. That is done once epoll had no more than a turn takes, or has given as many as
-    there are descriptors: its list is first in, first out. See stall.pyx."""
+    """Trio asked, before this turn took events from epoll, for a look at everything that has
+    arrived. That is done once epoll had no more than a turn takes, or has returned as many
+    events as there are descriptors: its list is first in, first out. See stall.pyx."""
     if reactor.full:
         if reactor.looking != asked:
             reactor.looking = asked
@@ -139,8 +140,8 @@ cdef void _dispatch(Reactor *reactor, epoll_event *event) noexcept nogil:
 
 
 cdef void _run_commands(Reactor *reactor) noexcept nogil:
-    """Only what was there when it began: a flood of commands cannot keep the
-    reactor from its sockets."""
+    """Run the commands that were there when this began, and no more: so a flood of commands
+    cannot keep the reactor from its sockets."""
     cdef Notification *notification
     cdef Notification *following
     if not mailbox_waiting(&reactor.commands):
@@ -152,8 +153,20 @@ cdef void _run_commands(Reactor *reactor) noexcept nogil:
         notification = following
 
 
+cdef void _run_jobs(Reactor *reactor) noexcept nogil:
+    cdef Notification *link
+    cdef Job *job
+    if not mailbox_waiting(&reactor.jobs):
+        return
+    link = mailbox_take(&reactor.jobs)
+    while link != NULL:
+        job = <Job *>link       # its first field
+        link = link.next
+        job.run(reactor, job)
+
+
 cdef void command(Reactor *reactor, Slot *slot, uint32_t bits) noexcept nogil:
-    """Carry out what a notification asks. When several bits come together their order
+    """Carry out a notification's commands. If several bits come together, their order
     is that of a connection's life."""
     if bits & ADD and slot.state == NEW:
         if slot.kind == PORT:
@@ -219,9 +232,9 @@ cdef void _run_timeouts(Reactor *reactor) noexcept nogil:
 
 
 cdef void _act_on_idleness(Reactor *reactor, Slot *slot) noexcept nogil:
-    """Say that a connection is idle, if it is. Not all that has arrived was looked at: a
-    turn takes EVENTS events at most, and if this thread or the process stood still for
-    long, bytes may have come in time that epoll has yet to tell of."""
+    """Report that a connection is idle, if it is. It looks at the socket first: a
+    turn takes EVENTS events at most, so if this thread or the process was stopped for
+    long, bytes may have come in time that epoll has not reported yet."""
     look_at_socket(reactor, slot)
     if idle_due(slot) > reactor.now:
         timeout_set(reactor, slot)
@@ -231,7 +244,7 @@ cdef void _act_on_idleness(Reactor *reactor, Slot *slot) noexcept nogil:
 
 
 cdef void _try_starved(Reactor *reactor) noexcept nogil:
-    """Go on where descriptors ran out, now that one has become free."""
+    """Retry what waits for descriptors, now that one has become free."""
     cdef Link *link = reactor.starved.next
     cdef Slot *slot
     if not reactor.descriptor_freed:
@@ -244,8 +257,8 @@ cdef void _try_starved(Reactor *reactor) noexcept nogil:
 
 
 cdef void set_alarm(Reactor *reactor) noexcept nogil:
-    """In-loop: have the timerfd wake Trio when the wheel wants to be turned, or
-    memory looked after."""
+    """In-loop: set the timerfd to wake Trio when the wheel must be turned, or memory
+    trimmed."""
     cdef uint64_t at = min(wheel_next(reactor.wheel), reactor.trim_at)
     cdef itimerspec when
     if reactor.timerfd < 0 or reactor.hub.virtual or at == reactor.alarm_at:

@@ -1,6 +1,6 @@
 # A byte ring in one block: free-running indices, a power-of-two mask, at most
-# two copies (the technique of Linux' kfifo). It grows by moving to a larger
-# block and gives its block back the moment it is empty, so an idle connection
+# two copies (the technique of Linux's kfifo). It grows by moving to a larger
+# block and returns its block the moment it is empty, so an idle connection
 # holds no buffer.
 #
 # A ring is not thread-safe by itself. A connection's rings are touched only
@@ -8,14 +8,14 @@
 #
 # Bytes that a lease (lease.pxd) shows are unread, so writing never touches them;
 # growing copies them and leaves the old block to the lease, by its reference count.
-# That nobody takes them out meanwhile is seen to by who lends them.
+# The lender ensures that they are not taken out meanwhile.
 from libc.stdint cimport uint32_t
 
 from ..base.linux cimport iovec
 from .pool cimport Block, Pool, block_data
 
 cdef enum:
-    MAX_RING_BYTES = 1 << 30    # what a ring may grow to
+    MAX_RING_BYTES = 1 << 30    # the most bytes that a ring may grow to
 
 cdef struct Ring:
     Block *block        # NULL exactly while the ring is empty
@@ -32,6 +32,12 @@ cdef inline unsigned char ring_at(Ring *ring, uint32_t offset) noexcept nogil:
 
 
 cdef bint ring_write(Ring *ring, Pool *pool, const void *data, uint32_t n) noexcept nogil
+cdef bint ring_write_spans(
+    Ring *ring, Pool *pool, const iovec *spans, int count, uint32_t n
+) noexcept nogil
+cdef bint ring_prepend(
+    Ring *ring, Pool *pool, const iovec *spans, int count, uint32_t n
+) noexcept nogil
 cdef void ring_expect(Ring *ring, Pool *pool, uint32_t n, uint32_t size) noexcept nogil
 cdef Block *ring_pin_large(Ring *ring) noexcept nogil
 cdef void ring_adopt(Ring *ring, Block *block, uint32_t n) noexcept nogil

@@ -34,21 +34,64 @@ cdef bint _move(Ring *ring, Pool *pool, uint32_t size) noexcept nogil:
     return True
 
 
+cdef inline bint _make_room(Ring *ring, Pool *pool, uint32_t n) noexcept nogil:
+    """See to it that `n` more bytes fit, 1 or more."""
+    cdef uint32_t used = ring_len(ring)
+    if ring.block == NULL or ring.block.capacity - used < n:
+        return _move(ring, pool, used + n)
+    return True
+
+
+cdef inline void _store(Ring *ring, uint32_t index, const void *data, uint32_t n) noexcept nogil:
+    cdef uint32_t at = index & _mask(ring)
+    cdef uint32_t first = _min(n, ring.block.capacity - at)
+    cdef unsigned char *base = block_data(ring.block)
+    memcpy(base + at, data, first)
+    memcpy(base, <const unsigned char *>data + first, n - first)
+
+
 cdef bint ring_write(Ring *ring, Pool *pool, const void *data, uint32_t n) noexcept nogil:
     """Append all `n` bytes; False (and nothing written) without memory. `pool`
     is the calling thread's. The caller bounds the ring's size."""
     if n == 0:
         return True
-    cdef uint32_t used = ring_len(ring)
-    if ring.block == NULL or ring.block.capacity - used < n:
-        if not _move(ring, pool, used + n):
-            return False
-    cdef uint32_t at = ring.tail & _mask(ring)
-    cdef uint32_t first = _min(n, ring.block.capacity - at)
-    cdef unsigned char *base = block_data(ring.block)
-    memcpy(base + at, data, first)
-    memcpy(base, <const unsigned char *>data + first, n - first)
+    if not _make_room(ring, pool, n):
+        return False
+    _store(ring, ring.tail, data, n)
     ring.tail += n
+    return True
+
+
+cdef void _store_spans(Ring *ring, uint32_t index, const iovec *spans, int count) noexcept nogil:
+    cdef int i
+    for i in range(count):
+        _store(ring, index, spans[i].iov_base, <uint32_t>spans[i].iov_len)
+        index += <uint32_t>spans[i].iov_len
+
+
+cdef bint ring_write_spans(
+    Ring *ring, Pool *pool, const iovec *spans, int count, uint32_t n
+) noexcept nogil:
+    """Append several pieces, `n` bytes in all; or nothing, as `ring_write`."""
+    if n == 0:
+        return True
+    if not _make_room(ring, pool, n):
+        return False
+    _store_spans(ring, ring.tail, spans, count)
+    ring.tail += n
+    return True
+
+
+cdef bint ring_prepend(
+    Ring *ring, Pool *pool, const iovec *spans, int count, uint32_t n
+) noexcept nogil:
+    """Put pieces, `n` bytes in all, before what is unread; or nothing, as `ring_write`."""
+    if n == 0:
+        return True
+    if not _make_room(ring, pool, n):
+        return False
+    ring.head -= n
+    _store_spans(ring, ring.head, spans, count)
     return True
 
 

@@ -28,7 +28,7 @@ cdef bint _watch_own(Reactor *reactor, int fd, uint64_t tag) noexcept nogil:
 
 
 cdef void _watch_pool(Reactor *reactor, Pool *pool) noexcept nogil:
-    """Have this reactor told when a pool has something to give back."""
+    """Wake this reactor when a pool has something to free."""
     pool.on_excess = kick
     pool.watcher = <void *>reactor
 
@@ -50,7 +50,7 @@ cdef Reactor *_reactor_new(Hub *hub) noexcept nogil:
     reactor.wakefd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
     cdef bint ready = reactor.epfd >= 0 and _watch_own(reactor, reactor.wakefd, WAKE_TAG)
     if ready and hub.in_loop:
-        # Trio does the waiting, so the tick has to come as a descriptor.
+        # Trio does the waiting, so the tick has to be a descriptor.
         reactor.timerfd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)
         ready = _watch_own(reactor, reactor.timerfd, TIMER_TAG)
     reactor.pool = pool_new(POOL_KEEPS)
@@ -65,7 +65,7 @@ cdef Reactor *_reactor_new(Hub *hub) noexcept nogil:
 
 
 cdef void _reactor_free(Reactor *reactor) noexcept nogil:
-    # First what may ring the bell.
+    # First what may call `kick`, which writes the eventfd.
     if reactor.buffer != NULL:
         pool_drop(reactor.buffer, reactor.pool)
     if reactor.pool != NULL:
@@ -100,7 +100,7 @@ cdef Hub *hub_new(uint32_t count, bint in_loop, bint round_robin) noexcept nogil
         if ready:
             hub.count += 1
     if ready:
-        # In-loop both sides are one thread: one pool, one bell.
+        # In-loop both sides are one thread: one pool, one eventfd.
         hub.pool = hub.reactors[0].pool if in_loop else pool_new(POOL_KEEPS)
         hub.wakefd = (hub.reactors[0].wakefd if in_loop
                       else eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK))

@@ -1,9 +1,9 @@
 """What waits for descriptors or memory: ports that cannot accept, and connections that
-epoll cannot take (accept.pyx says what is then done).
+epoll cannot watch (accept.pyx says what is then done).
 
 Each is on its reactor's list `starved` then, and `disarmed`. A shortage lasts until
-something succeeds: trying again does not end it. When it begins and when it ends the
-Trio side is told, for the log (SHORTAGE).
+something succeeds: a retry does not end it. Its begin and its end are reported to the
+Trio side, for the log (SHORTAGE).
 """
 from ..base.atomics cimport wk_u32_add, wk_u32_store, wk_u32_sub
 from ..base.linux cimport EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOSPC
@@ -33,7 +33,7 @@ cdef void wait_for_resources(Reactor *reactor, Slot *slot, int error) noexcept n
 
 
 cdef void _note_shortage(Reactor *reactor, Slot *slot, int error) noexcept nogil:
-    """Count what has begun to wait. Told when it is the only one."""
+    """Count one more that waits. The first one is reported."""
     cdef Hub *hub = reactor.hub
     if slot.kind == PORT:
         wk_u32_store(&slot.listener.shortage, error)
@@ -48,7 +48,8 @@ cdef void _note_shortage(Reactor *reactor, Slot *slot, int error) noexcept nogil
 
 
 cdef void end_shortage(Reactor *reactor, Slot *slot) noexcept nogil:
-    """It waits no longer: there is what it lacked, or it ends. Told when it was the last."""
+    """It waits no longer, because it succeeded or closes. If it was the last, that is
+    reported."""
     if not slot.disarmed:
         return
     slot.disarmed = False

@@ -72,7 +72,7 @@ cdef enum Kind:
 cdef enum Completion:
     READABLE = 1        # bytes, the end, or an error, for a task that waits to receive
     WRITABLE = 2        # the socket takes bytes again, or is broken
-    FLUSHED = 4         # the outbound ring is empty, or will never be sent
+    FLUSHED = 4         # what was ahead is sent, or will never be
     ENDED = 8           # the peer finished sending, or the connection broke
     ACCEPTED = 16       # connections wait for accept(), or a port failed
     DETACHED = 32       # the reactor has forgotten the descriptor
@@ -159,6 +159,20 @@ cdef union OfKind:
     FrameScan *scan         # of a CONNECTION: where its frames end (framing.pxd), while
                             # it is framed; else NULL. The Trio side sets it.
 
+# Mail that only one kind of slot has, likewise.
+cdef struct ListenerMail:
+    wk_u32 users            # open ports, and the Trio side
+    wk_u32 ports            # those that may still add to its queue
+
+cdef struct Sending:
+    wk_u32 owner            # who may send: sender.pxd
+    uint32_t ahead          # lock: bytes of the outbound ring that go before whoever
+                            # waits for FLUSHED
+
+cdef union ByKind:
+    ListenerMail listener
+    Sending sending         # of a CONNECTION
+
 # A link in a doubly linked list of slots.
 cdef struct Link:
     Link *prev
@@ -176,7 +190,7 @@ cdef struct Slot:
 
     # --- line 1: lock
     Ring inbound            # the reactor writes, the Trio side reads
-    Ring outbound           # the Trio side writes, the reactor reads
+    Ring outbound           # either side adds messages; who takes them: sender.pxd
     uint32_t rcvlowat       # a receiver waits for this number of bytes; 0: none waits
     int32_t error           # errno that broke the connection or port; 0: none
     int32_t pending_error   # errno that the socket reported, once, ahead of unread bytes:
@@ -185,7 +199,7 @@ cdef struct Slot:
                             # of a LISTENER: no port is left to add to its queue
     uint8_t hung_up         # FIN or reset was seen, perhaps ahead of unread bytes
     uint8_t paused          # inbound was at its mark: the reactor does not read
-    uint8_t flush_wanted    # a task waits for FLUSHED
+    uint8_t flush_wanted    # a task waits for FLUSHED: TELL or HAND_OVER (sender.pxd)
     uint8_t end_wanted      # a task or a server waits for ENDED
     # of a LISTENER
     uint8_t accept_wanted   # a task or a server waits for ACCEPTED
@@ -212,8 +226,7 @@ cdef struct Slot:
     # The Trio side sets it before its last try to send, the reactor takes it at
     # EPOLLOUT (on_writable in transfer.pyx has the argument).
     wk_u32 writable_wanted
-    wk_u32 users            # of a LISTENER: open ports, and the Trio side
-    wk_u32 ports            # of a LISTENER: ports that may still add to its queue
+    ByKind mail
     uint64_t opened         # ns, const; idle rules read it along with idle_since
 
     # --- lines 4 and 5: reactor
@@ -255,8 +268,8 @@ cdef struct Slot:
                             # that asked for more
     int32_t send_error      # errno that broke sending, for good
     uint8_t claimed         # the application knows the connection, or may
-    uint8_t eof_sent
-    uint8_t queued          # the outbound ring had bytes when last looked at
+    uint8_t corked          # its sends wait for the turn's end (cork.pyx)
+    uint8_t sent_in         # the turn in which send_nowait last sent, modulo 256
     uint8_t phase           # event mode: see Phase
 
 

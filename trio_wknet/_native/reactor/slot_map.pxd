@@ -1,41 +1,41 @@
 # The slot map: slots by index, in slabs that never move.
 #
-# A handle is generation << 32 | index. Looking one up is two loads and a
+# A handle is generation << 32 | index. Looking one up takes two loads and a
 # comparison: the slab's pointer is published with release and never changes, and a
 # slot holds its handle while it is in use, and 0 while it is free. So a stale handle
-# finds nothing, whoever looks it up and when.
+# finds nothing, in any thread and at any time.
 #
-# Generations are counted by each slab, one for each slot that is taken from it, and
-# no slab counts past the last: it is spent then, and gives no more slots (which 4096
-# slabs would be after 55 years of 10 000 connections a second). So no handle is ever
-# that of two connections. The first generation is 1, so none is below 2**32: the
-# numbers that the reactor gives to its own descriptors in epoll are no handles.
+# Each slab counts generations, one for each slot that is taken from it, and
+# never beyond the last: then it is used up, and gives no more slots (4096
+# slabs are used up after 55 years of 10 000 connections per second). So no two connections
+# ever have the same handle. The first generation is 1, so no handle is below 2**32: the
+# numbers that the reactor gives to its own descriptors in epoll are not handles.
 #
 # Slots are taken from the lowest slab that has room, so after a peak the slot map
 # becomes dense again, from below. A slab whose slots are all free may be cooled: its
-# pages go back to the system, its addresses stay. KEEP_WARM such slabs are left as
-# they are, the lowest; so a connection that comes and goes at a slab's edge moves no
+# pages are returned to the system, its addresses stay. The lowest KEEP_WARM such slabs are
+# left as they are, so a connection that comes and goes at a slab's edge moves no
 # pages.
 #
-# Why giving pages back needs nobody's consent:
+# Why returning pages needs no synchronisation with the other side:
 #
-# * Anyone may be looking up a stale handle there (epoll, the Trio side). A free
+# * Any thread may be looking up a stale handle there (epoll, the Trio side). A free
 #   slot's handle is 0, and a page that is gone reads as zeros: nothing changes.
 #   Generations are kept elsewhere, by the slab.
-# * Line 6 of a slot is the Trio side's, which may read it at any time without a lock.
-#   It reads `claimed` before anything else there, and of a free slot `claimed` is 0
+# * Line 6 of a slot belongs to the Trio side, which may read it at any time without a lock.
+#   It reads `claimed` before anything else there, and in a free slot `claimed` is 0
 #   and `owner` NULL: the Trio side itself wrote them before it let go. Again nothing
-#   changes; and the rest of the line it writes anew before it reads it.
-# * Nobody holds the lock of a free slot. It is initialised when the slot is taken,
-#   as is everything else but line 6.
+#   changes; and it writes the rest of the line before it reads it.
+# * The lock of a free slot is not held. It is initialised when the slot is taken,
+#   as is everything else except line 6.
 #
-# Each slab is a mapping of its own: it starts on a page, and no page has another's
-# slots, whatever the size of a page. A slab's 114 688 bytes are whole pages of 4 and of
-# 16 KiB. Of 64 KiB they are two, of which 16 KiB are never used; the kernel rounds the
-# length up in mmap, munmap and madvise alike, so both are mapped and given back.
+# Each slab is a mapping of its own: it starts on a page, and no page has slots of two
+# slabs, with any page size. A slab's 114 688 bytes are whole pages of 4 and of
+# 16 KiB. Of pages of 64 KiB they take two, of which 16 KiB are never used; the kernel rounds
+# the length up in mmap, munmap and madvise alike, so both are mapped and returned.
 #
-# Taking and returning slots happens on several threads (accepting reactors, the Trio
-# side) and once for each connection, so it is under one lock; so is cooling, some
+# Slots are taken and returned on several threads (accepting reactors, the Trio
+# side), once per connection, under one lock; so is cooling, which takes some
 # microseconds for 256 slots.
 from libc.stdint cimport uint32_t, uint64_t
 
@@ -56,7 +56,7 @@ cdef struct Slab:
     wk_u32 warm             # it may have pages, and slots in use
 
 cdef struct SlotMap:
-    wk_ptr slots[SLABS]     # where each slab's are
+    wk_ptr slots[SLABS]     # the address of each slab's slots
     Slab slabs[SLABS]
     uint64_t room[256]      # a bit for each slab that has a slot to give
     uint64_t empty[256]     # a bit for each warm slab that has no slot in use

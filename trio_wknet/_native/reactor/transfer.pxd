@@ -9,3 +9,4 @@ cdef void look_at_socket(Reactor *reactor, Slot *slot) noexcept nogil
 cdef void resume_reading(Reactor *reactor, Slot *slot) noexcept nogil
 cdef void flush(Reactor *reactor, Slot *slot) noexcept nogil
 cdef void end_of_input(Reactor *reactor, Slot *slot, int32_t error) noexcept nogil
+cdef void cannot_flush(Reactor *reactor, Slot *slot, int32_t error) noexcept nogil

@@ -1,13 +1,12 @@
 """Moving bytes on the reactor: socket to inbound ring, outbound ring to socket.
 
 Sockets are watched edge triggered for both directions from the start, so a
-connection costs one epoll_ctl in its life. What that asks for in return:
+connection costs one epoll_ctl in its life. In return:
 
-* After an edge, read until the kernel has no more. A receive that comes back
-  short of what it asked for has emptied a TCP socket, and saves the call that would
-  say EAGAIN. Not
-  so after RDHUP, HUP or ERR, where the end is still to be read, nor where a
-  receive may be cut short: at TCP's urgent byte (PRI tells of it), and by
+* After an edge, read until the kernel has no more. A receive that returns
+  less than it asked for has emptied a TCP socket, which saves the call that would
+  return EAGAIN. This does not hold after RDHUP, HUP or ERR, where the end is still to be
+  read, nor if a receive may be cut short: at TCP's urgent byte (reported by PRI), and by
   ancillary data on a unix socket.
 * A connection that keeps its reactor busy past a budget goes to the ready list
   and is continued after the others had their turn.
@@ -15,11 +14,11 @@ connection costs one epoll_ctl in its life. What that asks for in return:
   resuming reads until EAGAIN. Meanwhile the Trio side may receive (`fill` in
   receive.pyx).
 
-Bytes that were received, and find no memory in the ring, are a hole. The stream ends
+Bytes that were received, and for which the ring gets no memory, are a hole. The stream ends
 there, as a broken connection does (ENOMEM): what came before it is delivered, and
-nothing that comes after. To see to the memory before each receive would cost every
-message a visit to the ring, for what is rare, and cannot be waited out: who has no
-memory to receive has none to handle it.
+nothing that comes after. Reserving the memory before each receive would cost every
+message a visit to the ring, for a rare case that cannot be waited out: without
+memory to receive there is none to handle the message. So the hole ends the stream.
 """
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 from libc.string cimport memset
@@ -39,28 +38,30 @@ from .hub cimport RECEIVE_BUFFER, Reactor, hub_now, notify
 from .lists cimport list_append
 from .pool cimport Block, block_data, pool_drop, pool_take
 from .ring cimport (
-    ring_adopt, ring_clear, ring_discard, ring_expect, ring_len, ring_spans, ring_write,
+    ring_adopt, ring_discard, ring_expect, ring_len, ring_spans, ring_write,
 )
+from .sender cimport HAND_OVER, HELD, QUEUED, sender_drop, sender_set, sender_state
 from .slot cimport ENDED, FLUSHED, OPEN, READABLE, WRITABLE, Slot
 
 cdef enum:
     READ_BUDGET = 4 * RECEIVE_BUFFER    # bytes for each connection and turn
     HAND_ON_FROM = 16384                # bytes; below that copying is cheaper
-    TCP_CLOCK_MS = 10                   # how coarse the kernel's times are: a tick at 100 Hz
+    TCP_CLOCK_MS = 10                   # the resolution of the kernel's times: a tick at 100 Hz
 
 
 cdef inline uint32_t _mark(Slot *slot) noexcept nogil:
-    """How many bytes the ring may hold, under the lock. A receiver that waits for more
-    than the limit raises it while it waits; one that cannot know how much more it will
-    need, by a receive at a time."""
+    """The number of bytes that the ring may hold; under the lock. A receiver that waits for
+    more than the limit raises it while it waits; a receiver that cannot know how much more it
+    will need raises it by one receive at a time."""
     if slot.rcvlowat <= slot.limits.inbound:
         return slot.limits.inbound
     return slot.rcvlowat + RECEIVE_BUFFER if slot.open_ended else slot.rcvlowat
 
 
 cdef inline uint32_t _room(Slot *slot) noexcept nogil:
-    """How many bytes to receive next, under the lock: never more than are left to the
-    mark. 0 pauses reading. (The ring may hold more if who raised the mark is gone.)"""
+    """The number of bytes to receive next; under the lock: never more than are left to the
+    mark. 0 pauses reading. (The ring may hold more than the mark if the receiver that raised
+    it is gone.)"""
     cdef uint32_t mark = _mark(slot)
     cdef uint32_t held = ring_len(&slot.inbound)
     slot.paused = held >= mark
@@ -68,14 +69,14 @@ cdef inline uint32_t _room(Slot *slot) noexcept nogil:
 
 
 cdef void on_readable(Reactor *reactor, Slot *slot, uint32_t events) noexcept nogil:
-    """An edge for input. A dead or finished peer is noticed here, and told,
+    """An edge for input. A dead or finished peer is noticed here, and reported,
     even while the connection is paused."""
     cdef bint over = (events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0
     cdef bint paused, left
     cdef uint32_t room = 0
     cdef uint32_t bits = 0
     pthread_mutex_lock(&slot.lock)
-    if not slot.paused and slot.error == 0:     # nothing is read behind that
+    if not slot.paused and slot.error == 0:     # nothing is read behind an error
         room = _room(slot)
     paused = slot.paused
     left = paused and ring_len(&slot.inbound) < slot.limits.inbound
@@ -88,8 +89,8 @@ cdef void on_readable(Reactor *reactor, Slot *slot, uint32_t events) noexcept no
     if paused and events & EPOLLERR:
         _note_pending_error(slot)
     notify(reactor, slot, bits)
-    # What is left to the Trio side to receive has come, for idle rules, though it may
-    # take its time.
+    # Bytes that are left for the Trio side to receive count as received for idle rules now,
+    # though it may receive them much later.
     if left and events & EPOLLIN and not over:
         _note_received(reactor, slot)
     if room != 0:
@@ -121,7 +122,7 @@ cdef void resume_reading(Reactor *reactor, Slot *slot) noexcept nogil:
 
 
 cdef void look_at_socket(Reactor *reactor, Slot *slot) noexcept nogil:
-    """Move what can be moved now, whether or not epoll has told of it, and see what the
+    """Move what can be moved now, whether or not epoll has reported it, and see what the
     kernel has sent lately."""
     cdef pollfd one
     resume_reading(reactor, slot)
@@ -136,8 +137,8 @@ cdef void look_at_socket(Reactor *reactor, Slot *slot) noexcept nogil:
 
 
 cdef void _note_sent_by_kernel(Reactor *reactor, Slot *slot) noexcept nogil:
-    """Store when bytes last left, for idle rules, from the kernel's own count. Software that
-    writes to the descriptor itself, as os.sendfile does, is not counted otherwise; nor is
+    """Store when bytes last left, for idle rules, from the kernel's own count. Nothing else
+    counts software that writes to the descriptor itself, as os.sendfile does, or
     what the kernel still sends of a large send_all to a slow peer.
 
     Both ages must be young. Data is also sent again to a peer that has gone, which
@@ -156,8 +157,8 @@ cdef void _note_sent_by_kernel(Reactor *reactor, Slot *slot) noexcept nogil:
 
 
 cdef void _receive(Reactor *reactor, Slot *slot, uint32_t room, bint to_the_end) noexcept nogil:
-    """Receive until the kernel has no more, or the budget or the room is used up.
-    Short is what brought less than was asked for, however little that was."""
+    """Receive until the kernel has no more, or the budget or the room is used up. A receive
+    is short if it brought less than was asked for, however little that was."""
     cdef ssize_t n
     cdef uint32_t asked
     cdef ssize_t budget = READ_BUDGET
@@ -181,13 +182,13 @@ cdef void _receive(Reactor *reactor, Slot *slot, uint32_t room, bint to_the_end)
 
 
 cdef uint32_t _store(Reactor *reactor, Slot *slot, uint32_t n) noexcept nogil:
-    """Put received bytes into the ring. How many to receive next; 0 if reading must
+    """Put received bytes into the ring. Returns how many to receive next; 0 if reading must
     stop."""
     cdef uint32_t bits = 0
     cdef uint32_t room
     cdef bint stored
     pthread_mutex_lock(&slot.lock)
-    if slot.error != 0:     # since this receive began Trio's side has lost some
+    if slot.error != 0:     # since this receive began the Trio side has lost some bytes
         pthread_mutex_unlock(&slot.lock)
         return 0
     ring_expect(&slot.inbound, reactor.pool, n, slot.rcvlowat)
@@ -200,11 +201,12 @@ cdef uint32_t _store(Reactor *reactor, Slot *slot, uint32_t n) noexcept nogil:
         if slot.rcvlowat == 0:
             bits = READABLE
     room = _room(slot)
-    # The end was announced together with these bytes, and will not be read to.
+    # The end was announced together with these bytes, and reading will not reach it.
     if room == 0 and slot.hung_up and slot.end_wanted:
         slot.end_wanted = False
         bits |= ENDED
-    # What is counted here is the Trio side's to count while reading is paused.
+    # While reading is paused, the Trio side writes these counters. So they are written
+    # under the lock.
     if stored:
         wk_u64_bump(&slot.received, n)
         wk_u64_bump(&slot.receive_calls, 1)
@@ -218,7 +220,7 @@ cdef uint32_t _store(Reactor *reactor, Slot *slot, uint32_t n) noexcept nogil:
 
 
 cdef inline void _note_received(Reactor *reactor, Slot *slot) noexcept nogil:
-    """Store when bytes have come, by the rule of `_stamp`."""
+    """Store when bytes came, by the rule of `_stamp`."""
     if wk_u64_load_relaxed(&slot.idle_since) == 0:
         wk_u64_store_relaxed(&slot.last_received, reactor.now)
         return
@@ -249,10 +251,10 @@ cdef bint _hand_on(Reactor *reactor, Slot *slot, uint32_t n) noexcept nogil:
 
 
 cdef void end_of_input(Reactor *reactor, Slot *slot, int32_t error) noexcept nogil:
-    """The peer's FIN was read (error 0), or the connection broke. Wakes whoever
-    waits to receive or for the end, and after an error also every sender. An
+    """The peer's FIN was read (error 0), or the connection broke. Wakes the tasks that
+    wait to receive or for the end, and after an error also every sender. An
     error is kept even if the FIN was read before it, and what looks like a FIN is
-    none if an error was pending_error."""
+    not one if there was a pending_error."""
     cdef uint32_t bits = 0
     pthread_mutex_lock(&slot.lock)
     slot.hung_up = True
@@ -275,12 +277,12 @@ cdef void end_of_input(Reactor *reactor, Slot *slot, int32_t error) noexcept nog
 
 
 cdef void _drop_output(Reactor *reactor, Slot *slot) noexcept nogil:
-    """Nothing can be sent any more: forget what was to be, and wake who waits to."""
+    """Nothing can be sent any more: drop what is unsent, and wake the senders."""
     cdef uint32_t bits = 0
     pthread_mutex_lock(&slot.lock)
-    ring_clear(&slot.outbound, reactor.pool)
+    sender_drop(slot, reactor.pool)
     if slot.flush_wanted:
-        slot.flush_wanted = False
+        slot.flush_wanted = 0
         bits = FLUSHED
     pthread_mutex_unlock(&slot.lock)
     slot.draining = False
@@ -290,7 +292,7 @@ cdef void _drop_output(Reactor *reactor, Slot *slot) noexcept nogil:
 
 
 cdef void on_writable(Reactor *reactor, Slot *slot) noexcept nogil:
-    """An edge for output: flush, or tell a waiting sender.
+    """An edge for output: flush, or wake a waiting sender.
 
     No wake is lost: the sender sets `writable_wanted`, then tries once more,
     and waits only after a second EAGAIN. The kernel raises the edge after that
@@ -302,14 +304,45 @@ cdef void on_writable(Reactor *reactor, Slot *slot) noexcept nogil:
         notify(reactor, slot, WRITABLE)
 
 
+cdef inline bint _goes_on(Slot *slot, uint32_t *bits) noexcept nogil:
+    """Under the lock: whether the reactor is to send from the ring. If not, it is somebody
+    else's turn from here on, or nobody's."""
+    cdef uint32_t state = sender_state(slot)
+    cdef uint32_t left = ring_len(&slot.outbound)
+    cdef bint hand_over
+    if state & HELD or not state & QUEUED:
+        return False
+    if slot.flush_wanted and slot.mail.sending.ahead == 0:
+        hand_over = slot.flush_wanted == HAND_OVER
+        slot.flush_wanted = 0
+        bits[0] |= FLUSHED
+        if hand_over:
+            sender_set(slot, HELD | QUEUED if left else HELD)
+            return False
+    if left == 0:
+        sender_set(slot, 0)
+    return left > 0
+
+
+cdef inline int _spans_ahead(Slot *slot, iovec *spans) noexcept nogil:
+    """Under the lock: what to send next, up to where it is to be handed over."""
+    cdef int count = ring_spans(&slot.outbound, spans)
+    cdef size_t ahead = slot.mail.sending.ahead
+    if slot.flush_wanted == HAND_OVER:
+        if ahead <= spans[0].iov_len:
+            spans[0].iov_len = ahead
+            return 1
+        spans[1].iov_len = min(spans[1].iov_len, ahead - spans[0].iov_len)
+    return count
+
+
 cdef void flush(Reactor *reactor, Slot *slot) noexcept nogil:
-    """Send the outbound ring until it is empty or the kernel takes no more.
+    """Send the outbound ring, if it is the reactor's turn (sender.pxd), until it is empty,
+    or somebody's turn is next, or the kernel takes no more.
 
     The lock is not held in sendmsg. Meanwhile the Trio side may append, even
     move the ring to a larger block: the reference taken here keeps the spans
-    alive, and the bytes sent are still the ring's first ones. Nobody but the
-    reactor takes bytes out of this ring, and the Trio side sends directly only
-    while it is empty, so the order of bytes is kept."""
+    alive, and the bytes sent are still the ring's first ones."""
     cdef iovec spans[2]
     cdef msghdr message
     cdef Block *block
@@ -320,14 +353,11 @@ cdef void flush(Reactor *reactor, Slot *slot) noexcept nogil:
     message.msg_iov = spans
     pthread_mutex_lock(&slot.lock)
     while True:
-        message.msg_iovlen = ring_spans(&slot.outbound, spans)
-        if message.msg_iovlen == 0:
+        if not _goes_on(slot, &bits):
             slot.draining = False
-            if slot.flush_wanted:
-                slot.flush_wanted = False
-                bits = FLUSHED
             break
         slot.draining = True
+        message.msg_iovlen = _spans_ahead(slot, spans)
         block = slot.outbound.block
         wk_u32_add(&block.refs, 1)
         pthread_mutex_unlock(&slot.lock)
@@ -337,6 +367,7 @@ cdef void flush(Reactor *reactor, Slot *slot) noexcept nogil:
         pool_drop(block, reactor.pool)
         if sent > 0:
             ring_discard(&slot.outbound, reactor.pool, <uint32_t>sent)
+            slot.mail.sending.ahead -= min(slot.mail.sending.ahead, <uint32_t>sent)
             wk_u64_bump(&slot.flushed, sent)
             wk_u64_bump(&slot.flush_calls, 1)
             wk_u64_store_relaxed(&slot.last_flushed, _stamp(reactor, slot))
@@ -345,13 +376,13 @@ cdef void flush(Reactor *reactor, Slot *slot) noexcept nogil:
     pthread_mutex_unlock(&slot.lock)
     notify(reactor, slot, bits)
     if error != 0 and error != EAGAIN:
-        _cannot_flush(reactor, slot, error)
+        cannot_flush(reactor, slot, error)
 
 
-cdef void _cannot_flush(Reactor *reactor, Slot *slot, int32_t error) noexcept nogil:
-    """Sending failed for good. Senders are told at once; but what came in before,
-    and may lie in the kernel behind a pause, is received first: the error stands at
-    its end, where the socket, having told of it here, will show a FIN."""
+cdef void cannot_flush(Reactor *reactor, Slot *slot, int32_t error) noexcept nogil:
+    """Sending failed for good. Senders learn it at once; but what came in before,
+    and may be in the kernel behind a pause, is received first. The error comes at
+    its end, where the socket, having reported the error here, will show a FIN."""
     if slot.ended or slot.state != OPEN:
         end_of_input(reactor, slot, error)
         return

@@ -1,17 +1,17 @@
-"""Giving memory back after a peak: once a second while there is something to give
-back, and not at all otherwise.
+"""Returning memory to the system after a peak: once a second while there is something to
+return, and not at all otherwise.
 
-A reactor looks after its own pool; the first one also after the Trio side's pool, which
-it asks the Trio side to trim, by the hub's beacon. What a period has not needed is given
-back at its end. So what rises and falls within one stays, and costs nothing; an idle
+A reactor trims its own pool; the first one also asks the Trio side, by the hub's beacon, to
+trim the Trio side's pool. Blocks that were not needed for a period are freed
+at its end. So memory that rises and falls within a period stays, and costs nothing; an idle
 process is not woken once it has settled.
 
-What is freed leaves holes in the allocator's heap, which it keeps. malloc_trim gives
-them back, but looks through the whole heap, and in a flow that goes on they would only be
-filled again. So it is called when little was freed in a period beside all that was freed
-since the last call: soon after a peak, and in a steady flow once in some MAX_SHARE
-periods. Freed are blocks of pools, and what the application had for connections that are
-closed (closing.pyx).
+What is freed leaves holes in the allocator's heap, which it keeps. malloc_trim returns
+them to the system, but searches the whole heap, and under steady load they would only be
+filled again. So it is called when little was freed in a period compared with everything that
+was freed since the last call: soon after a peak, and under steady load about once in
+MAX_SHARE periods. What counts are blocks of pools, and what the application had for
+connections that are closed (closing.pyx).
 """
 from libc.stdint cimport uint64_t
 
@@ -28,7 +28,7 @@ cdef enum:
 
 
 cdef void run_trim(Reactor *reactor) noexcept nogil:
-    """Look after memory, if it is time for that; or see whether there is need to."""
+    """Trim if it is time to; or see whether there will be something to trim."""
     if reactor.trim_at == NEVER:
         if _wanted(reactor):
             reactor.trim_at = reactor.now + PERIOD_NS
@@ -38,7 +38,7 @@ cdef void run_trim(Reactor *reactor) noexcept nogil:
 
 
 cdef inline Pool *_other_pool(Reactor *reactor) noexcept nogil:
-    """The Trio side's pool, if it is this reactor that looks after it."""
+    """The Trio side's pool, if this reactor looks after it."""
     if reactor.hub.in_loop or reactor != reactor.hub.reactors[0]:
         return NULL
     return reactor.hub.pool
@@ -68,7 +68,7 @@ cdef void _trim(Reactor *reactor) noexcept nogil:
 
 
 cdef void _trim_heap(Reactor *reactor, Pool *other) noexcept nogil:
-    """Give the heap's holes back, if much was released, and little of it lately.
+    """Return the heap's holes, if much was released, and little of it lately.
 
     Any thread counts what it releases, after it has freed it. So what is counted before
     the exchange is free already, and malloc_trim finds it; what is counted after it

@@ -1,17 +1,17 @@
-"""How the two sides wake each other: an eventfd each way, rung at most once
-however many have something to say."""
+"""How the two sides wake each other: an eventfd each way, written at most once for any
+number of messages."""
 from libc.stdint cimport uint32_t, uint64_t
 
 from ..base.atomics cimport wk_fence, wk_u32_exchange, wk_u32_load, wk_u32_store, wk_u64_add
 from ..base.linux cimport read, write
-from .hub cimport Hub, Reactor
+from .hub cimport Hub, Job, Reactor
 from .mailbox cimport notification_mark, mailbox_push
 from .slot cimport Slot
 
 
 cdef void eventfd_signal(int fd) noexcept nogil:
     cdef uint64_t one = 1
-    # Fails only when the counter is full, and then the bell is ringing anyway.
+    # Fails only when the counter is full, and then the eventfd is readable anyway.
     cdef ssize_t ignored = write(fd, &one, sizeof(one))
 
 
@@ -21,7 +21,7 @@ cdef void eventfd_clear(int fd) noexcept nogil:
 
 
 cdef void hub_wake(Hub *hub) noexcept nogil:
-    """Wake Trio if it sleeps, once however many ask.
+    """Wake Trio if it sleeps, once for any number of callers.
 
     The caller has pushed completions, or has found some; Trio stores `asleep`
     and then looks for completions. With a full fence between the two steps on
@@ -34,19 +34,26 @@ cdef void hub_wake(Hub *hub) noexcept nogil:
 
 
 cdef void kick(void *which) noexcept nogil:
-    """Wake a reactor, once however many ask. The flag is cleared before the
-    commands are taken, so a command pushed later rings again."""
+    """Wake a reactor, once for any number of callers. The flag is cleared before the
+    commands are taken, so a command that is pushed later writes the eventfd again."""
     cdef Reactor *reactor = <Reactor *>which
     if wk_u32_exchange(&reactor.kicked, 1) == 0:
         eventfd_signal(reactor.wakefd)
 
 
 cdef void reactor_post(Slot *slot, uint32_t command) noexcept nogil:
-    """Ask the reactor of a slot for something; any thread may."""
+    """Post a command to a slot's reactor; callable in any thread."""
     cdef Reactor *reactor = <Reactor *>slot.reactor
     if notification_mark(&slot.command, command):
         mailbox_push(&reactor.commands, &slot.command, &slot.command)
         kick(reactor)
+
+
+cdef void reactor_give(Reactor *reactor, Job *job) noexcept nogil:
+    """Have a reactor run a job in its next turn; any thread may. The job is the reactor's
+    from here on."""
+    mailbox_push(&reactor.jobs, &job.link, &job.link)
+    kick(reactor)
 
 
 cdef void reactor_stop(Reactor *reactor) noexcept nogil:

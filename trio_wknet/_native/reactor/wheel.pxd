@@ -1,18 +1,18 @@
 # A hierarchical timing wheel (Varghese and Lauck 1987, scheme 7) of intrusive nodes.
 #
 # Time is counted in ticks. A level is a ring of `slots` buckets; one bucket of a
-# level is as wide as the whole ring of the level below. A node hangs in the lowest
+# level is as wide as the whole ring of the level below. A node is in the lowest
 # level whose ring reaches as far as the node's time, and moves down a level when
-# time reaches its bucket, until it hangs in a bucket of one tick. The levels are as
-# many as 64 bits of nanoseconds need, so no delay is too long for the last.
+# time reaches its bucket, until it is in a bucket of one tick. There are as many levels
+# as 64 bits of nanoseconds need, so no delay is too long for the last.
 #
-# Nodes are the owner's: the wheel knows an index and asks `locate` where that node
-# is, `due` when it is due. It does not keep the time itself. A time that has moved
-# later since then (a connection had bytes meanwhile) is found out when the wheel
-# comes to the node, and costs nothing before. One that moved earlier must be told
-# by `wheel_add`.
+# Nodes belong to the owner: the wheel knows an index, and asks `locate` where that node
+# is, and `due` when it is due. It does not keep the time itself. If a time has moved
+# later since then (a connection had bytes meanwhile), the wheel finds that out when it
+# comes to the node, at no cost before. If it has moved earlier, the owner must call
+# `wheel_add`.
 #
-# What is due is put in a list, and taken from there one by one: whoever takes may
+# What is due is put in a list, and taken from there one by one: the code that takes may
 # add and remove any node, also one of that list.
 #
 # A wheel belongs to one thread at a time.
@@ -43,8 +43,8 @@ cdef struct Level:
 
 cdef struct Wheel:
     uint64_t tick_ns
-    uint64_t tick               # the current tick; what was due before it is done
-    uint64_t count              # nodes linked, those that are due and not taken included
+    uint64_t tick               # the current tick; everything due before it is done
+    uint64_t count              # nodes linked, including those that are due and not taken
     uint64_t visits             # nodes looked at by turning, so far
     void *owner
     WheelLocate locate

@@ -4,6 +4,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from ..reactor.hub cimport Hub
 from ..reactor.mailbox cimport Notification
 from ..reactor.slot cimport Limits, Slot
+from .cork cimport Corks
 from .operation cimport Operation
 from .send_batch cimport SendBatch
 from .spin cimport SpinPolicy
@@ -65,6 +66,7 @@ cdef class Core:
     cdef object alarm           # the cancel scope that shows Trio the next timeout
     cdef readonly uint32_t claimed      # connections that the application knows
     cdef readonly SendBatch send_batch
+    cdef Corks corks
     cdef SpinPolicy spin_policy
     cdef StallWatch stall
     cdef dict headers           # PROXY headers of open connections, by handle
@@ -91,6 +93,9 @@ cdef class Core:
     cdef int check(self) except -1
     cdef int check_thread(self) except -1
     cdef void post(self, Slot *slot, uint32_t bits) noexcept
+    cdef void uncork(self, Slot *slot) noexcept
+    cdef void end_sending(self, Slot *slot, bint torn) noexcept
+    cdef void end_turn(self) noexcept
     cdef void start(self, Slot *slot) noexcept
     cdef void claim(self, Slot *slot) noexcept
     cdef void unclaim(self, Slot *slot) noexcept

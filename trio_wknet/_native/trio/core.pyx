@@ -23,17 +23,19 @@ from ..reactor.mailbox cimport (
 )
 from ..reactor.pool cimport pool_trim_idle
 from ..reactor.reactor cimport command, publish, reactor_run, reactor_turn, set_alarm
+from ..reactor.sender cimport sender_end, sender_flush
 from ..reactor.setup cimport hub_free, hub_new
 from ..reactor.slot cimport (
-    ADD, CONNECTION, DROP, ENDED, GONE, LISTENER, QUIET, RELEASED, SHORTAGE, TRIM, WATCH, Limits,
-    Slot, slot_of_completion,
+    ADD, CONNECTION, DROP, ENDED, FLUSH, GONE, LISTENER, QUIET, RELEASED, SHORTAGE, TRIM, WATCH,
+    Limits, Slot, slot_of_completion,
 )
 from ..reactor.slot_map cimport (
-    SLAB_SLOTS, SlotMap, slot_map_after_fork, slot_map_each, slot_map_return, slot_map_step,
-    slot_map_take,
+    SLAB_SLOTS, SlotMap, slot_map_after_fork, slot_map_each, slot_map_get, slot_map_return,
+    slot_map_step, slot_map_take,
 )
 from ..reactor.wake cimport hub_wake, reactor_post, reactor_stop, eventfd_signal, eventfd_clear
 from ..reactor.wheel cimport NEVER, wheel_next
+from .cork cimport corks_free
 from .framed cimport framed_unlink
 from .operation cimport HALF_DONE, UNDONE, WOKEN_UP, Operation, Wake
 from .send_batch cimport SendBatch
@@ -232,6 +234,9 @@ cdef class Core:
             raise OSError(errno, os.strerror(errno))
         self.hub.virtual = clock is not None
         self.hub.virtual_now = now
+
+    def __dealloc__(self):
+        corks_free(&self.corks)
 
     cdef int check(self) except -1:
         """Refuse use after close, after fork, and from another thread."""
@@ -484,6 +489,7 @@ cdef class Core:
     cdef void let_go_blind(self, Slot *slot) noexcept:
         """Close a connection of event mode for whose object there is no memory."""
         (<Server>slot.server).lost(slot)
+        self.end_sending(slot, False)
         self.unclaim(slot)
         self.post(slot, DROP)
 
@@ -507,6 +513,35 @@ cdef class Core:
         self.show_alarm()
         if self._wants_turn():
             eventfd_signal(reactor.wakefd)   # or Trio might sleep on it
+
+    cdef void uncork(self, Slot *slot) noexcept:
+        """Send what is queued on a connection whose sending side is held, and let go of
+        that; what the kernel does not take is left to the reactor."""
+        slot.corked = False
+        if not self.forked and sender_flush(slot, self.hub.pool, self.now()):
+            self.post(slot, FLUSH)
+
+    cdef void end_turn(self) noexcept:
+        """Send what this turn's tasks, or callbacks, have corked."""
+        cdef Slot *slot
+        cdef uint32_t i
+        self.corks.turn += 1
+        if self.hub == NULL:
+            return
+        for i in range(self.corks.count):
+            slot = slot_map_get(self.hub.slot_map, self.corks.handles[i])
+            if slot != NULL and slot.corked:
+                self.uncork(slot)
+        self.corks.count = 0
+
+    cdef void end_sending(self, Slot *slot, bint torn) noexcept:
+        """Before a connection is let go of. `torn`: a part of a message was sent, and its
+        rest will not be."""
+        if self.forked:
+            return
+        if slot.corked:
+            self.uncork(slot)
+        sender_end(slot, self.hub.pool, torn)
 
     cdef void requeue(self, Slot *slot, uint32_t bits) noexcept:
         """Let the next drain, not the current one, find a completion."""
@@ -573,8 +608,8 @@ cdef class Core:
         slot.taken = 0
         slot.seen = 0
         slot.send_error = 0
-        slot.eof_sent = False
-        slot.queued = False
+        slot.corked = False
+        slot.sent_in = 0
         slot.phase = QUIET
         slot.claimed = True
         if slot.kind == CONNECTION:

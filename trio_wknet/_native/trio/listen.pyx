@@ -61,7 +61,7 @@ cdef class NativeListener(Endpoint):
         if gate is not None:
             gate.open(core, listener)
         self.gate = gate
-        wk_u32_add(&listener.users, 1)
+        wk_u32_add(&listener.mail.listener.users, 1)
         for i, address in enumerate(self.ports):
             port = <Slot *><size_t>address
             port.kind = PORT
@@ -71,8 +71,8 @@ cdef class NativeListener(Endpoint):
                 port.reactor = core.hub.reactors[i % core.hub.count]
             else:
                 port.reactor = core.hub.reactors[0]
-            wk_u32_add(&listener.users, 1)
-            wk_u32_add(&listener.ports, 1)
+            wk_u32_add(&listener.mail.listener.users, 1)
+            wk_u32_add(&listener.mail.listener.ports, 1)
         for sock, _, _ in descriptors:
             disown(sock)
         for address in self.ports:
@@ -403,6 +403,10 @@ cdef class NativeListener(Endpoint):
         self.trap = None
         if self.gate is not None:
             self.gate.say_rest()
+        self.say_rest()
+
+    cdef void say_rest(self) noexcept:
+        self._end_shortage()            # last: handlers of logging may do anything
 
     # --- draining ------------------------------------------------------------
 

@@ -36,6 +36,8 @@ cdef class Operation:
     cdef object proceed(self)
     # What was deferred is due (send_batch.pyx): between tasks, or in the step of another one.
     cdef void carry_out(self) noexcept
+    # Its connection is let go of: whether that leaves half a message behind.
+    cdef bint tears(self) noexcept
     # Called exactly once, however the operation ends.
     cdef void finish(self) noexcept
     # Its result cannot be handed to the awaiting task, for lack of memory.

@@ -86,6 +86,9 @@ cdef class Operation:
     cdef void carry_out(self) noexcept:
         pass
 
+    cdef bint tears(self) noexcept:
+        return False
+
     cdef void finish(self) noexcept:
         pass
 

@@ -1,5 +1,7 @@
-from libc.stdint cimport int32_t, uint32_t
+from libc.stdint cimport uint32_t
 
+from ..base.linux cimport iovec
+from ..reactor.slot cimport Slot
 from .operation cimport Operation
 from .receive_sized cimport ReceiveSized
 
@@ -7,20 +9,32 @@ from .receive_sized cimport ReceiveSized
 cdef class SendHalf(ReceiveSized):
     cdef int ensure_no_sender(self) except -1
     cdef int may_send(self) except -1
-    cdef bint queue_empty(self, bint wait) noexcept
-    cdef int _send_or_queue(self, const char *data, Py_ssize_t n) except -1
-    cdef Py_ssize_t push(self, const char *data, Py_ssize_t n) except -1
-    cdef void failed(self, int32_t error) noexcept
+    cdef int ensure_unbroken(self) except -1
+    cdef Py_ssize_t push(self, const char *data, Py_ssize_t n, bint wait) except -1
+    cdef Py_ssize_t push_behind(self, const char *data, Py_ssize_t n) except -2
     cdef void arm(self) noexcept
-    cdef bint queue_rest(self, const char *data, uint32_t n) except -1
-    cdef int shut_down_sending(self) except -1
+    cdef void release(self) noexcept
+    cdef int leave_rest(self, const iovec *rest, int count, uint32_t n) except -1
+    cdef int _send_or_queue(self, const char *data, Py_ssize_t n) except -1
+    cdef bint is_corking(self, Slot *slot, Py_ssize_t n) noexcept
+    cdef int send_at_once(self, const char *data, Py_ssize_t n) except -1
+    cdef int cork_message(self, const char *data, uint32_t n) except -1
+    cdef bint queue_behind(self, const char *data, uint32_t n) except -1
+    cdef uint32_t add_message(self, const char *data, uint32_t n) except? 0
 
 
 cdef class Sending(Operation):
     cdef SendHalf conn
     cdef object argument
+    cdef int waiting            # for the reactor: TELL or HAND_OVER (sender.pxd)
+    cdef bint holding           # the sending side is this operation's
+    cdef bint behind            # what is queued goes ahead of it
     cdef object validate(self)
     cdef int take_turn(self) except -1
     cdef object begin(self)
     cdef object park(self)
     cdef bint attempt(self) except -1
+    cdef int make_way(self) except -1
+    cdef bint acquire(self) except -1
+    cdef void wait_behind(self) noexcept
+    cdef void release(self) noexcept

@@ -11,13 +11,21 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SIZE
 from libc.stdint cimport int32_t, uint32_t
 
-from ..base.atomics cimport wk_fence, wk_u32_store, wk_u64_bump, wk_u64_store_relaxed
+from ..base.atomics cimport (
+    wk_fence, wk_u32_or, wk_u32_store, wk_u64_bump, wk_u64_load, wk_u64_store_relaxed,
+)
 from ..base.linux cimport (
-    EAGAIN, EINTR, ENOMEM, EPIPE, MSG_DONTWAIT, MSG_NOSIGNAL, POLLOUT, SHUT_WR, errno, poll,
+    EAGAIN, EINTR, ENOMEM, MSG_DONTWAIT, MSG_NOSIGNAL, POLLOUT, SHUT_WR, errno, iovec, poll,
     pollfd, pthread_mutex_lock, pthread_mutex_unlock, send, shutdown,
 )
 from ..reactor.ring cimport ring_len, ring_write
+from ..reactor.sender cimport (
+    HAND_OVER, QUEUED, SHUT, TELL, sender_acquire, sender_failed, sender_leave, sender_push,
+    sender_release, sender_reopen, sender_shut, sender_state, sender_wait, sender_waits, sender_withdraw,
+    sender_yield,
+)
 from ..reactor.slot cimport FLUSH, Slot
+from .cork cimport CORK_BYTES, Corks, corks_add
 from .operation cimport PARKED, YIELDING, Operation
 from .send_batch cimport SendBatch
 from .stream cimport DETACH_DONE, broken
@@ -44,38 +52,25 @@ cdef class SendHalf(ReceiveSized):
     cdef int may_send(self) except -1:
         if self.slot == NULL:
             raise trio.ClosedResourceError("this connection was already closed")
-        if self.slot.eof_sent:
+        if sender_state(self.slot) & SHUT:
             raise trio.ClosedResourceError("can't send data after sending EOF")
+        return self.ensure_unbroken()
+
+    cdef int ensure_unbroken(self) except -1:
         if self.slot.send_error:
             raise broken(self.slot.send_error)
         return 0
 
-    cdef bint queue_empty(self, bint wait) noexcept:
-        """Whether the outbound ring is empty; if not, arrange for a wake."""
-        cdef Slot *slot = self.slot
-        if not self.slot.queued:
-            return True
-        pthread_mutex_lock(&slot.lock)
-        self.slot.queued = ring_len(&slot.outbound) > 0
-        if self.slot.queued and wait:
-            slot.flush_wanted = True
-        # A connection that broke loses its ring; sending will find the error,
-        # but the error itself says more than the EPIPE that sending would give.
-        if not self.slot.send_error:
-            self.slot.send_error = slot.error or slot.pending_error
-        pthread_mutex_unlock(&slot.lock)
-        return not self.slot.queued
-
-    cdef Py_ssize_t push(self, const char *data, Py_ssize_t n) except -1:
-        """Hand bytes to the kernel; how many it took. Fewer than `n` means that
-        it is full, and that the reactor will tell when it is not.
+    cdef Py_ssize_t push(self, const char *data, Py_ssize_t n, bint wait) except -1:
+        """Hand bytes to the kernel; how many it took. Fewer than `n` means that it is full,
+        and, if one is to `wait`, that the reactor will tell when it is not.
 
         The reactor's half of the argument that no such wake is lost stands at
         on_writable: here the flag is set before the last try."""
         cdef Slot *slot = self.slot
         cdef Py_ssize_t sent
         cdef Py_ssize_t total = 0
-        cdef bint armed = False
+        cdef bint armed = not wait
         while total < n:
             if n - total > HOLD_GIL_UP_TO:
                 with nogil:
@@ -92,32 +87,22 @@ cdef class SendHalf(ReceiveSized):
                 self.arm()
                 armed = True
             elif errno != EINTR:
-                self.failed(errno)
-                raise broken(self.slot.send_error)
+                sender_failed(slot, self.core.hub.pool, errno)
+                raise broken(slot.send_error)
         if total:
             wk_u64_store_relaxed(&slot.last_sent, self.core.now())
         return total
 
-    cdef void failed(self, int32_t error) noexcept:
-        """Sending failed for good. Receiving goes on to the end of what came before.
-
-        A socket tells of an error once, to whoever calls it first. If that was the
-        call here, reading ends in what looks like a FIN, but the peer sent none, and
-        bytes may be missing. So the reactor is told, under the lock under which it
-        marks the end; and where it read to the end between the call and this, the
-        mark is mended. Nobody can have seen that: who receives is in this thread.
-        EPIPE is no news. It is told where the error itself was told before, or where
-        the peer's FIN had come, and then the end is one."""
-        cdef Slot *slot = self.slot
-        slot.send_error = error
-        if error == EPIPE:
-            return
-        pthread_mutex_lock(&slot.lock)
-        if slot.pending_error == 0:
-            slot.pending_error = error
-        if slot.ended and slot.error == 0:
-            slot.error = error
-        pthread_mutex_unlock(&slot.lock)
+    cdef Py_ssize_t push_behind(self, const char *data, Py_ssize_t n) except -2:
+        """The same behind what is corked, with it in one call, as far as the kernel takes
+        it at once; -1 if it does not take all that is ahead."""
+        cdef iovec span
+        cdef Py_ssize_t sent
+        span.iov_base = <void *>data
+        span.iov_len = n
+        sent = sender_push(self.slot, self.core.hub.pool, &span, self.core.now())
+        self.ensure_unbroken()
+        return sent
 
     cdef void arm(self) noexcept:
         """Ask to be told when the socket takes bytes. The fence keeps the try
@@ -125,39 +110,23 @@ cdef class SendHalf(ReceiveSized):
         wk_u32_store(&self.slot.writable_wanted, 1)
         wk_fence()
 
-    cdef bint queue_rest(self, const char *data, uint32_t n) except -1:
-        """Put bytes into the outbound ring, if its mark allows, and have the reactor
-        send them; False if not. A reactor that has given the connection up would
-        never send them.
+    cdef void release(self) noexcept:
+        """Let go of the sending side; what was queued behind is sent."""
+        if not sender_release(self.slot):
+            self.core.uncork(self.slot)
 
-        Whether to tell it is decided in the very visit to the lock that adds them:
-        an earlier look proves nothing, as the reactor may empty the ring in between.
-        If the ring was empty, it has to be told. If not, it comes anyway: it takes
-        bytes out by itself alone, and does not leave the ring before it has found it
-        empty under this lock (flush in transfer.pyx), unless the kernel was full, which
-        it will hear of. And it has begun, or has been told to by the FLUSH for the first
-        of these bytes, which was posted before this call."""
-        cdef Slot *slot = self.slot
-        cdef bint fits, first, stored = False
-        cdef int32_t error
-        pthread_mutex_lock(&slot.lock)
-        error = slot.error or slot.pending_error
-        first = ring_len(&slot.outbound) == 0
-        fits = ring_len(&slot.outbound) + n <= slot.limits.outbound
-        if fits and not error:
-            stored = ring_write(&slot.outbound, self.core.hub.pool, data, n)
-        pthread_mutex_unlock(&slot.lock)
-        if error:
-            self.slot.send_error = error
-            raise broken(error)
-        if not fits:
-            return False
-        if not stored:
+    cdef int leave_rest(self, const iovec *rest, int count, uint32_t n) except -1:
+        """Let go of it, and leave the rest of the message that was begun to the reactor.
+        Without memory the stream has a hole in it, and must not go on."""
+        if n == 0:
+            self.release()
+            return 0
+        if not sender_leave(self.slot, self.core.hub.pool, rest, count, n):
+            sender_failed(self.slot, self.core.hub.pool, ENOMEM)
+            self.release()
             raise MemoryError
-        self.slot.queued = True
-        if first:
-            self.core.post(slot, FLUSH)
-        return True
+        self.core.post(self.slot, FLUSH)
+        return 0
 
     def send_all(self, data):
         """Send all of ``data``, and return once the kernel owns every byte. A
@@ -238,7 +207,8 @@ cdef class SendHalf(ReceiveSized):
         """
         cdef Py_buffer view
         self.ensure_usable()
-        self.ensure_no_sender()
+        if self.sender is not None:
+            (<Sending>self.sender).make_way()
         self.may_send()
         if PyBytes_CheckExact(data):
             self._send_or_queue(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
@@ -251,28 +221,95 @@ cdef class SendHalf(ReceiveSized):
 
     cdef int _send_or_queue(self, const char *data, Py_ssize_t n) except -1:
         cdef Slot *slot = self.slot
-        cdef Py_ssize_t sent = 0
         if n > slot.limits.outbound:
             raise ValueError(
                 f"data is {n} bytes, more than limits.outbound ({slot.limits.outbound}) can hold"
             )
-        if not self.queue_empty(False):
-            if not self.queue_rest(data, <uint32_t>n):
-                raise trio.WouldBlock
+        if n == 0:
             return 0
-        if self.slot.send_error:
-            raise broken(self.slot.send_error)
-        sent = self.push(data, n)
-        if sent == n:
-            return 0
-        # The ring was empty, and nobody else adds to it, so the rest fits. Without
-        # memory the stream has a hole in it, and must not go on.
+        while not sender_acquire(slot):
+            if self.queue_behind(data, <uint32_t>n):
+                return 0
+        if self.is_corking(slot, n):
+            return self.cork_message(data, <uint32_t>n)
+        return self.send_at_once(data, n)
+
+    cdef bint is_corking(self, Slot *slot, Py_ssize_t n) noexcept:
+        """Whether bytes are to wait for the end of this turn: not the first ones."""
+        cdef Corks *corks = &self.core.corks
+        if slot.sent_in == corks.turn and corks.open and n < CORK_BYTES:
+            return True
+        slot.sent_in = corks.turn
+        return False
+
+    cdef int send_at_once(self, const char *data, Py_ssize_t n) except -1:
+        """By who holds the sending side, and lets go of it."""
+        cdef Py_ssize_t sent
+        cdef iovec rest
         try:
-            self.queue_rest(data + sent, <uint32_t>(n - sent))
-        except MemoryError:
-            self.slot.send_error = ENOMEM
+            sent = self.push(data, n, False)
+        except BaseException:
+            self.release()
             raise
+        rest.iov_base = <void *>(data + sent)
+        rest.iov_len = n - sent
+        return self.leave_rest(&rest, 1, <uint32_t>(n - sent))
+
+    cdef int cork_message(self, const char *data, uint32_t n) except -1:
+        """By who holds the sending side: keep it up to the turn's end."""
+        cdef Slot *slot = self.slot
+        try:
+            self.add_message(data, n)
+        except BaseException:
+            self.release()
+            raise
+        slot.corked = corks_add(&self.core.corks, wk_u64_load(&slot.handle))
+        if not slot.corked:
+            self.release()
         return 0
+
+    cdef bint queue_behind(self, const char *data, uint32_t n) except -1:
+        """Send behind what is queued, or another task's message. False if it is nobody's
+        turn any more, so that who asks may take it."""
+        cdef Slot *slot = self.slot
+        cdef uint32_t queued
+        if not slot.corked:
+            queued = self.add_message(data, n)
+            if queued > slot.limits.outbound:
+                raise trio.WouldBlock
+            return queued > 0
+        queued = self.add_message(data, n)
+        if queued > slot.limits.outbound or queued >= CORK_BYTES:
+            self.core.uncork(slot)
+        return queued <= slot.limits.outbound
+
+    cdef uint32_t add_message(self, const char *data, uint32_t n) except? 0:
+        """Put a message, of 1 byte or more, at the end of the outbound ring, unless that
+        would hold more than its mark. How much it holds then, or would; 0 if it is nobody's
+        turn to send.
+
+        Whether somebody will send it is known in this very visit to the lock: an earlier
+        look proves nothing, as the reactor may empty the ring in between (sender.pxd,
+        rule 4). A reactor that has given the connection up would never send it."""
+        cdef Slot *slot = self.slot
+        cdef uint32_t queued = 0
+        cdef bint stored = True
+        cdef int32_t error
+        pthread_mutex_lock(&slot.lock)
+        error = slot.error or slot.pending_error
+        if sender_state(slot) and not error:
+            queued = ring_len(&slot.outbound) + n
+            if queued <= slot.limits.outbound:
+                stored = ring_write(&slot.outbound, self.core.hub.pool, data, n)
+                if stored:
+                    wk_u32_or(&slot.mail.sending.owner, QUEUED)
+        pthread_mutex_unlock(&slot.lock)
+        if error:
+            slot.send_error = error
+            raise broken(error)
+        if not stored:
+            raise MemoryError
+        return queued
 
     def send_eof(self):
         """Send what ``send_nowait`` left, then FIN; receiving goes on. A checkpoint.
@@ -295,14 +332,6 @@ cdef class SendHalf(ReceiveSized):
         operation.conn = self
         return operation
 
-    cdef int shut_down_sending(self) except -1:
-        """Send FIN. The outbound ring is empty."""
-        if shutdown(self.slot.fd, SHUT_WR) < 0:
-            self.slot.send_error = errno
-            raise broken(self.slot.send_error)
-        self.slot.eof_sent = True
-        return 0
-
 
 cdef int _get_buffer(data, Py_buffer *view) except -1:
     try:
@@ -314,7 +343,7 @@ cdef int _get_buffer(data, Py_buffer *view) except -1:
 
 
 cdef class Sending(Operation):
-    """What takes the turn to send. Subclasses say what is to be done."""
+    """What takes the turn to send among tasks. Subclasses say what is to be done."""
 
     cdef object validate(self):
         pass
@@ -350,13 +379,57 @@ cdef class Sending(Operation):
     cdef object park(self):
         return self.conn.park_sender(self)
 
+    cdef int make_way(self) except -1:
+        """For a send_nowait, which goes behind this."""
+        return 0
+
+    # --- between the two sides (sender.pxd) ----------------------------------------
+
+    cdef bint acquire(self) except -1:
+        """Hold the connection's sending side; False to wait until it is handed over."""
+        cdef Slot *slot = self.conn.slot
+        if self.waiting:
+            if sender_waits(slot):
+                return False
+            self.waiting = 0
+            self.holding = True
+        while not self.holding:
+            if sender_acquire(slot):
+                self.holding = True
+            elif slot.corked:
+                slot.corked = False
+                self.holding = True
+                self.behind = True
+            elif sender_wait(slot, HAND_OVER):
+                self.waiting = HAND_OVER
+                return False
+        return self.conn.ensure_unbroken() == 0
+
+    cdef void wait_behind(self) noexcept:
+        """The kernel is full before all was sent that is ahead: the reactor sends that."""
+        if sender_yield(self.conn.slot):
+            self.holding = False
+            self.waiting = HAND_OVER
+            self.conn.core.post(self.conn.slot, FLUSH)
+
+    cdef void release(self) noexcept:
+        if self.holding:
+            self.holding = False
+            self.conn.release()
+
     cdef void finish(self) noexcept:
         if self.conn.sender is self:
             self.conn.sender = None
+        if self.conn.slot == NULL:
+            return
+        # What was asked for may have come meanwhile, and not been heard of yet.
+        if self.waiting and not sender_withdraw(self.conn.slot):
+            self.holding = self.waiting == HAND_OVER
+        self.waiting = 0
+        self.release()
 
 
 @cython.final
-
 cdef class SendAll(Sending):
     cdef Py_buffer view
     cdef bint held
@@ -364,6 +437,7 @@ cdef class SendAll(Sending):
     cdef Py_ssize_t left
     cdef bint begun             # a part was sent
     cdef bint sent
+    cdef bint deferred
 
     cdef object validate(self):
         if PyBytes_CheckExact(self.argument):
@@ -384,7 +458,7 @@ cdef class SendAll(Sending):
     cdef bint may_defer(self) noexcept:
         cdef Slot *slot = self.conn.slot
         return (
-            slot != NULL and not slot.eof_sent and not slot.queued and not slot.send_error
+            slot != NULL and not sender_state(slot) and not slot.send_error
             and self.left <= DEFER_UP_TO and self.conn.core.send_batch.is_worthwhile()
         )
 
@@ -393,6 +467,7 @@ cdef class SendAll(Sending):
         that keeps Trio awake until then, unless somebody has thrown it away."""
         cdef SendBatch deferred = self.conn.core.send_batch
         deferred.make_room()
+        self.deferred = True
         if deferred.due and (<Operation>deferred.due[0]).state == YIELDING:
             deferred.due.append(self)
             return self.conn.park_sender(self)
@@ -404,9 +479,12 @@ cdef class SendAll(Sending):
 
     cdef void carry_out(self) noexcept:
         cdef bint done = True
-        # Whoever was woken meanwhile, or cancelled, does not wait for this any more.
-        if self.conn.sender is not self or (self.state == PARKED and not self.conn.sender_parked):
+        # Whoever was woken meanwhile, or cancelled, does not wait for this any more; and a
+        # send_nowait may have had it done.
+        if (not self.deferred or self.conn.sender is not self
+                or (self.state == PARKED and not self.conn.sender_parked)):
             return
+        self.deferred = False
         try:
             done = self.attempt()
         except BaseException:
@@ -414,26 +492,40 @@ cdef class SendAll(Sending):
         if done:
             self.conn.wake_sender()
 
+    cdef int make_way(self) except -1:
+        self.carry_out()
+        return 0
+
     cdef object proceed(self):
+        self.deferred = False
         return None if self.sent else Sending.proceed(self)
 
     cdef bint attempt(self) except -1:
-        cdef Py_ssize_t sent
         self.conn.ensure_usable()       # since it began there may have been a fork
         self.conn.may_send()
-        if not self.conn.queue_empty(True):
+        if not self.acquire():
             return False
-        if self.conn.slot.send_error:
-            raise broken(self.conn.slot.send_error)
-        sent = self.conn.push(self.at, self.left)
-        self.at += sent
-        self.left -= sent
-        self.begun = self.begun or sent > 0
+        if self.behind:
+            self.behind = False
+            if not self.advance(self.conn.push_behind(self.at, self.left)):
+                self.wait_behind()
+                if not self.holding:
+                    return False
+        self.advance(self.conn.push(self.at, self.left, True))
         if self.left:
             return False
         self.sent = True
         # The caller may resize its bytearray as soon as the bytes are gone.
+        self.let_go_of_data()
         self.release()
+        return True
+
+    cdef bint advance(self, Py_ssize_t sent) noexcept:
+        if sent < 0:
+            return False
+        self.at += sent
+        self.left -= sent
+        self.begun = self.begun or sent > 0
         return True
 
     cdef object park(self):
@@ -446,18 +538,47 @@ cdef class SendAll(Sending):
                 self.conn.slot.send_error = ENOMEM
             raise
 
-    cdef void release(self) noexcept:
+    cdef bint tears(self) noexcept:
+        return self.begun and self.left > 0
+
+    cdef void let_go_of_data(self) noexcept:
         if self.held:
             self.held = False
             PyBuffer_Release(&self.view)
 
     cdef void finish(self) noexcept:
-        self.release()
+        self.let_go_of_data()
         Sending.finish(self)
 
 
+cdef class Flushing(Sending):
+
+    cdef bint flushed(self) except -1:
+        """Whether the kernel owns every byte that was queued; if not, a wake is arranged."""
+        cdef Slot *slot = self.conn.slot
+        self.conn.ensure_usable()       # since it began there may have been a fork
+        if slot == NULL:
+            raise trio.ClosedResourceError("this connection was already closed")
+        if not self.waiting:
+            if slot.corked:
+                self.conn.core.uncork(slot)
+            if sender_state(slot) & QUEUED and sender_wait(slot, TELL):
+                self.waiting = TELL
+        if sender_waits(slot):
+            return False
+        self.waiting = 0
+        return self.conn.ensure_unbroken() == 0
+
+
 @cython.final
-cdef class WaitWritable(Sending):
+cdef class Flush(Flushing):
+
+    cdef bint attempt(self) except -1:
+        return self.flushed()
+
+
+@cython.final
+cdef class WaitWritable(Flushing):
 
     cdef object start(self):
         if self.conn.slot == NULL:
@@ -465,10 +586,11 @@ cdef class WaitWritable(Sending):
         return Sending.start(self)
 
     cdef bint attempt(self) except -1:
-        if self.conn.slot == NULL:
-            raise trio.ClosedResourceError("this connection was already closed")
-        if not self.conn.queue_empty(True):
-            return False
+        try:
+            if not self.flushed():
+                return False
+        except trio.BrokenResourceError:
+            return True         # `send_all` says so
         if self.writable():
             return True
         self.conn.arm()
@@ -483,28 +605,7 @@ cdef class WaitWritable(Sending):
         return poll(&one, 1, 0) != 0
 
 
-cdef class Flushing(Sending):
-
-    cdef bint flushed(self) except -1:
-        """Whether the kernel owns every byte; if not, a wake is arranged."""
-        self.conn.ensure_usable()       # since it began there may have been a fork
-        if self.conn.slot == NULL:
-            raise trio.ClosedResourceError("this connection was already closed")
-        if not self.conn.queue_empty(True):
-            return False
-        if self.conn.slot.send_error:
-            raise broken(self.conn.slot.send_error)
-        return True
-
-
-@cython.final
-cdef class Flush(Flushing):
-
-    cdef bint attempt(self) except -1:
-        return self.flushed()
-
-
-cdef class Ending(Flushing):
+cdef class Ending(Sending):
     """What comes behind the last byte. Its schedule point comes first: what it does it
     does at its end, in the turn to send, so that nobody adds bytes in between."""
 
@@ -512,15 +613,38 @@ cdef class Ending(Flushing):
         trap = self.enter()
         return self.yielding() if trap is None else trap
 
+    cdef int make_way(self) except -1:
+        self.conn.ensure_no_sender()
+        return 0
+
+    cdef bint comes_last(self) except -1:
+        """Whether the kernel owns every byte, and nobody can add any; if not, a wake is
+        arranged."""
+        cdef Slot *slot = self.conn.slot
+        self.conn.ensure_usable()       # since it began there may have been a fork
+        if slot == NULL:
+            raise trio.ClosedResourceError("this connection was already closed")
+        while self.acquire():
+            if sender_shut(slot):
+                return True
+            if sender_push(slot, self.conn.core.hub.pool, NULL, self.conn.core.now()) < 0:
+                self.conn.ensure_unbroken()
+                self.wait_behind()
+        return False
+
 
 @cython.final
 cdef class SendEof(Ending):
 
     cdef bint attempt(self) except -1:
-        if not self.flushed():
+        if self.conn.slot != NULL and sender_state(self.conn.slot) & SHUT:
+            return True
+        if not self.comes_last():
             return False
-        if not self.conn.slot.eof_sent:
-            self.conn.shut_down_sending()
+        if shutdown(self.conn.slot.fd, SHUT_WR) < 0:
+            sender_failed(self.conn.slot, self.conn.core.hub.pool, errno)
+            sender_reopen(self.conn.slot)
+            self.conn.ensure_unbroken()
         return True
 
 
@@ -532,7 +656,9 @@ cdef class Detach(Ending):
 
     cdef bint attempt(self) except -1:
         if not self.asked:
-            if not self.flushed():
+            self.conn.ensure_usable()
+            self.conn.ensure_no_reader()
+            if not self.comes_last():
                 return False
             self.conn.begin_to_detach()
             self.asked = True
@@ -544,4 +670,4 @@ cdef class Detach(Ending):
     cdef void finish(self) noexcept:
         if self.asked:
             self.conn.detaching = 0
-        Flushing.finish(self)
+        Sending.finish(self)

@@ -62,7 +62,8 @@ cdef class Stream(Endpoint):
     cdef bint unmarked(self) noexcept
     cdef void _tell_end(self) noexcept
     cdef void _exchange_context(self, void *context) noexcept
-    cdef int begin_to_detach(self) except -1
+    cdef int ensure_no_reader(self) except -1
+    cdef void begin_to_detach(self) noexcept
     cdef void look_at_end(self) noexcept
     cdef str _why(self)
     cdef void count(self, Counters *into) noexcept

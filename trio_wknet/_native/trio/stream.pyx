@@ -168,6 +168,7 @@ cdef class Stream(Endpoint):
         cdef Core core = self.core
         if slot == NULL:
             return
+        core.end_sending(slot, self.sender is not None and self.sender.tears())
         self.count(&self.final)
         self.keep_names()
         self.header = take_entry(core.headers, slot)
@@ -284,18 +285,20 @@ cdef class Stream(Endpoint):
         if over:
             self._tell_end()
 
-    cdef int begin_to_detach(self) except -1:
-        """Ask the reactor to forget the descriptor. Whoever begins to receive or send
-        from here on is refused: what they began would be lost to them."""
+    cdef int ensure_no_reader(self) except -1:
         if self.reader is not None:
             raise trio.BusyResourceError("another task is receiving from this connection")
         if self.slot.by_kind.scan != NULL:
             raise trio.BusyResourceError(
                 "this connection is framed; its channel's unframe() gives it back"
             )
+        return 0
+
+    cdef void begin_to_detach(self) noexcept:
+        """Ask the reactor to forget the descriptor. Whoever begins to receive or send
+        from here on is refused: what they began would be lost to them."""
         self.detaching = DETACH_ASKED
         self.core.post(self.slot, DETACH)
-        return 0
 
     def _take_descriptor(self):
         """The descriptor of a forgotten connection, which is let go of here. The

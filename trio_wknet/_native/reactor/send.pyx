@@ -1,0 +1,106 @@
+"""What a reactor sends by itself on a connection: a whole message, between two messages of
+the Trio side's. The rules for both stand in sender.pxd."""
+from libc.stdint cimport uint32_t
+from libc.string cimport memset
+
+from ..base.atomics cimport wk_u32_or, wk_u64_bump, wk_u64_store_relaxed
+from ..base.linux cimport (
+    EAGAIN, EINTR, ENOMEM, MSG_DONTWAIT, MSG_NOSIGNAL, errno, iovec, msghdr, pthread_mutex_lock,
+    pthread_mutex_unlock, sendmsg,
+)
+from .hub cimport Reactor, hub_now
+from .ring cimport ring_len, ring_prepend, ring_write_spans
+from .sender cimport HELD, QUEUED, SHUT, sender_state
+from .slot cimport OPEN, Slot
+from .transfer cimport cannot_flush, flush
+
+cdef enum:
+    MAX_SPANS = 16
+
+
+cdef Sent send_message(
+    Reactor *reactor, Slot *slot, const iovec *spans, int count, uint32_t limit
+) noexcept nogil:
+    """Send a message of one or more bytes, in at most MAX_SPANS pieces, or all of it not.
+    By the slot's reactor, in its turn. What the kernel does not take is copied.
+
+    If it is nobody's turn the reactor takes it, and sends without the lock. Meanwhile the
+    Trio side, which finds QUEUED and an empty ring, may queue a message, or wait for its
+    turn: the rest of this one goes before that. Else it goes behind what is queued; the
+    Trio side, if it holds, sees that when it lets go."""
+    cdef uint32_t n = 0
+    cdef uint32_t state
+    cdef int i
+    cdef Sent outcome = ACCEPTED
+    for i in range(count):
+        n += <uint32_t>spans[i].iov_len
+    pthread_mutex_lock(&slot.lock)
+    state = sender_state(slot)
+    if slot.state != OPEN or state & SHUT or slot.error or slot.pending_error:
+        outcome = CLOSED
+    elif ring_len(&slot.outbound) + n > limit:
+        outcome = FULL
+    else:
+        state = wk_u32_or(&slot.mail.sending.owner, QUEUED)
+        # Without memory QUEUED says too much, which does no harm: its owner looks.
+        if state and not ring_write_spans(&slot.outbound, reactor.pool, spans, count, n):
+            outcome = FULL
+    pthread_mutex_unlock(&slot.lock)
+    if outcome == ACCEPTED and state == 0:
+        outcome = _send_first(reactor, slot, spans, count, n)
+    elif outcome == ACCEPTED and not state & HELD and not slot.draining:
+        flush(reactor, slot)
+    return outcome
+
+
+cdef Sent _send_first(
+    Reactor *reactor, Slot *slot, const iovec *spans, int count, uint32_t n
+) noexcept nogil:
+    """By the reactor, whose turn it is: send a message that is ahead of all others, then
+    what was queued meanwhile."""
+    cdef msghdr message
+    cdef ssize_t sent = -1
+    memset(&message, 0, sizeof(message))
+    message.msg_iov = <iovec *>spans
+    message.msg_iovlen = count
+    while sent < 0:
+        sent = sendmsg(slot.fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL)
+        if sent < 0 and errno == EAGAIN:
+            sent = 0
+            break
+        if sent < 0 and errno != EINTR:
+            cannot_flush(reactor, slot, errno)
+            return CLOSED
+    if sent > 0:
+        wk_u64_bump(&slot.flushed, sent)
+        wk_u64_bump(&slot.flush_calls, 1)
+        wk_u64_store_relaxed(&slot.last_flushed, hub_now(reactor.hub))
+    if sent < <ssize_t>n and not _keep_rest(reactor, slot, spans, count, n, <uint32_t>sent):
+        cannot_flush(reactor, slot, ENOMEM)     # a hole
+        return CLOSED
+    flush(reactor, slot)
+    return ACCEPTED
+
+
+cdef bint _keep_rest(
+    Reactor *reactor, Slot *slot, const iovec *spans, int count, uint32_t n, uint32_t sent
+) noexcept nogil:
+    """Put what was not sent at the ring's beginning. False without memory."""
+    cdef iovec rest[MAX_SPANS]
+    cdef uint32_t left = n - sent
+    cdef int i, kept = 0
+    cdef bint stored
+    for i in range(count):
+        if sent >= spans[i].iov_len:
+            sent -= <uint32_t>spans[i].iov_len
+            continue
+        rest[kept].iov_base = <char *>spans[i].iov_base + sent
+        rest[kept].iov_len = spans[i].iov_len - sent
+        kept += 1
+        sent = 0
+    pthread_mutex_lock(&slot.lock)
+    stored = ring_prepend(&slot.outbound, reactor.pool, rest, kept, left)
+    if stored:
+        slot.mail.sending.ahead += left     # whoever waits is behind it
+    pthread_mutex_unlock(&slot.lock)
+    return stored
