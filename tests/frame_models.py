@@ -22,7 +22,7 @@ End = type[Exception]
 
 def split(framing: Any, data: bytes) -> tuple[list[bytes], bytes, End]:
     """The frames in a stream, what is left behind the last one, and how it ends."""
-    frames = []
+    frames: list[bytes] = []
     while True:
         found = FIRST[type(framing)](framing, data)
         if isinstance(found, type):
@@ -120,7 +120,7 @@ FRAMINGS: st.SearchStrategy[Any] = st.one_of(
 SIZES = st.integers(0, 45) | st.sampled_from([127, 128, 900, 16_384, 16_390, 40_000])
 
 
-def encoded(framing: Any, body: bytes) -> bytes:
+def encoded(framing: Any, body: bytes) -> Any:
     """A body on the wire. It may be one that is refused."""
     if isinstance(framing, LengthPrefixed):
         body = body.ljust(max(framing.adjustment, 0), b"+")
