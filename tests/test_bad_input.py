@@ -35,7 +35,7 @@ ADDRESSES: list[tuple[Any, type[Exception], str]] = [
     ("unix://@", ValueError, "abstract name"),
     ("unix:///a\0b", ValueError, "null"),
     ("unix://@a\0b", ValueError, "null"),
-    ("unix:///\ud800", ValueError, "is no path"),
+    ("unix:///\ud800", ValueError, "is not a path"),
     (-1, ValueError, "-1"),
     (65536, ValueError, "65536"),
     (None, TypeError, "None"),

@@ -78,7 +78,7 @@ def test_the_librarys_own_form_of_an_address(port: str) -> None:
 def test_an_address_with_two_ports(port: str) -> None:
     result = CliRunner().invoke(bench, [f"tcp://127.0.0.1:{port}", "80"])
     assert result.exit_code == 2
-    assert "has a port already; 80 is one too many" in result.stderr
+    assert "has a port already, so PORT must not be 80" in result.stderr
 
 
 def test_ctrl_c_is_exit_code_130() -> None:

@@ -162,7 +162,7 @@ async def test_an_address_that_is_meant_otherwise(engine: Engine, address: Any, 
 
 
 async def test_a_host_and_a_port(engine: Engine) -> None:
-    says = "^address must be one argument, not 2: write 'tcp://localhost:80'; options are given"
+    says = "^address must be one argument, not 2: write 'tcp://localhost:80'; options must be keyword"
     wrong: Any
     for wrong in (engine.listen, engine.connect):
         with pytest.raises(TypeError, match=says):
@@ -180,7 +180,7 @@ async def test_a_host_and_a_port(engine: Engine) -> None:
 )
 async def test_what_is_given_when_a_listener_is_opened(engine: Engine, name: str) -> None:
     async with await engine.listen(LOCAL) as listener:
-        with pytest.raises(AttributeError, match=f"^{name} is given when a listener is opened"):
+        with pytest.raises(AttributeError, match=f"^{name} is set when a listener is opened"):
             setattr(listener, name, 5)
         assert not hasattr(listener, name)
 

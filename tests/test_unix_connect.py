@@ -191,7 +191,7 @@ async def test_the_longest_abstract_name(engine: Engine) -> None:
 
 
 async def test_an_abstract_name_has_no_mode(engine: Engine) -> None:
-    with pytest.raises(ValueError, match=r"unix_mode has no meaning for .*'unix://@name'"):
+    with pytest.raises(ValueError, match=r"unix_mode must be None for .*'unix://@name'"):
         await engine.listen("unix://@name", options=ConnOptions(unix_mode=0o600))
 
 

@@ -44,8 +44,8 @@ def parse_address(address: str | int) -> Address:
     """Parse ``"tcp://host:port"``, ``"unix:///path"``, ``"unix://@name"`` or a port.
 
     Raises:
-      TypeError: neither a string nor an integer.
-      ValueError: not such an address; the message says what is wrong.
+      TypeError: if it is neither a string nor an integer.
+      ValueError: if it is not such an address; the message says what is wrong.
     """
     if isinstance(address, bool) or not isinstance(address, (str, int)):
         raise TypeError(f"address must be a string or a port, not {address!r}{_advice(address)}")
@@ -65,7 +65,7 @@ def parse_address(address: str | int) -> Address:
 
 
 def _advice(address: object) -> str:
-    """How to write what was meant, where that can be seen."""
+    """How to write the address that was probably meant, or ""."""
     if isinstance(address, tuple) and len(address) in (2, 4):
         return as_tcp(*address[:2])
     if isinstance(address, Path) and address.is_absolute():
@@ -80,7 +80,7 @@ def _advice(address: object) -> str:
 
 
 def _parse_tcp(address: str) -> Address:
-    # urlsplit passes over white space, and over a "?" that nothing follows.
+    # urlsplit ignores white space, and a "?" at the end.
     if not address.isprintable() or set(" ?#") & set(address):
         raise ValueError(f"address {address!r} has more than a host and a port")
     try:
@@ -97,7 +97,7 @@ def _parse_tcp(address: str) -> Address:
 
 
 def _parse_unix(address: str) -> Address:
-    """What follows is taken as it stands: a path may hold any character, and ``%`` is one."""
+    """What follows is used literally: a path may hold any character, and ``%`` is one."""
     path = address[len("unix://") :]
     if not path.startswith("/") and not (path.startswith("@") and len(path) > 1):
         raise ValueError(
@@ -105,21 +105,21 @@ def _parse_unix(address: str) -> Address:
             f"or an abstract name, 'unix://@name'"
         )
     if "\0" in path:
-        raise ValueError(f"address {address!r} holds a null character")
+        raise ValueError(f"address {address!r} contains a null character")
     try:
         size = len(os.fsencode(path))
     except UnicodeEncodeError as exc:
-        raise ValueError(f"address {address!r} is no path: {exc}") from None
+        raise ValueError(f"address {address!r} is not a path: {exc}") from None
     if size > MAX_UNIX_NAME:
         raise ValueError(
-            f"address {address!r} takes {size} bytes, and a unix socket's path or name at most "
-            f"{MAX_UNIX_NAME}"
+            f"address {address!r} takes {size} bytes, but a unix socket's path or name takes "
+            f"at most {MAX_UNIX_NAME}"
         )
     return Address(address, None, 0, "\0" + path[1:] if path.startswith("@") else path)
 
 
 def _refuse(address: Address, exc: OSError) -> OSError:
-    """The same error, saying which address it was about."""
+    """The same error, with the address in its message."""
     reason = exc.strerror or str(exc)
     refusal = OSError(exc.errno, f"cannot listen on {address.text}: {reason}")
     refusal.__cause__ = exc
@@ -140,7 +140,7 @@ async def open_listening_sockets(
         raise TypeError(f"reuse_port must be True or False, not {reuse_port!r}")
     if address.path is not None:
         if reuse_port:
-            raise ValueError("reuse_port has no meaning for a unix socket")
+            raise ValueError("reuse_port must be False for a unix socket")
         await trio.lowlevel.checkpoint()
         return [_listen_unix(address, backlog, options)]
     try:
@@ -175,7 +175,7 @@ def _listen_tcp(
 ) -> list[socket.socket]:
     # A resolver may name an address more than once.
     ends = list(dict.fromkeys((entry[0], entry[4]) for entry in found))
-    # The port that the first of them gets may be somebody else's at another.
+    # The port that the first address gets may be in use at another.
     for _ in range(PORT_TRIES if address.port == 0 and len(ends) > 1 else 1):
         try:
             return _listen_on_all(ends, address.port, backlog, reuse_port, copies, options)
@@ -202,7 +202,7 @@ def _listen_on_all(
                 try:
                     sock = socket.socket(family, socket.SOCK_STREAM)
                 except OSError as exc:
-                    # A kernel without IPv6 resolves names to it all the same.
+                    # A name may resolve to IPv6 on a kernel without it.
                     if exc.errno != errno.EAFNOSUPPORT:
                         raise
                     unsupported = exc
@@ -238,7 +238,7 @@ def _listen_unix(address: Address, backlog: int, options: ConnOptions) -> socket
     assert path is not None
     is_file = address.file is not None
     if options.unix_mode is not None and not is_file:
-        raise ValueError(f"unix_mode has no meaning for an abstract name, {address.text!r}")
+        raise ValueError(f"unix_mode must be None for an abstract name, {address.text!r}")
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     bound = False
     try:
@@ -252,7 +252,7 @@ def _listen_unix(address: Address, backlog: int, options: ConnOptions) -> socket
         sock.listen(backlog)
         sock.setblocking(False)
     except BaseException as exc:
-        if bound:  # first: while the socket is open, the file is surely its own
+        if bound:  # first: while the socket is open, the file is certainly its own
             with suppress(OSError):
                 os.unlink(path)
         sock.close()

@@ -1,7 +1,7 @@
-"""What `open_engine` and `open_wknet_listener` give: for ``async with`` alone.
+"""What `open_engine` and `open_wknet_listener` return: only for ``async with``.
 
-``with``, or ``await``, or using it right away, is what one writes without thinking, and
-Python's own answer does not say what to write instead.
+``with``, ``await``, or using the result directly are easy mistakes, and
+Python's own error does not say what to write instead. So these errors do.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The bridge between a core and a Trio run: who wakes Trio, and who drains.
+"""The bridge between a core and a Trio run: what wakes Trio, and what drains.
 
 Facts. A reactor thread must not take the GIL (it might wait a switch interval,
 5 ms, for it), so it cannot call `TrioToken.run_sync_soon`; it can write to an
@@ -6,19 +6,19 @@ eventfd that Trio waits on. A task in ``wait_readable`` costs a step, an epoll_c
 and a whole turn of Trio's loop between the event and the handlers.
 
 Decision. Completions are drained in an instrument's ``after_io_wait``, which Trio
-calls right where it processes its own events: the tasks woken there run in the
-same turn. The eventfd is rung only if Trio sleeps, which ``before_io_wait`` tells;
-under load it is silent. A system task, the pump, keeps the eventfd armed and does
-nothing else. In-loop the descriptor is the reactor's own epoll. The hooks do two more
-things where they are called anyway: sends that tasks deferred (`send_batch.pyx`), and looking on
-for a moment before sleeping (`spin.pyx`).
+calls when it processes its own events: the tasks woken there run in the
+same turn. The eventfd is written only if Trio sleeps, which ``before_io_wait`` notes;
+under load it is silent. A system task, the pump, only keeps the eventfd armed.
+In-loop the descriptor is the reactor's own epoll. The hooks do two more
+things, since they are called anyway: sends that tasks deferred (`send_batch.pyx`), and
+spinning for a moment before sleeping (`spin.pyx`).
 
 Trade-off. One or two calls for each turn of Trio's loop while an engine is open,
 also in turns that have nothing to do with it.
 
 The end. When the main task is done Trio cancels system tasks, the pump among them;
-then it runs what asynchronous generators have in their ``finally``, which may still
-use streams; then it ends. An engine that nobody closed lives up to there: a thread
+then it runs the ``finally`` blocks of asynchronous generators, which may still
+use streams; then it ends. An engine that was not closed lives until then: a thread
 takes the pump's place, and `Instrument.after_run` closes the engine.
 
 Trio logs and removes an instrument that raises; these hooks never do.
@@ -77,7 +77,7 @@ def trace_run(tracer: Tracer | None) -> None:
 
 
 class Bridge:
-    """One for each engine. ``on_run_end`` is called if it is open when the run ends."""
+    """The bridge of one engine. ``on_run_end`` is called if it is open when the run ends."""
 
     def __init__(self, core: Core, on_run_end: Callable[[], None]) -> None:
         self._core = core
@@ -103,7 +103,7 @@ class Bridge:
         return TracedHooks(core, pump, tracer)
 
     def trace_with(self, tracer: Tracer | None) -> None:
-        """Have a tracer look on while completions are drained; None: nobody."""
+        """Let a tracer see the completions as they are drained; None: no tracer."""
         trio.lowlevel.remove_instrument(self._hooks)
         self._hooks = self._make_hooks(tracer)
         trio.lowlevel.add_instrument(self._hooks)
@@ -124,15 +124,15 @@ class Bridge:
         except trio.ClosedResourceError:
             pass  # by `close`
         except BaseException:
-            # The run ends: its main task is done; or this has failed, which Trio makes
-            # an internal error of. Whoever is cancelled then may still wait for the
+            # The run ends: its main task is done, or this has failed, which Trio turns
+            # into an internal error. Tasks that are cancelled then may still wait for the
             # engine, even shielded.
             if self._goes_on():
                 self._watch_to_the_end()
             raise
 
     def _goes_on(self) -> bool:
-        """In a forked child nobody waits for the descriptor: it is the parent's."""
+        """In a forked child the pump must not wait for the descriptor: it is the parent's."""
         return self._open and not self._core.forked
 
     def _watch_to_the_end(self) -> None:
@@ -171,7 +171,7 @@ class Bridge:
         self._run.bridges.discard(self)
         if self._last_watch is not None:
             self._last_watch.stop()
-        # A run that crashed is not there any more to be told.
+        # A run that crashed does not exist any more.
         with suppress(RuntimeError):
             self._remove(self._hooks)
             self._remove(self._run_end)
@@ -192,8 +192,8 @@ class _RunEnd(trio.abc.Instrument):
 
 
 class _LastWatch:
-    """A thread that wakes Trio for completions, when no task can wait for them any
-    more. The hooks drain, as ever."""
+    """A thread that wakes Trio for completions when no task can wait for them any
+    more. The hooks drain as always."""
 
     def __init__(self, core: Core) -> None:
         self._core = core

@@ -1,8 +1,8 @@
 """Conn: Trio's stream contract over one native slot.
 
-Receiving and sending are in the native halves that this class derives from
-(`receive.pyx`, `send.pyx`); here stands what need not be fast: closing, half
-closing, waiting for the end, options, names, counters.
+Receiving and sending are in the native layers that this class derives from (`stream.pyx`
+lists them). This file has what need not be fast: closing, waiting for the end, options,
+addresses, counters.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Event mode's Python half: callbacks that are async run as tasks, one at a time for
-a connection. Which callback is due is the native half's to say (`events.pyx`)."""
+"""Event mode's Python half: async callbacks run as tasks, one at a time per connection. The
+native half decides which callback is due (`events.pyx`)."""
 
 from __future__ import annotations
 
@@ -58,7 +58,8 @@ class EventServing(EventServer):
 
     @trio.lowlevel.enable_ki_protection
     def stop(self, *, running: bool) -> None:
-        """Close what is still served, also what a callback is ``running`` for."""
+        """Close what is still served; if ``running``, also connections with a running
+        callback."""
         self._stop(running)
 
     async def _run(self, conn: Conn, awaitable: Awaitable[object]) -> None:

@@ -1,20 +1,20 @@
-"""What becomes of engines in a forked child: nothing, for the parent's sake.
+"""Engines in a forked child do nothing, so that the parent's are not disturbed.
 
 Facts. A forked child has a copy of an engine without its threads, and shares every
-descriptor with the parent: its epolls and eventfds, what they are waiting for, what they
-have to tell. Whoever forks in a task of Trio's and leaves in the child, by `SystemExit`
-say, has Trio's loop go on there, until every task is cancelled. It waits with the epoll
-that is the parent's too: it takes events away that are for the parent, and ends the
-parent's waits with its own. With Trio's own transport that is lost which tasks were
+descriptor with the parent: its epolls and eventfds, with their registrations and their
+events. If a program forks in a Trio task and leaves in the child, for example by
+`SystemExit`, Trio's loop goes on there until every task is cancelled. It waits with the epoll
+that the parent uses, too: it takes events that are for the parent, and ends the
+parent's waits with its own. With Trio's own transport, the parent loses what its tasks were
 waiting for. An engine always waits.
 
 Decision. In the child an engine is marked, refuses to be used, and touches no descriptor.
-And if Trio's loop may go on there, the child's epoll is made its own: another one takes
-its number, and waits for the same, but for engines. Trio does not say which descriptor
-that is; the kernel does, because it waits for the engine's.
+And if Trio's loop may go on there, the child gets an epoll of its own: another one takes
+the number, with the same registrations except those of engines. Trio does not say which
+descriptor that is; the kernel does, because the epoll waits for the engine's.
 
-Trade-off. A fork in the same turn as the opening of the run's first engine comes before
-Trio waits for it, and finds no epoll.
+Trade-off. If the fork is in the same turn as the opening of the run's first engine, Trio does
+not wait for the engine yet, and the epoll is not found.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _hook_registered = False
 
 
 def watch_forks(core: Core) -> None:
-    """Have children that are forked from now on leave an engine alone."""
+    """Make children that are forked from now on leave an engine alone."""
     global _hook_registered
     if not _hook_registered:
         _hook_registered = True
@@ -44,7 +44,7 @@ def watch_forks(core: Core) -> None:
 
 
 def _before_fork() -> None:
-    """The child will hold the descriptors, too: closing alone is not enough any more."""
+    """The child will hold the descriptors, too: close(2) alone is not enough any more."""
     for core in _cores:
         core.mark_shared()
 

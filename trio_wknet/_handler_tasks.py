@@ -1,11 +1,11 @@
-"""Whether a task is a handler of a listener's, or was started by one.
+"""Whether a task is a handler of a listener, or was started by one.
 
-A handler that waits for its listener's drain waits for itself. Nobody notes which tasks
-are handlers: that would cost something for each connection. But a handler's first frame is
-a function that is known (`Listener.serve`, `serve_events` and `trio.serve_listeners` have
-one each), and its locals tell whom it serves. So what stands below the caller is looked
-through, and below the tasks that it descends from. A loop around `accept` of the
-application's own cannot be told from anything else.
+A handler that waits for its listener's drain waits for itself. Recording which tasks
+are handlers would cost something for each connection. But a handler's first frame is
+a known function (`Listener.serve`, `serve_events` and `trio.serve_listeners` have
+one each), and its locals say what it serves. So the frames below the caller are searched,
+and those of the tasks that it descends from. The application's own loop around `accept`
+cannot be recognised.
 """
 
 from __future__ import annotations

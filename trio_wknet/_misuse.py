@@ -19,13 +19,13 @@ T = TypeVar("T")
 
 
 def require_callable(**functions: object) -> None:
-    """Refuse what is no function, above all the coroutine that calling one gave."""
+    """Refuse what is not a function, above all the coroutine that calling one returned."""
     for name, function in functions.items():
         if inspect.iscoroutine(function):
-            function.close()  # nobody awaits it
+            function.close()  # it will never be awaited
             called = function.__name__
             raise TypeError(
-                f"{name} must be a function, not the coroutine that it gives: "
+                f"{name} must be a function, not the coroutine that it returns: "
                 f"write {called}, not {called}()"
             )
         if not callable(function):
@@ -33,7 +33,7 @@ def require_callable(**functions: object) -> None:
 
 
 def call_handler(handler: Callable[[Any], Awaitable[T]], conn: object) -> Awaitable[T]:
-    """What a handler gives to await."""
+    """Call a handler, and return what must be awaited."""
     given = handler(conn)
     if type(given) is CoroutineType or inspect.isawaitable(given):
         return given
@@ -69,12 +69,12 @@ def check_one_address(given: tuple[object, ...]) -> None:
     if len(given) > 1:
         raise TypeError(
             f"address must be one argument, not {len(given)}{as_tcp(*given[:2])}; "
-            f"options are given by name"
+            f"options must be keyword arguments"
         )
 
 
 def as_tcp(host: object, port: object) -> str:
-    """How to write an address that came as a host and a port, if it did."""
+    """How to write an address that was given as a host and a port, if it was."""
     if isinstance(port, bool) or not isinstance(port, int):
         return ""
     if isinstance(host, str) and "://" not in host:
@@ -83,7 +83,8 @@ def as_tcp(host: object, port: object) -> str:
 
 
 class GivenWhenOpened:
-    """An attribute that is none: what is set when a listener is opened, and stays so."""
+    """An attribute that only says where it belongs: a setting of a listener that is given
+    when it is opened, and cannot be changed."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
@@ -98,6 +99,6 @@ class GivenWhenOpened:
 
     def _refuse(self) -> NoReturn:
         raise AttributeError(
-            f"{self._name} is given when a listener is opened, and stays: "
+            f"{self._name} is set when a listener is opened, and cannot be changed: "
             f"open_wknet_listener(address, {self._name}=...)"
         )

@@ -1,16 +1,17 @@
 """The classes of Trio's that `Conn` and `Listener` pass for.
 
-Facts. `trio.SocketStream` and `trio.SocketListener` are final, and nothing that they do is
-wanted here. But software asks isinstance of them, and handlers are annotated with them.
+Facts. `trio.SocketStream` and `trio.SocketListener` are final, and their code is not
+needed here. But software uses isinstance with them, and handlers are annotated with them.
 
 Decision. At runtime ours derive from Trio's abstract classes, and are registered with the
 final ones (at the end of `_conn.py` and `_listener.py`). A type checker knows nothing of
-registering, so it is told that they derive from them. Then a handler of a
-`trio.SocketStream` takes a `Conn`, and ``isinstance(stream, Conn)`` leaves a `Conn`. A
-class unrelated to a final one would leave nothing there, and what follows unchecked.
+registering, so for type checkers they derive from the final classes. Then a handler of a
+`trio.SocketStream` takes a `Conn`, and ``isinstance(stream, Conn)`` narrows to `Conn`. A
+class unrelated to a final one would narrow to nothing, and the code below it would not be
+checked.
 
 Trade-off. To a type checker a `Listener` is a ``trio.abc.Listener[trio.SocketStream]``;
-that its ``accept`` gives a `Conn` is known of the `Listener` alone.
+that ``accept`` returns a `Conn` is known only of the `Listener` itself.
 """
 
 from __future__ import annotations

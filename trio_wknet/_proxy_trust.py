@@ -1,4 +1,4 @@
-"""Who is trusted to speak for others: the load balancers of a listener."""
+"""The peers whose PROXY headers are trusted: the load balancers of a listener."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from trio_wknet._socket import borrowed
 
 Network: TypeAlias = str | IPv4Network | IPv6Network | IPv4Address | IPv6Address
 
-UNIX = "unix:"  # whoever may connect to the unix socket; nginx calls it the same
+UNIX = "unix:"  # every process that may connect to the unix socket; nginx uses the same word
 
 
 @attrs.frozen
 class Trusted:
-    """The networks of the peers that are trusted. On a unix socket all are: its file
-    says who may connect."""
+    """The networks of the trusted peers. On a unix socket all peers are trusted: the
+    permissions of its file say which may connect."""
 
     networks: tuple[IPv4Network | IPv6Network, ...]
 
@@ -27,7 +27,7 @@ class Trusted:
         """Whether a connection's peer is trusted.
 
         Raises:
-          OSError: it is gone.
+          OSError: if it is gone.
         """
         if family == socket.AF_UNIX:
             return True
@@ -43,8 +43,8 @@ def parse_trusted(networks: Collection[Network] | None, *, unix: bool) -> Truste
     socket.
 
     Raises:
-      TypeError, ValueError: it is no collection of networks, or holds nobody who could
-          connect; the message says why.
+      TypeError, ValueError: if it is not a collection of networks, or no peer could match;
+          the message says why.
     """
     if networks is None:
         return None
@@ -64,7 +64,7 @@ def _network(network: object) -> IPv4Network | IPv6Network:
     try:
         return ip_network(network)
     except ValueError as exc:
-        raise ValueError(f"proxy_protocol holds no network: {exc}") from None
+        raise ValueError(f"proxy_protocol must hold networks: {exc}") from None
 
 
 def peer_of(fd: int, family: int) -> Any:

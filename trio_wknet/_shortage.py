@@ -1,10 +1,10 @@
-"""What the log says of shortages: of descriptors, of memory, of what epoll may watch.
+"""What the log says about shortages: of descriptors, of memory, of epoll watches.
 
-Nothing fails then. A listener stops accepting until there is something again, and clients
-wait in the kernel's queue; which nobody would notice but the clients. So a line says when
-that begins, and another one when it is over. At the limit it may begin and end many times
-a second: a stop that begins within QUIET seconds of the last line gets none, and the next
-one tells how many these were.
+Nothing fails then. A listener stops accepting until there are some again, and clients
+wait in the kernel's queue, which only the clients would notice. So one line says when
+that begins, and another when it is over. At the limit it may begin and end many times
+per second: a stop that begins within QUIET seconds of the last line gets none, and the next
+line says how many these were.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What ``.socket`` is: a facade that asks and sets, and cannot move bytes."""
+"""What ``.socket`` is: a facade with addresses and options, which cannot move bytes."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def borrowed(fd: int, family: int) -> Iterator[socket.socket]:
 def _family(number: int) -> socket.AddressFamily:
     try:
         return socket.AddressFamily(number)
-    except ValueError:  # one that Python has no name for is a number there, too
+    except ValueError:  # Python itself uses a number if it has no name
         return number  # type: ignore[return-value]
 
 
 class SocketFacade(trio.socket.SocketType):
     """The socket under a `Conn` or a `Listener`, for software that asks it for
-    names and options. It has no send and no receive: bytes belong to the reactor,
-    and to try is a RuntimeError. Once it is closed, asking is an OSError (EBADF), as
-    of any socket.
+    addresses and options. Its send and receive methods raise RuntimeError, because bytes
+    belong to the reactor. Once it is closed, its methods raise OSError (EBADF), like
+    those of any socket.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class SocketFacade(trio.socket.SocketType):
         self._close()
 
     def _borrowed(self) -> Any:
-        # In another thread the descriptor might be a stranger's by the time of the call.
+        # In another thread the descriptor's number might be reused by the time of the call.
         self._ensure_usable()
         descriptor = self._fileno()
         if descriptor < 0:
@@ -148,7 +148,7 @@ _INSTEAD = {
 
 def _refusal(name: str, instead: str) -> Callable[..., NoReturn]:
     def refuse(self: SocketFacade, *_: object, **__: object) -> NoReturn:
-        raise RuntimeError(f"socket.{name}: what the socket does is its reactor's, use {instead}")
+        raise RuntimeError(f"socket.{name}: this socket belongs to a reactor; use {instead}")
 
     refuse.__name__ = name
     return refuse
@@ -163,15 +163,15 @@ _facades: WeakKeyDictionary[socket.socket, SocketFacade] = WeakKeyDictionary()
 
 
 def make_handle(sock: socket.socket, facade: SocketFacade) -> None:
-    """Let a detached socket go on to stand for what has its descriptor now. Whoever
-    made it may ask for its name, and may close it instead of the stream."""
+    """Make a detached socket object a handle on the owner of its descriptor. The code that
+    made it may still ask for its name, and may close it instead of the stream."""
     _facades[sock] = facade
     sock.__class__ = _Handle
     sock._closed = False  # type: ignore[attr-defined]  # `detach` closed it
 
 
 def stand_in(facade: SocketFacade) -> socket.socket:
-    """Another such handle. Raises `trio.ClosedResourceError`."""
+    """Make another such handle. Raises `trio.ClosedResourceError`."""
     facade._ensure_usable()
     descriptor = facade.fileno()
     if descriptor < 0:
@@ -183,8 +183,8 @@ def stand_in(facade: SocketFacade) -> socket.socket:
 
 
 def non_blocking(descriptor: int) -> socket.socket:
-    """A socket object for a descriptor that a reactor has driven, which says of itself what
-    is so: that it does not block, and which protocol it speaks. It owns the descriptor,
+    """A socket object for a descriptor that a reactor has driven, with the right state: it is
+    non-blocking, and has the right protocol. It owns the descriptor,
     unless this raises (OSError, MemoryError).
     """
     sock = socket.socket(fileno=descriptor)

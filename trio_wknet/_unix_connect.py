@@ -2,13 +2,13 @@
 
 Facts. While the queue of a listening unix socket is full, a blocking connect(2) waits, and
 a non-blocking one fails at once with EAGAIN; no descriptor ever tells that there is room.
-Trio takes that EAGAIN for a connect that is under way, finds the socket writable, and gives
+Trio takes that EAGAIN for a connect in progress, finds the socket writable, and returns
 a stream that is not connected.
 
-Decision. Wait, as a blocking connect does, and as a connect by TCP does that finds the
-queue full: try again, after a pause that grows. It is cancelled like any wait.
+Decision. Wait, as a blocking connect does, and as a TCP connect does if the
+queue is full: try again, after a pause that grows. It is cancelled like any wait.
 
-Trade-off. Those who wait have no order: who comes later may be first.
+Trade-off. Waiting clients have no order: a later one may be first.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`trio-wknet bench`: load on an echo server, and a table of how it did."""
+"""`trio-wknet bench`: load on an echo server, and a table of the result."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _TOTAL = 1000
 @click.command(context_settings={"show_default": True})
 @click.argument("address")
 @click.argument("port", type=int, required=False)
-@click.option("--connections", type=int, default=100, help="Connections side by side.")
+@click.option("--connections", type=int, default=100, help="Connections in parallel.")
 @click.option("--size", type=int, default=64, help="Bytes of a message.")
 @click.option(
-    "--depth", type=int, show_default="1, or 64 with --rate", help="Messages under way on each."
+    "--depth", type=int, show_default="1, or 64 with --rate", help="In flight per connection."
 )
-@click.option("--rate", type=float, help="Messages a second over all, by the clock: the open loop.")
+@click.option("--rate", type=float, help="Messages per second in total: the open loop.")
 @click.option("--duration", type=float, default=10.0, help="Seconds to measure.")
 @click.option(
     "--warmup", type=float, show_default="1, or 0 with --count", help="Seconds before that."
 )
-@click.option("--count", type=int, help="End after so many messages.")
+@click.option("--count", type=int, help="End after this number of messages.")
 @click.option("--churn", is_flag=True, help="A new connection for every message.")
 @click.option("--verify", is_flag=True, help="Compare every byte that comes back.")
 @click.option("--grace", type=float, default=5.0, help="Seconds for the last answers.")
@@ -45,8 +45,8 @@ def bench(address: str, port: int | None, *, as_json: bool, **values: Any) -> No
     by PORT.
 
     Without --rate each connection sends the next message when one has come back,
-    which shows what the server can do at most. With --rate messages go by the clock
-    and latency counts from when each was due: percentiles are honest only there.
+    which shows the server's maximum throughput. With --rate messages are sent by the clock
+    and latency counts from when each was due: only then are percentiles honest.
 
     Exit code 1: nothing was answered, something was answered wrongly, or the server
     could not be reached or was gone before the end. 2: invalid options.
@@ -69,11 +69,11 @@ def bench(address: str, port: int | None, *, as_json: bool, **values: Any) -> No
 
 
 def _host_and_port(address: str, port: int | None) -> tuple[str, int | None]:
-    """What the generator takes, of an address as the library writes it."""
+    """The generator's host and port of an address as the library writes it."""
     if not address.startswith("tcp://"):
         return address, port
     if port is not None:
-        raise ValueError(f"address {address!r} has a port already; {port} is one too many")
+        raise ValueError(f"address {address!r} has a port already, so PORT must not be {port}")
     parsed = parse_address(address)
     return parsed.host or "localhost", parsed.port
 

@@ -1,4 +1,4 @@
-"""How results of the load generator read."""
+"""Results of the load generator as text."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def time_text(seconds: float) -> str:
 
 
 def failures(errors: LoadErrors) -> list[tuple[str, int]]:
-    """The kinds of error that there were."""
+    """The kinds of error that occurred, with their counts."""
     kinds = ("connect_refused", "connect_other", "timeout", "reset", "eof", "mismatch")
     counts = [(kind.replace("_", " "), getattr(errors, kind)) for kind in kinds]
     return [(name, number) for name, number in counts if number]
 
 
 def complaint(result: LoadResult) -> str:
-    """One line on what went wrong in a run where something did."""
+    """One line on what went wrong in a failed run."""
     found = ", ".join(f"{number} {name}" for name, number in failures(result.errors))
     if result.connect_error:
         found += f" ({result.connect_error})"

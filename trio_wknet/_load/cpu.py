@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 def cpu_seconds(pid: int) -> float:
     """CPU time that a process has used, in all its threads; `OSError` if it is gone.
 
-    The clock is the one that clock_getcpuclockid(3) names: Linux makes its number of
-    the process's. It is as fine as the scheduler's own account; /proc/<pid>/stat
-    counts in hundredths of a second, which a short run cannot do with.
+    The clock is that of clock_getcpuclockid(3), whose number Linux derives from the
+    process's. It is as precise as the scheduler's own accounting; /proc/<pid>/stat
+    counts in hundredths of a second, which is too coarse for a short run.
     """
     return time.clock_gettime(~pid << 3 | 2)
 
@@ -23,9 +23,9 @@ def cpu_seconds(pid: int) -> float:
 class CpuMeter:
     """CPU time of a server for each message of the measured window.
 
-    `note` goes into `run_load` as `on_progress`. Between the first and the last look
-    inside the window both the time and the messages are counted, so connecting,
-    warming up and the end cost nothing.
+    Pass `note` to `run_load` as `on_progress`. Both the time and the messages are counted
+    between the first and the last call inside the window, so connecting,
+    warming up and the end are not included.
     """
 
     def __init__(self, pid: int) -> None:

@@ -2,12 +2,12 @@
 
 Three modes, by what the options say:
 
-- *closed loop*: each connection keeps `depth` messages on their way. It shows what
-  the server can do at most. Its latencies say little: a server that stalls is sent
-  less, so the stall is one slow message for each connection.
+- *closed loop*: each connection keeps `depth` messages in flight. It shows the server's
+  maximum throughput. Its latencies say little: less is sent to a server that stalls,
+  so the stall is one slow message per connection.
 - *open loop*, with `rate`: messages are sent by the clock, whether or not answers
-  come, and latency counts from when a message should have been sent. This is the
-  one to read percentiles from.
+  come, and latency counts from when a message should have been sent. Only its percentiles
+  are honest.
 - *churn*: connect, one message there and back, close. A message is a transaction,
   and its latency includes the connect.
 """
@@ -67,7 +67,7 @@ def _kind(kind: type) -> _Check:
 class LoadOptions:
     """What load to put on which server.
 
-    A bad value raises `TypeError` or `ValueError` that names the argument and the value.
+    An invalid value raises `TypeError` or `ValueError` that names the argument and the value.
     """
 
     host: str = attrs.field(validator=_kind(str))
@@ -75,14 +75,14 @@ class LoadOptions:
     port: int | None = attrs.field(default=None, validator=_whole(1, 65535, optional=True))
     """The TCP port; None, and only then, for a unix socket."""
     connections: int = attrs.field(default=100, kw_only=True, validator=_whole(1, 1 << 20))
-    """Connections; in churn, how many transactions run side by side."""
+    """Connections; in churn, the number of transactions in parallel."""
     size: int = attrs.field(default=64, kw_only=True, validator=_whole(1, 1 << 30))
     """Bytes of a message."""
     depth: int | None = attrs.field(
         default=None, kw_only=True, validator=_whole(1, 1 << 16, optional=True)
     )
-    """Messages on their way on one connection, at most. None is 1, or 64 with `rate`:
-    there, messages that have to wait for it are sent later and counted from schedule."""
+    """Messages in flight per connection, at most. None is 1, or 64 with `rate`:
+    there, messages that have to wait for it are sent later and counted from their schedule."""
     rate: float | None = attrs.field(
         default=None, kw_only=True, validator=_number(1e-3, 1e8, optional=True)
     )
@@ -92,7 +92,7 @@ class LoadOptions:
     count: int | None = attrs.field(
         default=None, kw_only=True, validator=_whole(1, 1 << 62, optional=True)
     )
-    """End when so many messages of the whole run are answered or lost, warmup included."""
+    """End when this number of messages is answered or lost, warmup included."""
     verify: bool = attrs.field(default=False, kw_only=True, validator=_kind(bool))
     """Compare every byte that comes back. How many come back is always compared."""
     duration: float = attrs.field(default=10.0, kw_only=True, validator=_number(1e-3, 1e6))
@@ -102,13 +102,13 @@ class LoadOptions:
     )
     """Seconds of load before that, not measured. None is 1, or 0 with `count`."""
     grace: float = attrs.field(default=5.0, kw_only=True, validator=_number(0, 1e6))
-    """Seconds at the end for messages on their way; none is sent any more."""
+    """Seconds at the end for messages in flight; none is sent any more."""
     connect_timeout: float = attrs.field(default=5.0, kw_only=True, validator=_number(1e-3, 1e6))
     """Seconds that one connect may take."""
     ramp_timeout: float = attrs.field(default=60.0, kw_only=True, validator=_number(1e-3, 1e6))
     """Seconds for opening all connections; what is not open then counts as a timeout."""
     connecting: int = attrs.field(default=128, kw_only=True, validator=_whole(1, 1 << 20))
-    """Connects under way at once, at most."""
+    """Concurrent connects, at most."""
     sources: int | None = attrs.field(
         default=None, kw_only=True, validator=_whole(0, MAX_SOURCES, optional=True)
     )
@@ -126,7 +126,7 @@ class LoadOptions:
             raise ValueError(f"depth: churn has one message a connection, not {self.depth!r}")
         if self.mode == "closed" and self.connections * self.real_depth > 1 << 28:
             raise ValueError(
-                f"depth: at most {1 << 28} messages can be on their way, not "
+                f"depth: at most {1 << 28} messages can be in flight, not "
                 f"{self.connections} * {self.depth!r}"
             )
 

@@ -1,8 +1,8 @@
-"""Load for an echo server: the run, and what came of it.
+"""Load for an echo server: the run, and its result.
 
-A server echoes when it sends every byte back, in order; where messages begin is of
-no matter to it. Load belongs into another process than the server, else the two
-share one GIL and the figures are of neither.
+An echo server sends every byte back, in order; message boundaries do not matter to it. Run
+the load in another process than the server. Otherwise the two share one GIL, and the figures
+are of neither.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class LoadProgress:
 
 @attrs.frozen
 class LoadResult:
-    """What came of a run."""
+    """The result of a run."""
 
     options: LoadOptions
     ended: Ending
@@ -141,12 +141,12 @@ class LoadResult:
 
     @property
     def ok(self) -> bool:
-        """Messages were answered, none wrongly, and the server lived to the end."""
+        """Messages were answered, all correctly, and the server was alive at the end."""
         survived = self.ended not in ("unreachable", "server_gone")
         return survived and self.answered > 0 and self.errors.mismatch == 0
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as a dict of what JSON knows; times are seconds."""
+        """All of it as a dict for JSON; times are in seconds."""
         figures = attrs.asdict(self)
         figures["options"]["mode"] = self.options.mode
         figures["messages_per_second"] = self.messages_per_second

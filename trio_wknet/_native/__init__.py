@@ -1,7 +1,7 @@
 """The compiled part: two wings, and a fence between them.
 
 base
-  What both stand on: atomics, the kernel's interface, bits.
+  What both use: atomics, the kernel's interface, bits.
 reactor
   The reactors' side. Runs without the GIL, on threads of its own or in-loop; knows nothing of
   Python, and cimports nothing of the other side.
@@ -15,14 +15,14 @@ load
 testing
   Python faces of the structs, for tests and benchmarks.
 
-``tests/test_layout.py`` checks who cimports whom.
+``tests/test_layout.py`` checks which folder cimports which.
 """
 
 from importlib.util import find_spec
 
 if find_spec(f"{__name__}.trio.core") is None:
     raise ImportError(
-        f"trio_wknet is not compiled for this Python in {__path__[0]}. In the folder of a clone "
-        f"that is imported, and not what is installed: there, 'python -m pip install -e .' "
-        f"compiles it; anywhere else an ordinary installation will do"
+        f"trio_wknet is not compiled for this Python in {__path__[0]}. Inside a clone, that "
+        f"folder is imported instead of an installed package: 'python -m pip install -e .' "
+        f"compiles it there; anywhere else an ordinary installation works"
     )

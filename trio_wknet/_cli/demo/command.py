@@ -25,7 +25,7 @@ WARMUP = 0.5
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--connections", type=int, default=100, help="Connections side by side.")
+@click.option("--connections", type=int, default=100, help="Connections in parallel.")
 @click.option("--size", type=int, default=64, help="Bytes of a message.")
 @click.option("--duration", type=float, default=4.0, help="Seconds of each of the four loads.")
 @click.option(
@@ -38,7 +38,7 @@ WARMUP = 0.5
 def demo(
     connections: int, size: int, duration: float, reactors: int | None, *, as_json: bool
 ) -> None:
-    """Compare this library with Trio's own transport, in some 20 seconds.
+    """Compare this library with Trio's own transport, in about 20 seconds.
 
     An echo server on each, both with the same handler, take turns under the same load.
     Each server is a process of its own, and so is the load. Needs no network.

@@ -68,7 +68,7 @@ class ServerProcess:
         return lines[-1]
 
     def statistics(self) -> dict[str, Any] | None:
-        """The answer to the question before, if it has come, and the next question.
+        """Return the answer to the last question, if it has come, and ask the next.
 
         It never waits, so a server that is busy, or dead, does not hold up the view.
         """
@@ -95,14 +95,14 @@ class ServerProcess:
         return [json.loads(line) for line in lines]
 
     def epitaph(self) -> str:
-        """The last words, to append to a message, of a server that has died."""
+        """The last words of a server that has died, to append to a message."""
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(DYING_TIMEOUT)  # its sockets close before it has ended
             return f"; {self.last_words()}"
         return ""
 
     def last_words(self) -> str:
-        """How the server ended, and the last that it wrote to stderr."""
+        """How the server ended, and the last line that it wrote to stderr."""
         try:
             code = self._process.wait(END_TIMEOUT)
         except subprocess.TimeoutExpired:

@@ -32,7 +32,7 @@ class Round:
 
 @attrs.frozen
 class Figures:
-    """The medians of a server's rounds; None for what no round could tell."""
+    """The medians of a server's rounds; None for what no round measured."""
 
     messages_per_second: float
     p50: float
@@ -70,7 +70,7 @@ class Comparison:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as a dict of what JSON knows; times are seconds."""
+        """All of it as a dict for JSON; times are in seconds."""
         return {
             "trio_wknet": _side(self.wknet),
             "trio": _side(self.trio),
@@ -95,8 +95,8 @@ class Comparison:
             f"Echo over {options.connections:,} TCP connections on loopback, {options.size:,} "
             f"bytes, one message at a time on each: {len(self.wknet)} rounds of "
             f"{options.duration:g} s in turn, medians. Server and load are a process each, not "
-            f"pinned, on {cores} core{'s' * (cores != 1)} that they share with whatever else "
-            f"runs here. Python {platform.python_version()}, Trio {trio.__version__}."
+            f"pinned, on {cores} core{'s' * (cores != 1)} that they share with everything else "
+            f"that runs here. Python {platform.python_version()}, Trio {trio.__version__}."
         )
 
     def table(self) -> Table:

@@ -25,7 +25,7 @@ FRAMES_PER_SECOND = 8
 
 @attrs.define
 class Lane:
-    """One server, and what is known of it so far."""
+    """One server, and its figures so far."""
 
     title: str
     server: ServerProcess
@@ -38,7 +38,7 @@ class Lane:
     _last: dict[str, Any] | None = None
 
     def note(self, now: LoadProgress) -> None:
-        """Take what the load generator and the server have to say."""
+        """Take the news of the load generator and the server."""
         self.now = now
         if now.phase in ("warmup", "measure"):
             self.rates.append(now.rate)
@@ -95,7 +95,7 @@ def _panel(lane: Lane, most: int) -> Panel:
 
 
 def _state(now: LoadProgress | None) -> Text:
-    """What the load generator is about."""
+    """What the load generator is doing."""
     if now is None:
         return Text(f"{'':9} waiting")
     text = Text(f"{now.connections:>9,} connections, {now.phase}")

@@ -1,2 +1,2 @@
-"""What both sides stand on: atomics, the interface of the kernel and of pthreads, bits. Holds no
+"""What both wings use: atomics, the interface of the kernel and of pthreads, bits. It holds no
 state."""

@@ -10,14 +10,14 @@ from .proxy_gate cimport ProxyGate
 cdef class NativeListener(Endpoint):
     cdef Operation acceptor     # parked in accept
     cdef Server server          # serves connections in event mode, instead
-    cdef ProxyGate gate              # what connections must pass first; None: nothing
-    cdef uint64_t refused       # what was last seen of the gate's counter
+    cdef ProxyGate gate         # what connections must pass first; None: nothing
+    cdef uint64_t refused       # the gate's counter, as it was last seen
     cdef object trap
     cdef list ports             # addresses of their slots
     cdef bint closing           # the ports have been told to close
     cdef object on_ended        # to be called when they have
-    cdef Handed handed          # the open connections that `accept` gave out
-    cdef uint32_t accepts       # calls of `accept` under way
+    cdef Handed handed          # the open connections that `accept` returned
+    cdef uint32_t accepts       # calls of `accept` in progress
     cdef uint64_t accepted      # counters, as they were last seen
     cdef uint32_t waiting
     cdef uint32_t starved

@@ -31,8 +31,8 @@ cdef class NativeListener(Endpoint):
     ):
         """Take over the descriptors of listening sockets: (socket, descriptor, family). With
         `spread` each goes to a reactor of its own, which keeps what it accepts.
-        `timeout` is what `timeout_rule` says of the connections' idle timeout.
-        Through the `gate`, if there is one, all connections must go."""
+        `timeout` is the connections' idle timeout, as `timeout_rule` returns it.
+        If there is a `gate`, all connections must pass it."""
         cdef Slot *listener
         cdef Slot *port = NULL
         cdef Limits native = make_limits(limits)
@@ -42,7 +42,7 @@ cdef class NativeListener(Endpoint):
         self.handed = Handed()
         listener = core.new_slot(-1, 0, native)
         self.ports = []
-        # Whatever takes memory first. If that fails, the descriptors are the caller's.
+        # First everything that takes memory. If it fails, the caller keeps the descriptors.
         try:
             for _, fd, family in descriptors:
                 port = core.new_slot(fd, family, native)
@@ -97,9 +97,9 @@ cdef class NativeListener(Endpoint):
               or `drain` was called, and every connection that this returned is closed.
           trio.BusyResourceError: if another task is accepting.
           RuntimeError: if called from another thread, or if the engine is closed.
-          OSError: the listening socket failed for good. Lack of descriptors does
-              not count: accepting goes on once there are some
-              (``statistics().starved`` tells).
+          OSError: if the listening socket failed for good. Running out of descriptors does
+              not count: accepting resumes once there are some (see
+              ``statistics().starved``).
         """
         cdef Accept operation = Accept.__new__(Accept)
         operation.listener = self
@@ -115,14 +115,14 @@ cdef class NativeListener(Endpoint):
         return operation
 
     cdef int ensure_free(self) except -1:
-        """Refuse a second acceptor: who gets which connection would be chance."""
+        """Refuse a second acceptor: which of them gets a connection would be chance."""
         if self.acceptor is not None or self.server is not None:
             raise trio.BusyResourceError("another task is accepting on this listener")
         return 0
 
     cdef void hand_to(self, Server server):
-        """Have a server told of connections from now on; first, of those that wait.
-        None takes it back."""
+        """Hand connections to a server from now on, beginning with those that wait.
+        None ends that."""
         if server is not None and self.slot == NULL:
             raise trio.ClosedResourceError("this listener was already closed")
         self.server = server
@@ -154,10 +154,10 @@ cdef class NativeListener(Endpoint):
             while slot != NULL:
                 following = slot.chain
                 conn = self.core.conn_of(slot)
-                slot = following        # the object has it now
+                slot = following        # the object owns it now
                 conns.append(conn)
         except MemoryError:
-            # Nobody would ever hear of them again.
+            # Otherwise they would be lost, but open.
             if conn is not None:
                 conn.engine_closed()
             for conn in conns:
@@ -170,9 +170,9 @@ cdef class NativeListener(Endpoint):
         return conns
 
     cdef Slot *take_slots(self, Py_ssize_t most, bint hold=False) except? NULL:
-        """Up to `most` waiting connections, a chain; NULL after arranging for a
-        wake, under the lock under which ports add. With `hold` the end waits for the
-        connections that were handed out."""
+        """Up to `most` waiting connections, as a chain; NULL after arranging for a
+        wake, under the lock under which ports add. With `hold` the end is reported only
+        after the connections that `accept` returned are closed."""
         cdef Slot *listener = self.slot
         cdef Slot *first
         cdef uint32_t n
@@ -201,8 +201,8 @@ cdef class NativeListener(Endpoint):
         return first
 
     cdef uint32_t resume_mark(self) noexcept:
-        """How many connections may wait for ports that have stopped to go on. Those
-        that wait for a header make room one by one, so there it is sooner."""
+        """The number of waiting connections at which stopped ports resume. Connections
+        that wait for a header make room one by one, so with a gate it is higher."""
         cdef uint32_t most = self.slot.limits.accept_queue
         return most // 2 if self.gate is None else most - max(1, most // 8)
 
@@ -218,7 +218,7 @@ cdef class NativeListener(Endpoint):
             pthread_mutex_unlock(&listener.lock)
             if paused:
                 self.core.post(port, RESUME)
-                # A finalizer, or a clock, may have been run there, and have closed this.
+                # A finalizer, or a clock, may have run there, and have closed this.
                 if self.slot == NULL or self.closing:
                     return
 
@@ -266,7 +266,7 @@ cdef class NativeListener(Endpoint):
             self.resume_ports()
 
     cdef uint32_t too_many(self) noexcept:
-        """How many must go for ports that have stopped to go on; 0 where none has."""
+        """How many must go before stopped ports resume; 0 if none has stopped."""
         cdef uint32_t many = 0
         cdef bint stopped = False
         if self.slot == NULL or self.closing:
@@ -304,7 +304,7 @@ cdef class NativeListener(Endpoint):
             self.core.fail_run(failure)
 
     def _require_free(self):
-        """Raise what serving would: for a closed listener, or a busy one."""
+        """Raise the error of serving a closed listener, or a busy one."""
         self.ensure_usable()
         if self.slot == NULL or self.closing:
             raise trio.ClosedResourceError("this listener was already closed")
@@ -314,7 +314,7 @@ cdef class NativeListener(Endpoint):
 
     def _wake_nobody(self):
         """For a finalizer, which the collector may run in another thread, where no task
-        may be woken. None is to be: whoever waits refers to this object, and is
+        may be woken. None needs to be: a task that waits refers to this object, and is
         garbage, too."""
         self.acceptor = None
         self.server = None
@@ -328,7 +328,7 @@ cdef class NativeListener(Endpoint):
 
     def _stop(self):
         """Close the ports, once they have accepted what the kernel had queued.
-        Accepting goes on until the queue is empty, and then says Closed."""
+        Accepting goes on until the queue is empty, and then raises ClosedResourceError."""
         if self.slot == NULL or self.closing:
             return
         self.remove_file()
@@ -337,15 +337,15 @@ cdef class NativeListener(Endpoint):
         self.ports.clear()
 
     def _close_all(self):
-        """What ends the listener; its heir has somebody to tell, too."""
+        """End the listener; the subclass also wakes a drain."""
         self._close()
 
     cdef void remove_file(self) noexcept:
         """Remove a unix socket's file, before the ports are told to close. While our
-        socket is open it keeps its inode, so a file of the same number on the same
+        socket is open it keeps its inode, so a file with that inode number on the same
         device is ours. Later the number may be any other file's, even the successor's;
-        and whoever found the file could still be queued by the kernel, when nobody
-        accepts any more. Between the look and the removal a successor may yet come,
+        and the kernel could still queue a client that found the file, after accepting has
+        ended. A successor may still come between the check and the removal,
         for some microseconds: the kernel has no call that does both."""
         try:
             self._remove_file()
@@ -353,10 +353,10 @@ cdef class NativeListener(Endpoint):
             pass        # it stays, and the ports close all the same
 
     def _remove_file(self):
-        """What the heir has to remove."""
+        """The subclass removes the file."""
 
     def _close_ports(self, told):
-        """Close every port, and every connection that nobody accepted; call `told`
+        """Close every port, and every connection that was not accepted; call `told`
         once the reactors have done it and the addresses are free again."""
         cdef Slot *listener = self.slot
         cdef Slot *slot
@@ -391,7 +391,7 @@ cdef class NativeListener(Endpoint):
         self.tell_if_ended()
 
     def _close(self):
-        """Let go of the listener, whatever its state."""
+        """Let go of the listener, in any state."""
         cdef Slot *listener = self.slot
         if listener == NULL:
             return
@@ -411,9 +411,9 @@ cdef class NativeListener(Endpoint):
     # --- draining ------------------------------------------------------------
 
     def _is_accepted_from(self):
-        """Whether somebody serves what `accept` gives: is in `accept`, or has open
-        connections from it. Who calls it in a loop is in it whenever others run, or busy
-        with those."""
+        """Whether connections are served by `accept`: a task is in it, or connections that it
+        returned are open. A task that calls it in a loop is either in it when others run, or
+        busy with such connections."""
         return self.accepts > 0 or self.handed.count > 0
 
     def _drain_by_accept(self, told, none_left):

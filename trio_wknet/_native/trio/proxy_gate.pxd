@@ -1,4 +1,4 @@
-# Where connections stand until they have said whom they come from.
+# Where accepted connections wait for their PROXY header.
 from libc.stdint cimport uint32_t, uint64_t
 
 from ..reactor.slot cimport Slot
@@ -10,16 +10,16 @@ cdef class ProxyGate(Server):
     cdef Slot *listener         # NULL before the listener opens, and after it
     cdef object trusted
     cdef uint64_t patience      # ns
-    cdef uint64_t grace         # ns: how long one is waited for whatever else waits
-    cdef dict pending          # addresses of slots whose header is awaited, in order, and
-                                # `server` is this, with whether their grace is over; None
+    cdef uint64_t grace         # ns: for which each keeps its place
+    cdef dict pending           # addresses of slots whose header is awaited, in order, with
+                                # whether their grace is over; their `server` is this; None
                                 # once closed
     cdef Slot *oldest           # slots that have passed, for accept to take
     cdef Slot *newest
     cdef readonly uint64_t refused
-    cdef double lines           # that the log may still be told at `lines_at`
+    cdef double lines           # the log lines still allowed at `lines_at`
     cdef uint64_t lines_at      # ns
-    cdef uint64_t unsaid        # refusals since the last line, past that
+    cdef uint64_t unsaid        # refusals without a line since the last one
 
     cdef void open(self, Core core, Slot *listener) noexcept
     cdef void close(self) noexcept

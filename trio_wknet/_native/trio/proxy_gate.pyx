@@ -1,31 +1,31 @@
 """A listener's gate: accepted connections wait here for their PROXY header.
 
-It is their server (slot.server) meanwhile, so the drain tells it of their bytes. While
-a header is awaited there is no task and no object, nobody knows the connection, and
-others pass it by:
+It is their server (slot.server) meanwhile, so the drain reports their bytes to it. While
+a header is awaited there is no task and no object, the application does not know the
+connection, and it does not delay others:
 
     ports -> listener's queue -> gate: pending -> gate: passed -> accept
 
 The listener counts all of them as waiting. So they are bounded together
-(limits.accept_queue), and nobody is told that a drained listener has no more while
+(limits.accept_queue), and a drained listener is not reported as empty while
 one may still come.
 
-What moves between drains posts ACCEPTED to the listener, which sees to the rest: it
-wakes whoever accepts, and lets ports go on.
+What moves between drains posts ACCEPTED to the listener, which does the rest: it
+wakes the accepting task, and lets ports resume.
 
-The time for a header is an idle rule of the connection's: as nothing is sent before,
-what has not been written for so long has not been let pass for so long, whatever
-arrived.
+The time for a header is an idle rule of the connection, for writing: nothing is sent
+before the connection is admitted, so the rule comes due when it was not admitted for that
+time, whatever arrived.
 
-Whoever connects and says nothing would take others' places for all of that time. So
-there are two times: after its grace, a short part, a connection may stay only as long as
-nobody wants its place. Where ports have stopped, because as many wait as may, those that
-have stood longest are refused until ports go on. Connections that come with their header
-pass at once, however many stand. The grace keeps a burst of honest ones, whose headers
-are still on their way, from driving each other out.
+Silent connections would take the places of others for all of that time. So
+there are two times: after its grace, a short part, a connection may stay only while
+its place is not needed. When ports have stopped, because the queue is full, those that
+have waited longest are refused until ports resume. Connections that come with their header
+pass at once, however many are pending. The grace keeps a burst of honest ones, whose headers
+are still in flight, from displacing each other.
 
-The log gets LINES of refusals at once, and then one a second; how many were not told is
-in the next line, or in the last one when the listener closes.
+The log gets LINES refusals at once, and then one per second; the next line, or the last one
+when the listener closes, says how many got none.
 """
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
@@ -48,7 +48,7 @@ logger = logging.getLogger("trio_wknet.proxy_protocol")
 
 cdef enum:
     MAX_AT_ONCE = 64           # connections taken in by one drain
-    GRACE_PART = 20             # of the time for a header: so much is everybody's
+    GRACE_PART = 20             # the grace is this fraction of the time for a header
     LINES = 10
 
 cdef uint32_t MAX_HEADER_BYTES = MAX_HEADER
@@ -56,7 +56,7 @@ cdef int DEBUG = logging.DEBUG, INFO = logging.INFO, WARNING = logging.WARNING
 
 
 cdef str _words(str why, object what):
-    """Why a connection is refused; without memory, in short."""
+    """Why a connection is refused; shorter if there is no memory."""
     try:
         return f"{why} {what}"
     except MemoryError:
@@ -65,11 +65,11 @@ cdef str _words(str why, object what):
 
 @cython.final
 cdef class ProxyGate(Server):
-    """What a listener with `proxy_protocol` has.
+    """The gate of a listener with `proxy_protocol`.
 
     Args:
-      trusted: whose headers count; all others are refused.
-      seconds: how long a header may take.
+      trusted: the peers whose headers are used; all others are refused.
+      seconds: the time for a header.
     """
 
     def __cinit__(self, trusted, double seconds):
@@ -86,7 +86,7 @@ cdef class ProxyGate(Server):
         listener.accept_wanted = True
 
     cdef void close(self) noexcept:
-        """Let go of all that did not get to accept."""
+        """Let go of all connections that were not accepted."""
         cdef uint32_t n
         cdef Slot *following
         cdef Slot *slot = queue_take(&self.oldest, &self.newest, <uint32_t>-1, &n)
@@ -98,7 +98,7 @@ cdef class ProxyGate(Server):
         pending, self.pending = self.pending, None
         for address in pending:
             slot = <Slot *><size_t>address
-            if slot.server == <void *>self:     # else it stands here for lack of memory
+            if slot.server == <void *>self:     # else it left, but its entry stayed
                 slot.server = NULL
                 self.core.let_go_unseen(slot)
 
@@ -125,12 +125,12 @@ cdef class ProxyGate(Server):
             slot = following
 
     cdef void receive(self, Slot *slot) noexcept:
-        # What is asked now may close the listener: `close` is to find it.
+        # The calls below may close the listener, and `close` must find this slot.
         slot.server = <void *>self
         try:
             self.pending[<size_t>slot] = False
             trusted = self.trusted.trusts(slot.fd, slot.family)
-        except Exception as failure:        # it is gone, and nobody knows who it was
+        except Exception as failure:        # it is gone, and its peer is unknown
             self.refuse(slot, DROP, DEBUG, failure)
             return
         if self.listener == NULL:
@@ -186,8 +186,8 @@ cdef class ProxyGate(Server):
             self.core.requeue(self.listener, ACCEPTED)      # ports may wait for the place
 
     cdef void make_room(self, uint32_t wanted) noexcept:
-        """Ports have stopped: refuse so many of those whose grace is over, oldest first,
-        unless they say something now."""
+        """Ports have stopped: refuse up to `wanted` connections whose grace is over, oldest
+        first, unless their header has arrived by now."""
         cdef Slot *slot
         try:
             old = self.past_grace(wanted)
@@ -214,7 +214,7 @@ cdef class ProxyGate(Server):
         return self.pending is not None and address in self.pending
 
     cdef bytes look(self, Slot *slot, bint *over):
-        """What a header can consist of, of the bytes that are there."""
+        """The bytes that are there, up to the length of the longest header."""
         cdef uint32_t n
         pthread_mutex_lock(&slot.lock)
         try:
@@ -227,7 +227,7 @@ cdef class ProxyGate(Server):
         return data
 
     cdef bint wait_for(self, Slot *slot, uint32_t size, uint32_t seen) noexcept:
-        """Arrange for a wake at so many bytes, or the end, or when time is up. False if
+        """Arrange for a wake at `size` bytes, or the end, or when time is up. False if
         there is more already than was seen."""
         cdef bint news, resume = False
         pthread_mutex_lock(&slot.lock)
@@ -245,7 +245,7 @@ cdef class ProxyGate(Server):
         return True
 
     cdef void watch(self, Slot *slot) noexcept:
-        """Have the reactor tell when its grace is over, and then when time is up."""
+        """Let the reactor report when its grace is over, and then when time is up."""
         cdef uint64_t time = self.patience
         if self.core.now() - slot.opened < self.grace:
             time = self.grace
@@ -256,7 +256,7 @@ cdef class ProxyGate(Server):
     # --- going on ------------------------------------------------------------
 
     cdef void admit(self, Slot *slot, header, uint32_t size) noexcept:
-        """Have accept take it, with its header and without the header's bytes."""
+        """Pass it on to accept, with its header and without the header's bytes."""
         cdef bint resume
         try:
             self.core.headers[wk_u64_load(&slot.handle)] = header
@@ -270,7 +270,7 @@ cdef class ProxyGate(Server):
         if resume:
             slot.paused = False
         pthread_mutex_unlock(&slot.lock)
-        # The idle timeout is set when somebody accepts it.
+        # The idle timeout is set when it is accepted.
         wk_u32_store_relaxed(&slot.idle, 0)
         self.leave(slot)
         queue_append(&self.oldest, &self.newest, slot)
@@ -286,7 +286,7 @@ cdef class ProxyGate(Server):
             pass        # `close` sees that it is gone
 
     cdef void give_up(self, Slot *slot, data) noexcept:
-        """It has ended before its header had, or takes too long."""
+        """It ended before its header was complete, or takes too long."""
         cdef uint32_t command = DROP
         cdef int level = WARNING
         cdef str why = "it ended before its PROXY header, after"
@@ -294,7 +294,7 @@ cdef class ProxyGate(Server):
             command = ABORT
             why = "no PROXY header in time, but"
         elif not data:
-            level = DEBUG   # without a word: so balancers look whether somebody listens
+            level = DEBUG   # without a byte: balancers check so whether a server listens
         self.refuse(slot, command, level, _words(why, data))
 
     cdef void refuse(self, Slot *slot, uint32_t command, int level, why) noexcept:
@@ -335,7 +335,7 @@ cdef class ProxyGate(Server):
         return True
 
     cdef void say_rest(self) noexcept:
-        """The listener is closed: tell how many refusals got no line."""
+        """The listener is closed: log how many refusals got no line."""
         unsaid, self.unsaid = self.unsaid, 0
         if unsaid:
             logger.log(WARNING, "refused %d more connections, unlogged", unsaid)

@@ -80,8 +80,8 @@ cdef class Stream(Endpoint):
     def _abort_read(self, raise_cancel):
         if self.core.puts_off(self):
             return ABORT_FAILED
-        # A completion may be under way; it will find nobody, or wake the next
-        # reader for nothing. The bytes stay in the ring.
+        # A completion may be in flight; it will find no reader, or wake the next
+        # one spuriously. The bytes stay in the ring.
         self.reader = None
         if self.slot == NULL:       # let go of, and not woken yet, for lack of memory
             return ABORT_SUCCEEDED
@@ -114,7 +114,7 @@ cdef class Stream(Endpoint):
                 self.sender_parked = True
 
     cdef void retry(self) noexcept:
-        # To be woken for nothing does no harm.
+        # A spurious wake does no harm.
         self.wake_reader()
         self.wake_sender()
         if self.end_due:
@@ -122,7 +122,7 @@ cdef class Stream(Endpoint):
             self._tell_end()
 
     cdef void completed(self, uint32_t bits) noexcept:
-        # First: it asks who waits.
+        # First, because it looks at which tasks wait.
         if bits & IDLE and self.slot != NULL:
             self.became_idle(bits)
         if bits & READABLE:
@@ -136,7 +136,7 @@ cdef class Stream(Endpoint):
             self.wake_sender()
 
     cdef void became_idle(self, uint32_t bits) noexcept:
-        """The idle rule came due. `bits` is all that was told with it."""
+        """The idle rule came due. `bits` is everything that was reported with it."""
 
     cdef void _tell_end(self) noexcept:
         told, self.on_end = self.on_end, None
@@ -161,9 +161,9 @@ cdef class Stream(Endpoint):
             self.wake_sender()
 
     cdef void let_go(self, uint32_t command, str reason) noexcept:
-        """Hand the connection back to its reactor for good, and wake everyone
-        who waits on it, once. Nothing in here takes memory but waking them, which
-        comes last, and is tried again."""
+        """Hand the connection back to its reactor for good, and wake every task
+        that waits on it, once. Only the wakes take memory; they come last, and are tried
+        again."""
         cdef Slot *slot = self.slot
         cdef Core core = self.core
         if slot == NULL:
@@ -201,8 +201,7 @@ cdef class Stream(Endpoint):
             (<Handed>handed).left()
 
     cdef void keep_names(self) noexcept:
-        """Ask for the names that nobody has asked for yet, while there is a
-        descriptor to ask."""
+        """Read the names that were not read yet, while there is a descriptor."""
         cdef dict known = self._addresses
         if self.names == NULL and (known is None or len(known) < 2):
             self.names = keep_names(self.slot.fd)
@@ -240,7 +239,7 @@ cdef class Stream(Endpoint):
         self.let_go(ABORT, "aborted")
 
     cdef bint unmarked(self) noexcept:
-        """Whether nothing but its slot tells this object from a new one."""
+        """Whether this object differs from a new one only by its slot."""
         return (
             self.slot != NULL and self.kept is None
             and self.reader is None and self.sender is None
@@ -257,8 +256,8 @@ cdef class Stream(Endpoint):
         if self.slot == NULL or self.slot.server != NULL:
             self.hand_back()    # if it lost its slot without being let go of (owner_of)
             return
-        # Perhaps the collector runs this, in another thread, where no task may be woken.
-        # None is to be: whoever waits refers to this object, and is garbage, too.
+        # The collector may run this in another thread, where no task may be woken.
+        # None needs to be: a task that waits refers to this object, and is garbage, too.
         self.reader = None
         self.sender_parked = False
         self.on_end = None

@@ -1,13 +1,12 @@
 """What a trace sees: when each message passed from stage to stage.
 
 The times are those that a connection keeps anyway, and three that are taken here:
-when the drain began, when the handler ran, when it waited again. So nothing asks
-whether there is a trace: while there is one, the bridge has other hooks, which drain
-with the tracer looking on, and Trio calls the tracer around each step of a task.
+when the drain began, when the handler ran, when it waited again. So nothing checks
+whether there is a trace: while there is one, the bridge has other hooks, whose drain
+calls the tracer, and Trio calls the tracer around each step of a task.
 
-What a connection keeps is exact only where somebody wants it to be (`idle_since` in
-slot.pxd). A connection that a trace meets first with a message keeps no such time for
-that one.
+What a connection keeps is exact only if it is asked to be (`idle_since` in
+slot.pxd). The first message that a trace sees of a connection has no such time.
 """
 from libc.stdint cimport uint32_t, uint64_t
 
@@ -23,7 +22,7 @@ from .stream cimport Stream
 
 
 cdef class Message:
-    """Bytes that somebody was woken for."""
+    """Bytes for which a task was woken, or a callback called."""
     cdef Core core
     cdef Stream conn            # None in event mode
     cdef Slot *slot             # for as long as the connection has it
@@ -66,7 +65,7 @@ cdef class Message:
 
 
 cdef class Tracer:
-    """What stands behind `Trace`: `keep` is called with what a message's `times` gives,
+    """The native half of `Trace`: `keep` is called with a message's `times`,
     once it was answered, or its handler waits again."""
     cdef object keep
     cdef dict waiting           # messages, by the task that was woken
@@ -76,7 +75,7 @@ cdef class Tracer:
         self.waiting = {}
 
     cdef Message meet(self, Core core, Slot *slot, uint32_t bits, uint64_t drained):
-        """A message that is about to be delivered, if that is what a notification tells."""
+        """The message that is about to be delivered, if a notification reports one."""
         cdef Message message
         cdef uint32_t size
         if bits & RELEASED or not bits & READABLE or slot.kind != CONNECTION:
@@ -101,7 +100,7 @@ cdef class Tracer:
         return message
 
     cdef bint expect(self, Message message):
-        """Whether a task is going to handle it."""
+        """Whether a task will handle it."""
         cdef Stream conn = message.core.owner_of(message.slot)
         cdef Operation reader = None if conn is None else conn.reader
         if reader is None or reader.task is None:
@@ -146,7 +145,7 @@ cdef class Tracer:
             self.keep(message.times(message.core.now(), False))
 
     def _forget(self):
-        """Let go of messages that are under way."""
+        """Drop the messages in progress."""
         self.waiting.clear()
 
     # --- as an instrument ------------------------------------------------------------
@@ -158,8 +157,8 @@ cdef class Tracer:
         if not message.running:
             message.start()
         elif message.is_answered():
-            # A send that was deferred is done between two steps, and what it counts on
-            # may be gone after the next.
+            # A deferred send is done between two steps, and its connection's counters may be
+            # gone after the next.
             self.settle(task, message)
 
     def after_task_step(self, task):
@@ -184,7 +183,7 @@ cdef inline void unset_exact(Slot *slot) noexcept:
 
 
 def keep_exact_times(Core core, bint wanted):
-    """Have the connections that are there keep exact times, or no longer."""
+    """Let the existing connections keep exact times, or stop that."""
     cdef uint32_t cursor = 0
     cdef Slot *slot = core.next_claimed(&cursor)
     while slot != NULL:
