@@ -162,7 +162,7 @@ async def test_an_address_that_is_meant_otherwise(engine: Engine, address: Any, 
 
 
 async def test_a_host_and_a_port(engine: Engine) -> None:
-    says = "^address must be one argument, not 2: write 'tcp://localhost:80'; options must be keyword"
+    says = "^address must be one argument, not 2: write 'tcp://localhost:80'; options must be"
     wrong: Any
     for wrong in (engine.listen, engine.connect):
         with pytest.raises(TypeError, match=says):
