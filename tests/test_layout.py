@@ -17,7 +17,7 @@ MAY_CIMPORT = {
     "base": set(),
     "reactor": {"base"},
     "load": {"base"},
-    "public": {"base", "reactor"},
+    "public": {"base", "reactor", "trio"},
     "trio": {"base", "reactor"},
     "testing": {"base", "reactor", "trio"},
 }

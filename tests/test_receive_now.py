@@ -93,9 +93,14 @@ async def test_another_delimiter_is_searched_for_from_the_start(peer: Peer) -> N
     assert conn.receive_until_nowait(b",") == b"a;b"
     with pytest.raises(trio.WouldBlock):
         conn.receive_until_nowait(b"\n")
+    await send(sock, b"ccc")
+    await buffered(conn, 4)
+    with pytest.raises(trio.WouldBlock):
+        conn.receive_until_nowait(b"\n")
+    assert conn.receive_nowait(3) == b"ccc"
     await send(sock, b"\nd\n")
     await buffered(conn, 4)
-    assert conn.receive_nowait(2) == b"c\n"  # the search has looked at more than is left
+    assert conn.receive_until_nowait(b"\n") == b"c"
     assert conn.receive_until_nowait(b"\n") == b"d"
 
 
@@ -443,9 +448,9 @@ async def test_a_task_that_asks_between_callbacks_changes_nothing(engine: Engine
             await until(lambda: len(calls) == 1)
             for n in range(2, 5):
                 with pytest.raises(trio.WouldBlock):
-                    conns[0].receive_exactly_nowait(100)
-                with pytest.raises(trio.WouldBlock):
                     conns[0].receive_until_nowait(b"\n")
+                with pytest.raises(trio.WouldBlock):
+                    conns[0].receive_exactly_nowait(100)
                 await peer.send(b"1")
                 await until(lambda: len(calls) == n)  # noqa: B023
             assert conns[0].receive_exactly_nowait(4) == b"1111"

@@ -1,14 +1,12 @@
 import sys
 from typing import SupportsIndex
 
-from trio_wknet._native.public.lease import Lender
-
 if sys.version_info >= (3, 12):
     from collections.abc import Buffer
 else:
     from typing_extensions import Buffer
 
-class RingBuffer(Lender):
+class RingBuffer:
     def __init__(self, capacity: SupportsIndex) -> None: ...
     @property
     def capacity(self) -> int: ...

@@ -13,7 +13,7 @@ from ..reactor.ring cimport (
     MAX_RING_BYTES, Ring, ring_clear, ring_contiguous, ring_copy, ring_discard, ring_find,
     ring_len, ring_write,
 )
-from .lease cimport Lender, lend
+from ..trio.lease cimport Lease, lease_pin, new_lease, pinned
 
 
 cdef extern from "Python.h":
@@ -26,7 +26,7 @@ cdef enum:
     KEEP_BYTES = 65536
 
 
-cdef class RingBuffer(Lender):
+cdef class RingBuffer:
     """A first-in, first-out buffer of bytes: ``RingBuffer(capacity)``.
 
     It grows in powers of two up to ``capacity``, and keeps at most
@@ -43,6 +43,7 @@ cdef class RingBuffer(Lender):
       MemoryError: if there is no memory for it.
     """
     cdef Ring ring
+    cdef uint32_t pins          # leases of its bytes
     cdef Pool *pool
     cdef Py_ssize_t most
 
@@ -138,6 +139,8 @@ cdef class RingBuffer(Lender):
           TypeError, ValueError: if ``max_bytes`` is not an integer, or negative.
           MemoryError: if there is no memory for a new block.
         """
+        # Made first: that may run a finalizer, which may do anything to the ring.
+        cdef Lease lease = new_lease(self, &self.pins)
         cdef uint32_t n = self.at_most(max_bytes)
         cdef unsigned char *data
         if n == 0:
@@ -145,7 +148,8 @@ cdef class RingBuffer(Lender):
         data = ring_contiguous(&self.ring, self.pool, n)
         if data == NULL:
             raise MemoryError
-        return memoryview(lend(self, self.ring.block, data, n))
+        lease_pin(lease, self.ring.block, data, n)
+        return memoryview(lease)
 
     def discard(self, n):
         """Drop the oldest bytes.
@@ -196,7 +200,7 @@ cdef class RingBuffer(Lender):
 
     cdef int require_unpinned(self, uint32_t n) except -1:
         if n > 0 and self.pins > 0:
-            raise BufferError(f"cannot remove {n} bytes while a view from peek() is alive")
+            raise pinned(n)
         return 0
 
 

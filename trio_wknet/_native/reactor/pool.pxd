@@ -50,6 +50,7 @@ cdef struct Pool:
     wk_u32 excess           # on_excess was called
     OnExcess on_excess      # called by any thread, holding any lock; NULL: none
     void *watcher
+    bint abandoned          # goes with the last block that is in use
     wk_u64 taken            # statistics: calls, and how many needed malloc
     wk_u64 allocated
 

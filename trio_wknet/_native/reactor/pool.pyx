@@ -35,9 +35,16 @@ cdef Pool *pool_new(uint64_t keep_at_most) noexcept nogil:
 
 
 cdef void pool_free(Pool *pool) noexcept nogil:
-    """Free the pool. No block of it may be in use any more."""
+    """Free the pool. Blocks of it may be in use still, but by leases alone: the last one
+    to be given back takes the pool along. Leases go under the GIL, one at a time, and
+    who closes an engine holds it, too."""
     pool_trim(pool)
-    free(pool)
+    if wk_u64_load_relaxed(&pool.live) == 0:
+        free(pool)
+        return
+    pool.keep_at_most = 0
+    pool.on_excess = NULL
+    pool.abandoned = True
 
 
 cdef void pool_trim(Pool *pool) noexcept nogil:
@@ -190,16 +197,18 @@ cdef void pool_drop(Block *block, Pool *mine) noexcept nogil:
     pool of the calling thread, or NULL if that is not known: only the
     owner may touch the free lists."""
     cdef Pool *pool = block.pool
-    cdef uint64_t kept
+    cdef uint64_t kept, live
     # A sole owner needs no locked instruction: no other thread can add references.
     if wk_u32_load(&block.refs) != 1 and wk_u32_sub(&block.refs, 1) != 1:
         return
-    wk_u64_sub(&pool.live, block.capacity)
+    live = wk_u64_sub(&pool.live, block.capacity) - block.capacity
     # Two droppers may both pass this check and overshoot the bound by a block
     # each, which is harmless.
     if (block.size_class == NO_CLASS
             or wk_u64_load_relaxed(&pool.kept) + block.capacity > pool.keep_at_most):
         _release(pool, block)
+        if live == 0 and pool.abandoned:
+            free(pool)
         return
     kept = wk_u64_add(&pool.kept, block.capacity) + block.capacity
     if pool == mine:

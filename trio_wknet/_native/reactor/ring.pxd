@@ -41,10 +41,12 @@ cdef bint ring_prepend(
 cdef void ring_expect(Ring *ring, Pool *pool, uint32_t n, uint32_t size) noexcept nogil
 cdef Block *ring_pin_large(Ring *ring) noexcept nogil
 cdef void ring_adopt(Ring *ring, Block *block, uint32_t n) noexcept nogil
+cdef Block *ring_exchange(Ring *ring, Block *block, uint32_t n) noexcept nogil
 cdef void ring_copy(Ring *ring, void *out, uint32_t n, uint32_t offset) noexcept nogil
 cdef int ring_spans(Ring *ring, iovec *spans) noexcept nogil
 cdef void ring_discard(Ring *ring, Pool *mine, uint32_t n) noexcept nogil
 cdef void ring_clear(Ring *ring, Pool *mine) noexcept nogil
+cdef bint ring_wraps(Ring *ring, uint32_t n) noexcept nogil
 cdef unsigned char *ring_contiguous(Ring *ring, Pool *pool, uint32_t n) noexcept nogil
 cdef long ring_find(Ring *ring, const unsigned char *needle, uint32_t length,
                     uint32_t start) noexcept nogil

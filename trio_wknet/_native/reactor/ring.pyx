@@ -122,6 +122,16 @@ cdef void ring_adopt(Ring *ring, Block *block, uint32_t n) noexcept nogil:
     ring.tail = n
 
 
+cdef Block *ring_exchange(Ring *ring, Block *block, uint32_t n) noexcept nogil:
+    """Go on in another block as large, to which the first `n` bytes have been copied.
+    The old one, for the caller to drop."""
+    cdef Block *old = ring.block
+    cdef uint32_t size = ring_len(ring)
+    ring_copy(ring, block_data(block) + n, size - n, n)
+    ring_adopt(ring, block, size)
+    return old
+
+
 cdef void ring_copy(Ring *ring, void *out, uint32_t n, uint32_t offset) noexcept nogil:
     """Copy `n` unread bytes from `offset` on, which must be there, to `out`."""
     if n == 0:
@@ -166,15 +176,17 @@ cdef void ring_clear(Ring *ring, Pool *mine) noexcept nogil:
     ring.tail = 0
 
 
+cdef bint ring_wraps(Ring *ring, uint32_t n) noexcept nogil:
+    """Whether the first `n` unread bytes, which are there, are in two pieces."""
+    return n > 0 and (ring.head & _mask(ring)) + n > ring.block.capacity
+
+
 cdef unsigned char *ring_contiguous(Ring *ring, Pool *pool, uint32_t n) noexcept nogil:
     """The first `n` unread bytes (at least 1, and there) in one piece: if
     they wrap, the ring first moves to a new block. NULL without memory."""
-    cdef uint32_t at = ring.head & _mask(ring)
-    if at + n > ring.block.capacity:
-        if not _move(ring, pool, ring_len(ring)):
-            return NULL
-        at = 0
-    return block_data(ring.block) + at
+    if ring_wraps(ring, n) and not _move(ring, pool, ring_len(ring)):
+        return NULL
+    return block_data(ring.block) + (ring.head & _mask(ring))
 
 
 cdef inline bint _matches(Ring *ring, const unsigned char *needle, uint32_t length,

@@ -34,6 +34,8 @@ cdef class ReceiveHalf(Stream):
     cdef void end_at_hole(self) noexcept
     cdef int ensure_no_receiver(self) except -1
     cdef int ensure_unframed(self) except -1
+    cdef int ensure_may_look(self) except -1
+    cdef uint32_t unread(self) noexcept
     cdef object take_some(self, Py_ssize_t most, bint wait)
     cdef object take_much(self, Py_ssize_t most, bint wait)
     cdef uint32_t at_hand(self, Py_ssize_t most, uint32_t *more) noexcept

@@ -351,8 +351,13 @@ cdef class ReceiveHalf(Stream):
         return data
 
     cdef int ensure_no_receiver(self) except -1:
-        if self.reader is not None:
-            raise trio.BusyResourceError("another task is receiving from this connection")
+        """Refuse to take bytes that a task waits for, or a view shows."""
+        self.ensure_may_look()
+        return self.ensure_unpinned()
+
+    cdef int ensure_may_look(self) except -1:
+        """Refuse to look at bytes that another task is about to take."""
+        self.ensure_no_reader()
         if self.detaching:
             raise trio.BusyResourceError("another task is detaching this connection")
         return 0
@@ -367,13 +372,16 @@ cdef class ReceiveHalf(Stream):
 
     def _take_unread(self):
         """Everything that is there, whatever became of the connection."""
-        cdef uint32_t n
         if self.slot == NULL:
             raise trio.ClosedResourceError("this connection was already closed")
+        return self.take(self.unread(), 0)
+
+    cdef uint32_t unread(self) noexcept:
+        cdef uint32_t n
         pthread_mutex_lock(&self.slot.lock)
         n = ring_len(&self.slot.inbound)
         pthread_mutex_unlock(&self.slot.lock)
-        return self.take(n, 0)
+        return n
 
     def _is_readable(self):
         """Whether a receive would not wait."""
@@ -450,9 +458,9 @@ cdef class Receive(Operation):
 
     cdef object proceed(self):
         # A task that came between the wake and this step may wait by now; it
-        # must not be forgotten for this one.
-        if self.conn.reader is not None:
-            raise trio.BusyResourceError("another task is receiving from this connection")
+        # must not be forgotten for this one. Or it looks at what is there.
+        if self.conn.reader is not None or self.conn.pins:
+            self.conn.ensure_no_receiver()
         data = self.attempt()
         if data is None:
             return self.conn.park_reader(self)

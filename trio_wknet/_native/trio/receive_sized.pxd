@@ -1,6 +1,6 @@
 from libc.stdint cimport uint32_t
 
-from .receive cimport ReceiveHalf
+from .views cimport Views
 
 
 # How far the unread bytes have been searched.
@@ -14,10 +14,9 @@ cdef class Search:
     cdef Scan scan
 
 
-cdef class ReceiveSized(ReceiveHalf):
+cdef class ReceiveSized(Views):
     cdef bint may_ask(self) noexcept
     cdef int end_in_callback(self) except -1
-    cdef uint32_t unread(self) noexcept
     cdef void asked(self) noexcept
     cdef Search search_for(self, bytes delimiter)
     cdef Py_ssize_t most_before(self, bytes delimiter, object max_bytes) except -1

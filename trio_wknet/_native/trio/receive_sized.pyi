@@ -1,7 +1,7 @@
 import sys
 from typing import SupportsIndex, final
 
-from trio_wknet._native.trio.receive import ReceiveHalf
+from trio_wknet._native.trio.views import Views
 
 if sys.version_info >= (3, 12):
     from collections.abc import Buffer
@@ -12,7 +12,7 @@ else:
 class Search: ...
 
 # An async method gives an Operation, which is a coroutine in all but its type.
-class ReceiveSized(ReceiveHalf):
+class ReceiveSized(Views):
     async def receive_into(self, buffer: Buffer) -> int: ...
     async def receive_exactly(self, n: SupportsIndex) -> bytes: ...
     async def receive_until(

@@ -17,7 +17,7 @@ from libc.stdint cimport uint32_t
 
 from ..base.atomics cimport wk_u64_load
 from ..base.linux cimport pthread_mutex_lock, pthread_mutex_unlock
-from ..reactor.ring cimport MAX_RING_BYTES, ring_find, ring_len
+from ..reactor.ring cimport MAX_RING_BYTES, ring_find
 from ..reactor.slot cimport ASKED, QUIET, Slot
 from .core cimport take_entry
 from .receive cimport ENOUGH, OVER, WAIT, Receive, positive
@@ -30,7 +30,7 @@ cdef enum:
     MAX_DELIMITER = 65536
 
 
-cdef class ReceiveSized(ReceiveHalf):
+cdef class ReceiveSized(Views):
     """The layer of a `Conn` with the receives that know how much they want."""
 
     def receive_into(self, buffer):
@@ -227,13 +227,6 @@ cdef class ReceiveSized(ReceiveHalf):
         if self.slot.server != NULL and self.slot.phase != QUIET and self.unread() == 0:
             raise trio.WouldBlock
         return 0
-
-    cdef uint32_t unread(self) noexcept:
-        cdef uint32_t n
-        pthread_mutex_lock(&self.slot.lock)
-        n = ring_len(&self.slot.inbound)
-        pthread_mutex_unlock(&self.slot.lock)
-        return n
 
     cdef void asked(self) noexcept:
         """More was asked for than is there."""

@@ -658,6 +658,8 @@ cdef class Detach(Ending):
         if not self.asked:
             self.conn.ensure_usable()
             self.conn.ensure_no_reader()
+            self.conn.ensure_unpinned()
+            self.conn.ensure_unframed()
             if not self.comes_last():
                 return False
             self.conn.begin_to_detach()

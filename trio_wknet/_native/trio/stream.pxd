@@ -26,6 +26,7 @@ cdef enum:
 
 cdef class Stream(Endpoint):
     cdef Operation reader       # parked in a receive
+    cdef uint32_t pins          # leases of its bytes
     cdef Operation sender       # has the turn to send, parked or not
     cdef bint sender_parked
     cdef object read_trap       # made at the first wait, used for all
@@ -63,6 +64,7 @@ cdef class Stream(Endpoint):
     cdef void _tell_end(self) noexcept
     cdef void _exchange_context(self, void *context) noexcept
     cdef int ensure_no_reader(self) except -1
+    cdef int ensure_unpinned(self) except -1
     cdef void begin_to_detach(self) noexcept
     cdef void look_at_end(self) noexcept
     cdef str _why(self)

@@ -287,10 +287,12 @@ cdef class Stream(Endpoint):
     cdef int ensure_no_reader(self) except -1:
         if self.reader is not None:
             raise trio.BusyResourceError("another task is receiving from this connection")
-        if self.slot.by_kind.scan != NULL:
-            raise trio.BusyResourceError(
-                "this connection is framed; its channel's unframe() gives it back"
-            )
+        return 0
+
+    cdef int ensure_unpinned(self) except -1:
+        """Refuse to take bytes that a view shows."""
+        if self.pins:
+            raise BufferError("cannot receive while a view from peek() is alive")
         return 0
 
     cdef void begin_to_detach(self) noexcept:

@@ -1,13 +1,9 @@
 """Views that pin. Their rules stand in lease.pxd."""
 cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo
+from libc.stdint cimport uint32_t
 
-from ..base.atomics cimport wk_u32_add
-from ..reactor.pool cimport Block, pool_drop
-
-
-cdef class Lender:
-    pass
+from ..reactor.pool cimport pool_drop
 
 
 # Its fields are needed up to the very end, so the garbage collector must not
@@ -25,17 +21,18 @@ cdef class Lease:
 
     def __dealloc__(self):
         if self.block != NULL:
-            self.lender.pins -= 1
+            self.pins[0] -= 1
             pool_drop(self.block, NULL)
 
 
-cdef Lease lend(Lender lender, Block *block, const unsigned char *data, Py_ssize_t length):
-    """A lease of `length` bytes at `data`, which lie in `block`."""
+cdef Lease new_lease(object lender, uint32_t *pins):
+    """A lease that is to show bytes of the lender's (lease_pin)."""
     cdef Lease lease = Lease.__new__(Lease)
     lease.lender = lender
-    lease.data = data
-    lease.length = length
-    wk_u32_add(&block.refs, 1)
-    lease.block = block
-    lender.pins += 1
+    lease.pins = pins
     return lease
+
+
+cdef object pinned(Py_ssize_t n):
+    """The exception for who takes bytes that a view shows."""
+    return BufferError(f"cannot remove {n} bytes while a view from peek() is alive")

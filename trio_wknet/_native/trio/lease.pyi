@@ -1,7 +1,5 @@
 from typing import NoReturn, final
 
-class Lender: ...
-
 @final
 class Lease:
     def __init__(self) -> NoReturn: ...
