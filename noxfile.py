@@ -1,9 +1,8 @@
-"""What is run on this project, each in an environment of its own.
+"""The project's sessions, each in an environment of its own.
 
-``nox -s tests`` is the test suite on this interpreter, and on the others that the
-project supports where they are found. Arguments after ``--`` go to the tool that a
-session is about, so ``nox -s tests -- -k ring`` works, and ``nox -s tsan -- --long``
-takes its time.
+``nox -s tests`` runs the test suite on this interpreter, and on the other supported ones
+that are found. Arguments after ``--`` go to the session's main tool, so
+``nox -s tests -- -k ring`` works; ``nox -s tsan -- --long`` runs the long form.
 """
 
 from __future__ import annotations
@@ -32,9 +31,9 @@ nox.needs_version = ">= 2026.8.10"
 nox.options.sessions = ["lint", "types", "docs", "tests"]
 nox.options.error_on_missing_interpreters = False
 nox.options.download_python = "never"
-# With -j. The tests are for themselves: they want the machine, and build in one place.
+# With -j. The tests run alone: they need the whole machine, and build in one place.
 nox.options.allow_parallel = True
-# What is installed is imported once or twice, and most of it never.
+# Most of what is installed is never imported, so do not compile it.
 os.environ.setdefault("PIP_NO_COMPILE", "1")
 
 
@@ -56,7 +55,7 @@ _show_pyenv_versions()
 
 
 def _requirements(*extras: str) -> list[str]:
-    """What the package needs, without the package: for what need not build it."""
+    """The package's requirements without the package, for sessions that need not build it."""
     optional = PROJECT["optional-dependencies"]
     listed = [*PROJECT["dependencies"], *(line for extra in extras for line in optional[extra])]
     return [line for line in listed if not line.startswith(PROJECT["name"])]
@@ -73,9 +72,9 @@ def tests(session: nox.Session) -> None:
     later = PYTHONS[PYTHONS.index(str(session.python)) + 1 :]
     if found := [version for version in later if shutil.which(f"python{version}")]:
         session.log(f"Python {session.python} now; then the same on {', '.join(found)}")
-    # Without debug information it is the same code, and compiled sooner.
+    # Without debug information it is the same code, and compiles faster.
     session.install("-e", ".[tests]", env={"CFLAGS": "-g0"})
-    # Scripts that measure are tried on one interpreter; they are no part of the package.
+    # Benchmarks are tested on one interpreter; they are not part of the package.
     scripts = [] if session.python == THIS else [f"--ignore={path}" for path in SCRIPTS]
     session.run("pytest", *scripts, *session.posargs)
 
@@ -106,7 +105,7 @@ def types(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """The documentation, with warnings as errors, into docs/_build/html."""
     session.install(f"{_wheel()}[docs]")
-    # A clean build: what is not read again cannot warn.
+    # A clean build: a page that is not read again cannot warn.
     session.run(
         *("sphinx-build", "-W", "--keep-going", "-E", "-b", "html"),
         *("docs", "docs/_build/html", *session.posargs),
@@ -115,9 +114,9 @@ def docs(session: nox.Session) -> None:
 
 @nox.session(allow_parallel=False)
 def ecosystem(session: nox.Session) -> None:
-    """The tests of software that knows nothing of this package, over `trio_wknet.install`,
-    in every form: trio-websocket's. Before them, our own with all the clients that they
-    know, which are installed if that is possible."""
+    """The tests of trio-websocket, which does not know this package, under
+    `trio_wknet.install`, in every form. Before them, our own with all the clients that they
+    can use, which are installed if possible."""
     _install_debians(session, curl="curl", wrk="wrk", h2load="nghttp2-client")
     session.install("-e", ".[tests]")
     files = ("hypercorn", "httpx", "websocket", "anyio", "examples")
@@ -159,9 +158,9 @@ CONSUMERS = {
 @nox.session(allow_parallel=False)
 @nox.parametrize("project", list(CONSUMERS))
 def consumers(session: nox.Session, project: str) -> None:
-    """Other projects' tests over `trio_wknet.install`, in every form: whatever passes on
-    Trio's own transport must pass. What fails there, too, is their versions' affair; and
-    what fails once gets a second run, since some have timeouts of their own."""
+    """Other projects' tests under `trio_wknet.install`, in every form: whatever passes on
+    Trio's own transport must pass. Tests that fail there, too, are ignored; and
+    a test that fails once gets a second run, since some have timeouts of their own."""
     requirements, selected, plugins = CONSUMERS[project]
     session.install("-e", ".[tests]")
     source = _source_of(session, project)
@@ -257,7 +256,8 @@ def demo(session: nox.Session) -> None:
 
 @nox.session(allow_parallel=False)
 def bench(session: nox.Session) -> None:
-    """The benchmark. Forty minutes, alone on the machine; ``-- --quick``: does it work?"""
+    """The benchmark: forty minutes, alone on the machine. ``-- --quick`` only checks that it
+    works."""
     session.install("-e", ".[bench]")
     session.run("python", "benchmarks/run.py", *session.posargs)
 

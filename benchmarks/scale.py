@@ -84,7 +84,7 @@ class Found:
     timers: list[tuple[str, str, float]]
     """Work, by whom, and nanoseconds."""
     million: dict[str, float]
-    """What a wheel does for so many connections: fields of `timers.Idle`."""
+    """What a wheel does for a number of connections: fields of `timers.Idle`."""
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -1,6 +1,6 @@
 """A chat server for netcat: ``python examples/chat.py [port]``.
 
-Whoever connects says a name first; every further line goes to all the others.
+A client says its name first; every further line goes to all the others.
 """
 
 from __future__ import annotations

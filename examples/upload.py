@@ -1,6 +1,6 @@
 """Takes uploads, as long as they move: ``python examples/upload.py [port [seconds]]``.
 
-A client sends a line with the size, and then so many bytes; it gets their SHA-256.
+A client sends a line with the size, and then that number of bytes; it gets their SHA-256.
 """
 
 import sys

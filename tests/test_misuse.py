@@ -187,7 +187,7 @@ async def test_what_is_given_when_a_listener_is_opened(engine: Engine, name: str
 
 @pytest.mark.parametrize("seconds", [math.inf, 0, -1, math.nan])
 async def test_no_timeout(engine: Engine, seconds: float) -> None:
-    says = "^idle_timeout must be more than 0 seconds and finite, not .*; for none, give None$"
+    says = "^idle_timeout must be more than 0 seconds and finite, not .*; None means no timeout$"
     with pytest.raises(ValueError, match=says):
         await engine.listen(LOCAL, idle_timeout=seconds)
     async with conn_and_peer(engine) as (conn, _):

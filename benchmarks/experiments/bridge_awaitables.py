@@ -44,7 +44,7 @@ async def receive_by_coroutine(conn: Conn, most: int) -> bytes:
 
 
 async def timed(jobs: list[Callable[[], Any]], steps: int) -> float:
-    """CPU in ns of each of so many steps that the jobs take side by side."""
+    """CPU in ns per step, of steps that the jobs take concurrently."""
     began = time.thread_time_ns()
     async with trio.open_nursery() as nursery:
         for job in jobs:
@@ -68,7 +68,7 @@ async def time_at_hand(receive: Callable[[Conn, int], Any], each: int) -> float:
 
 
 async def filled(engine: Engine, size: int) -> Conn:
-    """A connection on which so many bytes have arrived."""
+    """A connection on which a number of bytes has arrived."""
     ours, theirs = socket.socketpair()
     with theirs:
         theirs.send(bytes(size))

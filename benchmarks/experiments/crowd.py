@@ -4,7 +4,7 @@ Connects them all, lets them be quiet, sends one message on each, and has them c
 by the server's idle timeout where it has one. Says what each of that takes, and what
 memory there is for a connection, the servers' and the kernel's.
 
-A process may have only so many descriptors, so a larger crowd needs several servers,
+A process may have only a limited number of descriptors, so a larger crowd needs several servers,
 which listen on one port (SO_REUSEPORT), and always several clients, each with a source
 address of its own.
 """
@@ -236,7 +236,7 @@ def footprint(pids: list[int]) -> Footprint:
 
 
 def cpu_share(pids: list[int], seconds: float) -> float:
-    """How much of one core they take, over so many seconds from now."""
+    """How much of one core they take, over a number of seconds from now."""
     began, before = time.monotonic(), sum(map(cpu_seconds, pids))
     time.sleep(seconds)
     return (sum(map(cpu_seconds, pids)) - before) / (time.monotonic() - began)

@@ -1,7 +1,7 @@
 """What an idle connection costs a server in memory:
 ``python benchmarks/experiment.py idle_memory``.
 
-Each server runs in a process of its own, and has so many connections from this one,
+Each server runs in a process of its own, and has a number of connections from this one,
 each of which has sent a byte and got it back, and is silent since. What counts is by how
 much the server's resident set has grown, divided by the connections. Memory of the
 kernel, which is the same for all, is not in it.
@@ -72,10 +72,10 @@ def hold(stack: ExitStack, port: int, count: int) -> None:
 
 
 def growth(server: str, counts: Sequence[int]) -> list[int]:
-    """A fresh server's resident set, in bytes, with so many connections beside those that
+    """A fresh server's resident set, in bytes, with a number of connections beside those that
     come first; the counts rise.
 
-    Raises `OSError` if this process may not have so many descriptors.
+    Raises `OSError` if this process may not have that number of descriptors.
     """
     reserve_descriptors(counts[-1] + WARMING)
     sizes, held = [], 0

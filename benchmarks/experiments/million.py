@@ -48,7 +48,7 @@ def resident() -> int:
 
 
 def timed(do: Callable[[], object], times: int) -> float:
-    """CPU nanoseconds of one of so many."""
+    """CPU nanoseconds of one of a number."""
     start = time.thread_time_ns()
     do()
     return (time.thread_time_ns() - start) / times

@@ -207,7 +207,7 @@ def tail(size: Size, report: Report) -> list[Row]:
 
 
 def p99(name: str, idle: int, size: Size) -> float:
-    """Of the active connections, with so many idle ones beside."""
+    """Of the active connections, with idle ones beside them."""
     cores = sorted(os.sched_getaffinity(0))
     with (
         Server(name, cores[0]) as server,

@@ -154,7 +154,7 @@ def memory(number: int) -> list[tuple[str, float]]:
 
 @attrs.frozen
 class Idle:
-    """What a wheel did for so many connections."""
+    """What a wheel did for a number of connections."""
 
     connections: int
     seconds: int

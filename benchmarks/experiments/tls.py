@@ -101,7 +101,7 @@ class Load:
             self._send(fd)
 
     def run(self, duration: float) -> int:
-        """Messages that were answered within so many seconds."""
+        """Messages that were answered within a number of seconds."""
         before, end = self._answered, time.perf_counter() + duration
         while time.perf_counter() < end:
             for fd, _ in self._poll.poll(1.0):

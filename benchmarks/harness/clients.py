@@ -23,7 +23,7 @@ class Clients:
         self._port = port
 
     def connect(self, count: int, timeout: float) -> float:
-        """Open so many more connections, until the servers have accepted them all.
+        """Open `count` more connections, and wait until the servers have accepted them all.
         Returns the seconds it took."""
         began, number = time.monotonic(), len(self._workers)
         for index, worker in enumerate(self._workers):

@@ -42,7 +42,7 @@ class Crowd:
         self._sent: dict[int, float] = {}  # when it last did, or was connected
 
     def connect(self, count: int) -> dict[str, Any]:
-        """Open so many more."""
+        """Open a number of further connections."""
         reserve_descriptors(count)
         began = time.monotonic()
         pending: dict[int, socket.socket] = {}

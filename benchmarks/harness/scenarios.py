@@ -13,7 +13,7 @@ ECHO_NOWAIT = ("wknet-threaded-nowait", "wknet-inloop-nowait")
 EVENTS = ("wknet-inloop-events", "wknet-threaded-events")
 PEERS = ("trio", "anyio-trio", "asyncio-streams", "uvloop-streams", "gevent", "c-epoll")
 BULK = 65536
-"""Messages of so many bytes count as bytes."""
+"""Messages of this size or more count as bytes."""
 SETTLING = 1 / 5000
 """Seconds for each connection before anything is counted, beside the usual ones."""
 KIB, MIB = 1 << 10, 1 << 20
@@ -91,7 +91,7 @@ class Scenario:
         return f"{self.connections:,} connection{'s' * (self.connections > 1)}"
 
     def within(self, connections: int | None) -> Scenario:
-        """The same with so many connections at most; None: no bound."""
+        """The same with at most this number of connections; None: no bound."""
         return attrs.evolve(self, connections=min(self.connections, connections or 1 << 20))
 
     def load(self, port: int, warmup: float, duration: float) -> LoadOptions:

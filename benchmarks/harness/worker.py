@@ -84,7 +84,7 @@ class Worker:
             raise WorkerFailed(f"{self._name} has ended") from None
 
     def answer(self, timeout: float = START_TIMEOUT) -> Any:
-        """The next answer, waited for so many seconds."""
+        """The next answer, waited for up to `timeout` seconds."""
         assert self._process.stdout is not None
         until = time.monotonic() + timeout
         while b"\n" not in self._unread:

@@ -102,7 +102,7 @@ def pack_sources(number: int) -> tuple[bytes, ...]:
 
 
 def reserve_descriptors(connections: int) -> None:
-    """See to it that so many sockets can be opened.
+    """Ensure that this number of sockets can be opened.
 
     Raises the process's soft limit if it must and the hard limit lets it, else
     `OSError` (EMFILE) that names the numbers.

@@ -3,7 +3,7 @@
 Invariants between calls:
 
 - A bucket's time is that of its first tick. No bucket that is not empty has a time
-  before `tick`, so whoever turns the wheel at the earliest of these times misses
+  before `tick`, so an owner that turns the wheel at the earliest of these times misses
   nothing.
 - On each level, buckets lie less than one ring ahead of the current one. So a place
   in the ring means one bucket number, and is found from the difference.

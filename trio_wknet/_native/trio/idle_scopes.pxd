@@ -1,4 +1,4 @@
-# What an application wants to know of a connection that is idle.
+# Idle scopes and the idle timeout of a connection.
 cimport cython
 from libc.stdint cimport uint32_t, uint64_t
 
@@ -19,7 +19,7 @@ cdef class IdleScope:
 cdef class IdleWatch(SendHalf):
     cdef list wishes            # each an IdleScope; None before the first
     cdef object handler_scope   # what `serve` runs a handler in, with an idle timeout
-    cdef bint timed_out         # closed by the idle timeout, under whoever uses it
+    cdef bint timed_out         # closed by the idle timeout, while in use
 
     cdef int require_open(self) except -1
     cdef void add(self, object scope, uint64_t since, uint64_t limit, uint32_t direction)

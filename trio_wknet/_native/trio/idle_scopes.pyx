@@ -1,19 +1,19 @@
-"""Idle scopes: what becomes of a connection through which no bytes move.
+"""Idle scopes: what happens to a connection through which no bytes move.
 
-A scope is a plain cancel scope of Trio's. What it waits for stands in a list of its
-connection, which holds it weakly: whoever leaves a scope, or drops it, need not tell.
+A scope is a plain cancel scope of Trio's. What it waits for is in a list of its
+connection, which holds the scope weakly: leaving or dropping a scope needs no notice.
 
-Bytes that move store the time, and do no more. The reactor looks at the connection
+Bytes that move only store the time. The reactor looks at the connection
 by one rule (idle.pxd) and posts IDLE when that comes due. Here, in Trio's thread,
 each scope's time is then computed exactly, from when bytes moved last by now, and
-the reactor is given the rule that comes due with the first scope that is left:
+the reactor gets the rule that comes due with the first remaining scope:
 
     the shortest time of all,
     the direction of all, if they have one, else one that is no later than any,
     counted from where it comes due together with the first scope, as of now.
 
-Such a rule never comes due later than a scope, whatever moves: a byte moves the rule
-no further than the scope that it moves least. If it comes due before any, that costs
+Such a rule never comes due later than a scope, whatever bytes move: a byte moves the rule
+no further than the scope that it moves least. If it comes due before any scope, that costs
 a look, and another rule.
 
 A scope that is due gets a deadline that has passed. Trio expires deadlines after the
@@ -50,14 +50,14 @@ cdef uint64_t LONGEST = <uint64_t>1 << 62       # ns, 146 years
 
 
 cdef uint64_t nanoseconds(str name, value) except? 0:
-    """A time span in seconds, more than nothing; 0 for None."""
+    """A time span in seconds, more than 0, as nanoseconds; 0 for None."""
     cdef double seconds
     if value is None:
         return 0
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number of seconds, not {value!r}")
     if not 0 < value < math.inf:
-        never = "; for none, give None" if name == "idle_timeout" else ""
+        never = "; None means no timeout" if name == "idle_timeout" else ""
         raise ValueError(f"{name} must be more than 0 seconds and finite, not {value!r}{never}")
     seconds = min(value, 1e10)
     return min(<uint64_t>ceil(seconds * 1e9), LONGEST)
@@ -254,8 +254,8 @@ cdef class IdleWatch(SendHalf):
     # --- looking -----------------------------------------------------------------
 
     cdef void look_by(self, uint64_t now, uint64_t limit, uint32_t direction) noexcept:
-        """Have the reactor look when a new wish comes due, too, unless the rule that
-        it watches sees to that."""
+        """Let the reactor look when a new wish comes due, too, unless its current rule is
+        strict enough."""
         cdef uint32_t rule = wk_u32_load_relaxed(&self.slot.idle)
         cdef uint32_t ms = idle_ms(limit)
         if rule and rule >> 2 <= ms and rule & direction == direction:
@@ -265,7 +265,7 @@ cdef class IdleWatch(SendHalf):
         self.watch(now, min(now + limit, idle_due_by(self.slot, rule)), ms, rule & 3 | direction)
 
     cdef void look_again(self, uint64_t now) noexcept:
-        """Have the reactor look when the first of all wishes comes due."""
+        """Let the reactor look when the first of all wishes comes due."""
         cdef uint64_t first = timeout_due(self.slot)
         cdef uint32_t direction = EITHER
         cdef uint32_t ms = MAX_IDLE_MS
@@ -300,21 +300,21 @@ cdef class IdleWatch(SendHalf):
             self.timed_out = True
             self.let_go(CLOSE, "idle")
 
-    # What arrived in time counts, though nobody could be told in time: after a stall
-    # (stall.pyx), the drain tells of idleness along with all that came before it.
+    # What arrived in time counts, even if no task could be woken in time: after a stall
+    # (stall.pyx), the drain reports idleness together with everything that came before it.
 
     cdef uint32_t moved(self, uint32_t bits) noexcept:
-        """In which directions there is news that is told only now, with the idleness."""
+        """The directions with news that is reported only now, with the idleness."""
         cdef uint32_t directions = 0
         if bits & (READABLE | ENDED):
             directions |= READ
-        # One that nobody waits for may be old (`on_writable` in transfer.pyx).
+        # If no sender waits, it may be an old one (`on_writable` in transfer.pyx).
         if bits & (WRITABLE | FLUSHED) and self.sender_parked:
             directions |= WRITE
         return directions
 
     cdef void restart(self, uint64_t now, uint32_t directions) noexcept:
-        """Have the time of wishes for any of these directions count from now."""
+        """Let the time of wishes for any of these directions count from now."""
         cdef IdleScope wish
         if directions == 0:
             return
@@ -333,8 +333,8 @@ cdef class IdleWatch(SendHalf):
         return False
 
     cdef bint excuse(self, uint64_t now) noexcept:
-        """After a stall, once until bytes move again: start anew where there is something
-        that could not be received meanwhile; else have the reactor look again, in a
+        """After a stall, once until bytes move again: restart the time if there is something
+        that could not be received meanwhile; else let the reactor look again, in a
         moment, when it has done what tasks asked of it. True if that is all for now."""
         cdef uint64_t before
         if not self.is_due(now):

@@ -3,9 +3,9 @@ receive_sized.pyx adds the forms that know how much they want.
 
 While reading is paused this side receives from the socket itself (`fill`).
 
-Every receive is the same operation with another idea of when there is enough:
-`attempt` takes bytes or says None, having told the reactor (`wanted`) how many
-bytes to wake it for. That is said under the lock under which the reactor adds
+Every receive is the same operation with another rule for when there is enough:
+`attempt` takes bytes, or returns None after telling the reactor (`rcvlowat`) at how many
+bytes to wake it. It does so under the lock under which the reactor adds
 bytes, so the wake cannot be lost.
 """
 cimport cython
@@ -233,7 +233,7 @@ cdef class ReceiveHalf(Stream):
         While reading is paused its reactor does not receive, and this side may: what it
         gets need not go through the ring, nor the reactor be told of each piece. That
         ends with a receive that finds less than it asks for, since it is for the reactor
-        to wait for bytes. With `stay` it goes on until then: whoever receives next comes
+        to wait for bytes. With `stay` it goes on until then: the next receive comes
         through here. Else nobody would take what is left to read, so the reactor does."""
         cdef Slot *slot = self.slot
         cdef ssize_t received = 0
@@ -261,8 +261,8 @@ cdef class ReceiveHalf(Stream):
 
     cdef ssize_t receive_now(self, char *out, uint32_t n) noexcept:
         """Receive up to `n` bytes from the socket; reading is paused. 0 if there are none.
-        The end, or an error, is the reactor's to find. But a socket tells of an error
-        once, to whoever calls it first."""
+        The reactor finds the end, or an error. But a socket reports an error only
+        once, to the first call, so an error here is kept in `pending_error`."""
         cdef Slot *slot = self.slot
         cdef ssize_t received
         cdef int32_t error
@@ -283,7 +283,7 @@ cdef class ReceiveHalf(Stream):
         return 0
 
     cdef bint nothing_yet(self) noexcept:
-        """Whether the connection is alive, and has no bytes that anybody knows of;
+        """Whether the connection is alive, and no bytes are known to be there;
         then a wake is arranged."""
         cdef Slot *slot = self.slot
         cdef bint nothing
