@@ -15,7 +15,7 @@ import trio
 from helpers import dial, until
 from trio.testing import wait_all_tasks_blocked
 
-from trio_wknet import Conn, Listener, Trace, open_engine
+from trio_wknet import Conn, Delimited, Listener, Trace, open_engine
 from trio_wknet._socket import stand_in
 
 if sys.version_info < (3, 11):
@@ -32,6 +32,7 @@ ARGUMENTS: dict[str, Any] = {
     "buflen": None,
     "data": b"data",
     "delimiter": b"\n",
+    "framing": Delimited(b"\n", max_frame=100),
     "handler": Conn.receive_some,
     "inheritable": False,
     "key": 1,
