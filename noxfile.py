@@ -354,6 +354,8 @@ WATCHED = {
         "wheel",
         "timing_wheel",
         "mailbox",
+        "frame_fuzz",
+        "frames",
         "close_races",
         "load_modes",
         "send_batch",
@@ -410,11 +412,14 @@ def _selection(session: nox.Session, kind: str) -> list[str]:
     return [*posargs, *(file for file in files if (HERE / file).exists())]
 
 
-def _run_watched(session: nox.Session, kind: str, env: dict[str, str], folder: Path) -> None:
+def _run_watched(
+    session: nox.Session, kind: str, env: dict[str, str], folder: Path, *files: str
+) -> None:
     """Run pytest, whose sanitizer writes reports to that folder, and show them."""
     # The script, because `python -m pytest` would import from the current folder.
     pytest = str(Path(session.bin) / "pytest")
-    command = [*_fixed_addresses(), pytest, "-p", "no:cacheprovider", *_selection(session, kind)]
+    selection = [*session.posargs, *files] if files else _selection(session, kind)
+    command = [*_fixed_addresses(), pytest, "-p", "no:cacheprovider", *selection]
     try:
         session.run(*command, env=env, external=True)
     finally:
@@ -425,7 +430,7 @@ def _run_watched(session: nox.Session, kind: str, env: dict[str, str], folder: P
             session.error(f"the sanitizer has found something: {len(reports)} reports above")
 
 
-def _sanitize(session: nox.Session, kind: str, library: str, options: str) -> None:
+def _sanitize(session: nox.Session, kind: str, library: str, options: str, *files: str) -> None:
     runtime = _runtime(session, library)
     with _copied_source() as source:
         _install_instrumented(session, source, kind)
@@ -436,14 +441,24 @@ def _sanitize(session: nox.Session, kind: str, library: str, options: str) -> No
             f"{kind[0].upper()}SAN_OPTIONS": f"log_path={source.parent}/report:{options}",
         }
         with session.chdir(source):
-            _run_watched(session, kind, env, source.parent)
+            _run_watched(session, kind, env, source.parent, *files)
+
+
+# Python itself does not free everything at its end.
+ASAN = "detect_leaks=0:detect_stack_use_after_return=1"
 
 
 @nox.session
 def asan(session: nox.Session) -> None:
     """Tests under AddressSanitizer: a few, or with ``-- --long`` all."""
-    # Python itself does not free everything at its end.
-    _sanitize(session, "address", "libasan.so", "detect_leaks=0:detect_stack_use_after_return=1")
+    _sanitize(session, "address", "libasan.so", ASAN)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Random streams for the scanners of frames, under AddressSanitizer: a few, or with
+    ``-- --long`` 10 million."""
+    _sanitize(session, "address", "libasan.so", ASAN, "tests/test_frame_fuzz.py")
 
 
 @nox.session

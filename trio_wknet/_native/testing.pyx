@@ -3,11 +3,17 @@ nothing else does."""
 cimport cython
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
+from libc.string cimport memcmp, memset
 from libc.string cimport memcpy
 
 from .base.atomics cimport wk_u32_load, wk_u64, wk_u64_add, wk_u64_exchange, wk_u64_load, wk_u64_load_relaxed
 from .base.linux cimport iovec
 from .reactor.hub cimport Job, Reactor
+from .reactor.framing cimport (
+    DELIMITED, FIXED_LENGTH, FRAME_MALFORMED, FRAME_READY, FRAME_TOO_LONG, FRAME_WAIT,
+    LENGTH_PREFIXED, VARINT_PREFIXED, FrameFound, FrameScan, FramingSpec, frame_lowat,
+    frame_moved, frame_next, frame_scan,
+)
 from .reactor.mailbox cimport (
     Batch, Notification, Mailbox, batch_add, batch_send, notification_mark, notification_take,
     mailbox_push, mailbox_take, mailbox_waiting,
@@ -17,6 +23,9 @@ from .reactor.pool cimport (
     pool_trim_idle, pools_starve,
 )
 from .reactor.send cimport ACCEPTED, CLOSED, FULL, Sent, send_message
+from .reactor.ring cimport (
+    Ring, ring_adopt, ring_at, ring_clear, ring_discard, ring_len, ring_write,
+)
 from .reactor.slot cimport Slot
 from .reactor.slot_map cimport (
     SLABS, SlotMap, slot_map_each, slot_map_free, slot_map_get, slot_map_new, slot_map_return,
@@ -456,3 +465,231 @@ cdef class SpinTrial:
 def searches_kept(Core core not None):
     """How many connections have a search that goes on (receive_sized.pyx)."""
     return len(core.searches)
+
+
+# --- frames ------------------------------------------------------------------------
+
+cdef enum:
+    FUZZ_BYTES = 200
+
+
+cdef struct Fuzz:
+    uint64_t random
+    FramingSpec spec
+    unsigned char delimiter[3]
+    unsigned char *stream       # of its own size: a sanitizer sees a byte too much
+    uint32_t size
+    uint32_t fed
+    uint32_t at                 # where the first frame that was not taken begins
+    uint32_t frames
+    Pool *pool
+    Ring ring
+    FrameScan scan
+
+
+cdef inline uint32_t _below(Fuzz *fuzz, uint32_t n) noexcept nogil:
+    """A number below `n`, by xorshift."""
+    fuzz.random ^= fuzz.random << 13
+    fuzz.random ^= fuzz.random >> 7
+    fuzz.random ^= fuzz.random << 17
+    return <uint32_t>((fuzz.random >> 20) % n)
+
+
+cdef FrameFound _model_length(Fuzz *fuzz, uint64_t length, uint32_t header, uint32_t strip,
+                              uint32_t *total, uint32_t *skip) noexcept nogil:
+    if length > 1000000:
+        return FRAME_TOO_LONG
+    if <int>length + fuzz.spec.adjustment < 0:
+        return FRAME_MALFORMED
+    total[0] = header + <uint32_t>(<int>length + fuzz.spec.adjustment)
+    skip[0] = strip
+    if total[0] > fuzz.spec.max_frame + strip:
+        return FRAME_TOO_LONG
+    return FRAME_READY if fuzz.fed - fuzz.at >= total[0] else FRAME_WAIT
+
+
+cdef FrameFound _model(Fuzz *fuzz, uint32_t *total, uint32_t *skip,
+                       uint32_t *tail) noexcept nogil:
+    """The first frame of what was fed, found the plain way: from its begin, each time."""
+    cdef FramingSpec *spec = &fuzz.spec
+    cdef const unsigned char *data = fuzz.stream + fuzz.at
+    cdef uint32_t n = fuzz.fed - fuzz.at
+    cdef uint64_t length = 0
+    cdef uint32_t i, j, kept
+    skip[0] = 0
+    tail[0] = 0
+    if spec.kind == FIXED_LENGTH:
+        total[0] = spec.max_frame
+        return FRAME_READY if n >= total[0] else FRAME_WAIT
+    if spec.kind == LENGTH_PREFIXED:
+        if n < spec.offset + spec.size:
+            return FRAME_WAIT
+        for i in range(spec.size):
+            j = spec.size - 1 - i if spec.little_endian else i
+            length = length << 8 | data[spec.offset + j]
+        return _model_length(fuzz, length, spec.offset + spec.size, spec.strip, total, skip)
+    if spec.kind == VARINT_PREFIXED:
+        for i in range(n):
+            if i == 9 and data[i] > 1:
+                return FRAME_MALFORMED
+            length |= <uint64_t>(data[i] & 127) << (7 * i)
+            if data[i] < 128:
+                return _model_length(fuzz, length, i + 1, i + 1, total, skip)
+        return FRAME_WAIT
+    kept = spec.delimiter_length if spec.keep else 0
+    i = 0
+    while i + spec.delimiter_length <= n:
+        if i + kept > spec.max_frame:
+            return FRAME_TOO_LONG
+        if memcmp(data + i, spec.delimiter, spec.delimiter_length) == 0:
+            total[0] = i + spec.delimiter_length
+            tail[0] = spec.delimiter_length - kept
+            return FRAME_READY
+        i += 1
+    return FRAME_TOO_LONG if i + kept > spec.max_frame else FRAME_WAIT
+
+
+cdef void _fuzz_begin(Fuzz *fuzz) noexcept nogil:
+    """Draw a framing, a stream, and where in its block, and in its counting, the ring is."""
+    cdef FramingSpec *spec = &fuzz.spec
+    cdef uint32_t i, most
+    memset(spec, 0, sizeof(FramingSpec))
+    spec.kind = 1 + _below(fuzz, 4)
+    spec.max_frame = 1 + _below(fuzz, 60)
+    if spec.kind == LENGTH_PREFIXED:
+        spec.size = 1 << _below(fuzz, 4) if _below(fuzz, 5) else 3
+        spec.little_endian = _below(fuzz, 2)
+        spec.offset = _below(fuzz, 4)
+        spec.adjustment = <int>_below(fuzz, 9) - 4
+        most = spec.offset + spec.size + <uint32_t>max(spec.adjustment, 0)
+        spec.strip = _below(fuzz, most + 1)
+    elif spec.kind == DELIMITED:
+        spec.delimiter_length = 1 + _below(fuzz, 3)
+        spec.delimiter = fuzz.delimiter
+        for i in range(spec.delimiter_length):
+            fuzz.delimiter[i] = 97 + <unsigned char>_below(fuzz, 2)
+        spec.keep = _below(fuzz, 2)
+        spec.max_frame += spec.delimiter_length
+    for i in range(fuzz.size):
+        if spec.kind == DELIMITED:
+            fuzz.stream[i] = 97 + <unsigned char>_below(fuzz, 2 if _below(fuzz, 3) else 3)
+        elif _below(fuzz, 12) == 0:
+            fuzz.stream[i] = <unsigned char>_below(fuzz, 256)
+        else:
+            fuzz.stream[i] = <unsigned char>_below(fuzz, 12) * <unsigned char>_below(fuzz, 2)
+    memset(&fuzz.scan, 0, sizeof(FrameScan))
+    fuzz.scan.spec = spec
+    fuzz.fed = 0
+    fuzz.at = 0
+
+
+cdef bint _fuzz_take(Fuzz *fuzz, uint32_t base) noexcept nogil:
+    """The scan says READY: whether the frame is what the model says."""
+    cdef uint32_t total = 0
+    cdef uint32_t skip = 0
+    cdef uint32_t tail = 0
+    cdef uint32_t i
+    if _model(fuzz, &total, &skip, &tail) != FRAME_READY:
+        return False
+    if fuzz.scan.total != total or fuzz.scan.skip != skip or fuzz.scan.tail != tail:
+        return False
+    for i in range(fuzz.scan.moved, total):
+        if ring_at(&fuzz.ring, base + i - fuzz.scan.moved) != fuzz.stream[fuzz.at + i]:
+            return False
+    fuzz.at += total
+    fuzz.frames += 1
+    return True
+
+
+cdef bint _fuzz_look(Fuzz *fuzz, FrameFound *found) noexcept nogil:
+    """Take all whole frames, one by one or several, and sometimes a part of the next."""
+    cdef FrameScan *scan = &fuzz.scan
+    cdef uint32_t base = 0
+    cdef uint32_t n
+    found[0] = frame_scan(scan, &fuzz.ring, 0)
+    while found[0] == FRAME_READY:
+        if not _fuzz_take(fuzz, base):
+            return False
+        base += scan.total - scan.moved
+        frame_next(scan)
+        if _below(fuzz, 2):
+            ring_discard(&fuzz.ring, fuzz.pool, base)
+            base = 0
+        found[0] = frame_scan(scan, &fuzz.ring, base)
+    ring_discard(&fuzz.ring, fuzz.pool, base)
+    if found[0] == FRAME_WAIT and _below(fuzz, 4) == 0:
+        n = ring_len(&fuzz.ring)
+        if fuzz.spec.kind == DELIMITED:
+            n = min(n, scan.looked)
+        elif scan.total == 0:
+            n = 0
+        ring_discard(&fuzz.ring, fuzz.pool, n)
+        frame_moved(scan, n)
+        found[0] = frame_scan(scan, &fuzz.ring, 0)
+    return True
+
+
+cdef bint _fuzz_step(Fuzz *fuzz) noexcept nogil:
+    """Feed a piece, and compare what is found."""
+    cdef FrameFound found = FRAME_WAIT
+    cdef FrameFound expected
+    cdef uint32_t total = 0
+    cdef uint32_t skip = 0
+    cdef uint32_t tail = 0
+    cdef uint32_t held
+    cdef uint32_t n = min(fuzz.size - fuzz.fed, 1 + _below(fuzz, 9 if _below(fuzz, 3) else 90))
+    if fuzz.ring.block == NULL:
+        ring_adopt(&fuzz.ring, pool_take(fuzz.pool, 512), 0)
+        fuzz.ring.head = 0 - _below(fuzz, 700)
+        fuzz.ring.tail = fuzz.ring.head
+    ring_write(&fuzz.ring, fuzz.pool, fuzz.stream + fuzz.fed, n)
+    fuzz.fed += n
+    if not _fuzz_look(fuzz, &found):
+        return False
+    expected = _model(fuzz, &total, &skip, &tail)
+    if found != expected:
+        return False
+    held = ring_len(&fuzz.ring)
+    if found != FRAME_WAIT:
+        return frame_lowat(&fuzz.scan, &fuzz.ring, 65536) == 0
+    # It must be looked at again, but not before more has come, nor after its last byte.
+    if fuzz.scan.needed <= held or frame_lowat(&fuzz.scan, &fuzz.ring, 1 << 20) <= held:
+        return False
+    return total == 0 or fuzz.scan.needed <= total - fuzz.scan.moved
+
+
+cdef bint _fuzz_one(Fuzz *fuzz) noexcept nogil:
+    cdef bint right = True
+    fuzz.size = 1 + _below(fuzz, FUZZ_BYTES)
+    fuzz.stream = <unsigned char *>calloc(1, fuzz.size)
+    if fuzz.stream == NULL:
+        return False
+    _fuzz_begin(fuzz)
+    while right and fuzz.fed < fuzz.size:
+        right = _fuzz_step(fuzz)
+    ring_clear(&fuzz.ring, fuzz.pool)
+    free(fuzz.stream)
+    return right
+
+
+def fuzz_frames(uint64_t first, uint64_t count):
+    """Divide random streams by random framings, in random pieces, and compare with a model.
+    Returns how many frames there were. Raises AssertionError with the number of a stream
+    that went wrong."""
+    cdef Fuzz fuzz
+    cdef uint64_t number
+    cdef bint right = True
+    memset(&fuzz, 0, sizeof(Fuzz))
+    fuzz.pool = pool_new(1 << 20)
+    if fuzz.pool == NULL:
+        raise MemoryError
+    number = first
+    with nogil:
+        while right and number < first + count:
+            fuzz.random = (number + 1) * <uint64_t>0x9E3779B97F4A7C15
+            right = _fuzz_one(&fuzz)
+            number += 1
+    pool_free(fuzz.pool)
+    if not right:
+        raise AssertionError(f"stream {number - 1}")
+    return fuzz.frames
