@@ -46,8 +46,8 @@ nitpick_ignore_regex = [
     ("py:.*", r"[A-Z]\w*(Error|Warning|Iterator|Buffer)|Any|Awaitable|Buffer|Callable|Literal"),
     ("py:.*", r"bool|bytearray|bytes|float|int|memoryview|None|object|optional|str|tuple|list|T"),
     ("py:.*", r"trio_wknet\._socket\..*"),
-    # What `proxy_protocol` holds, and what an address is; the text says it
-    ("py:.*", r"Network|SocketAddress"),
+    # Names of unions: what `proxy_protocol` holds, an address, a framing; the text says what
+    ("py:.*", r"Network|SocketAddress|Framing"),
 ]
 
 if tags.has("network"):  # noqa: F821

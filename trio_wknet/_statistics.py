@@ -38,13 +38,13 @@ class FrameStatistics:
     bytes_received: int
     """Bytes of these, as they were delivered."""
     batches_received: int
-    """Receives that gave frames: `receive_many` takes several at once."""
+    """Receives that returned frames: `FrameChannel.receive_many` takes several at once."""
     frames_sent: int
     """Frames that were accepted for sending."""
     bytes_sent: int
     """Bytes of these, without what the framing adds."""
     batches_sent: int
-    """Sends that they came in: `send_many` takes several at once."""
+    """Sends that they came in: `FrameChannel.send_many` takes several at once."""
 
 
 @attrs.frozen(kw_only=True)
