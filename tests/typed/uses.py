@@ -18,9 +18,14 @@ from trio_wknet import (
     Conn,
     ConnOptions,
     ConnStatistics,
+    Delimited,
     DelimiterNotFound,
     Engine,
+    FixedLength,
+    FrameChannel,
+    FrameStatistics,
     IncompleteRead,
+    LengthPrefixed,
     Limits,
     Listener,
     ProxyHeader,
@@ -28,6 +33,7 @@ from trio_wknet import (
     Timer,
     TimingWheel,
     Trace,
+    VarintPrefixed,
     open_engine,
     open_tcp_stream,
     open_unix_socket,
@@ -53,6 +59,23 @@ async def of_socket_stream(stream: trio.SocketStream) -> None:
     else:
         assert_type(stream, trio.SocketStream)
     await stream.send_all(b"there")
+
+
+async def of_frames(conn: Conn) -> None:
+    framing = LengthPrefixed(4, "little", offset=2, adjustment=-6, strip=0, max_frame=1000)
+    channel = conn.framed(framing)
+    assert_type(channel, FrameChannel)
+    async for frame in channel:
+        assert_type(frame, bytes)
+        await channel.send(frame)
+    assert_type(await channel.receive(), bytes)
+    assert_type(await channel.receive_many(10), list[bytes])
+    assert_type(channel.receive_many_nowait(), list[bytes])
+    assert_type(channel.statistics(), FrameStatistics)
+    assert_type(channel.unframe(), Conn)
+    as_trios: trio.abc.Channel[bytes] = conn.framed(Delimited(b"\n", keep=True, max_frame=80))
+    async with as_trios, conn.framed(FixedLength(5)), conn.framed(VarintPrefixed(100)):
+        pass
 
 
 async def of_half_closeable(stream: trio.abc.HalfCloseableStream) -> None:
