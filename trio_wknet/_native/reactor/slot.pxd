@@ -6,7 +6,8 @@
 #   lock     under `lock`, by either side. The holder neither sleeps nor runs Python
 #            code, and does not call the kernel, except through the allocator and
 #            to write an eventfd, which does not block (wake.pyx). The longest work
-#            under the lock is: a copy of a receive buffer; a move to a larger block,
+#            under the lock is: a copy of a receive buffer, or of 16 KiB of small
+#            frames into 256 objects; a move to a larger block,
 #            normally of 1 MiB at most, of everything if a search for a delimiter
 #            continues beyond that (ring_expect); a search of bytes that were not
 #            searched before; a copy of what send_nowait could not send. Larger
