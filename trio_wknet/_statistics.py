@@ -44,7 +44,7 @@ class FrameStatistics:
     bytes_sent: int
     """Bytes of these, without what the framing adds."""
     batches_sent: int
-    """Sends that they came in: `FrameChannel.send_many` takes several at once."""
+    """Sends that they came in: ``send_many`` takes several at once."""
 
 
 @attrs.frozen(kw_only=True)
