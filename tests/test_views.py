@@ -249,6 +249,7 @@ async def test_a_view_made_between_the_wake_and_the_step(peer: Peer) -> None:
             assert conn.receive_nowait() == b"bytes"
         else:
             assert outcome == b"bytes"
+            assert views == []
 
 
 async def test_a_broken_connection_shows_what_came_before(peer: Peer) -> None:
