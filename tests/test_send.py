@@ -27,7 +27,7 @@ from helpers import (
 )
 from trio.testing import wait_all_tasks_blocked
 
-from trio_wknet import Conn, ConnOptions, Engine, Limits
+from trio_wknet import Conn, ConnOptions, Engine, Limits, open_engine
 
 Peer = tuple[Conn, Any]
 
@@ -363,3 +363,170 @@ async def test_data_of_the_wrong_type(peer: Peer) -> None:
         await conn.send_all(memoryview(b"abcdef")[::2])
     await conn.send_all(b"ok")
     assert await read(sock, 2) == b"ok"
+
+
+# -- corking --------------------------------------------------------------------------
+
+
+async def settled(conn: Conn) -> None:
+    """Behind the end of this turn of Trio's loop."""
+    await trio.lowlevel.checkpoint()
+
+
+async def test_what_a_turn_sends_leaves_in_two_calls(peer: Peer) -> None:
+    """The first at once, the others together, at the turn's end."""
+    conn, sock = peer
+    pieces = [content(n, 10 + n) for n in range(100)]
+    for piece in pieces:
+        conn.send_nowait(piece)
+    statistics = conn.statistics()
+    assert (statistics.send_calls, statistics.bytes_sent) == (1, 10)
+    assert statistics.buffered_outbound == sum(map(len, pieces[1:]))
+    await settled(conn)
+    statistics = conn.statistics()
+    assert (statistics.send_calls, statistics.buffered_outbound) == (2, 0)
+    assert await read(sock, sum(map(len, pieces))) == b"".join(pieces)
+
+
+async def test_much_does_not_wait_for_the_turns_end(peer: Peer) -> None:
+    conn, sock = peer
+    for _ in range(40):
+        conn.send_nowait(bytes(1000))
+    assert conn.statistics().buffered_outbound < 32_768
+    conn.send_nowait(bytes(50_000))
+    assert await read(sock, 90_000) == bytes(90_000)
+
+
+async def test_trio_does_not_sleep_on_what_is_corked(peer: Peer) -> None:
+    conn, sock = peer
+    conn.send_nowait(b"a")
+    conn.send_nowait(b"b")
+    with trio.fail_after(PATIENCE):
+        assert await read(sock, 2) == b"ab"
+
+
+@pytest.mark.parametrize("how", ["send_all", "flush", "send_eof", "aclose", "drop"])
+async def test_whatever_comes_next_sends_what_is_corked(peer: Peer, how: str) -> None:
+    conn, sock = peer
+    for letter in (b"a", b"b", b"c"):
+        conn.send_nowait(letter)
+    assert conn.statistics().buffered_outbound == 2
+    if how == "drop":
+        conn._drop()
+    elif how == "send_all":
+        await conn.send_all(b"d")
+    else:
+        await getattr(conn, how)()
+    assert await read(sock, 3) == b"abc"
+
+
+async def test_the_engines_end_sends_what_is_corked(
+    reactors: int, kind: str, nothing_left: None
+) -> None:
+    ours, theirs = plain_pair(kind)
+    async with open_engine(reactors) as engine:
+        conn = engine.adopt(ours)
+        await trio.lowlevel.checkpoint()
+        for letter in (b"a", b"b", b"c"):
+            conn.send_nowait(letter)
+        assert conn.statistics().buffered_outbound == 2
+    with theirs:
+        assert theirs.recv(10, socket.MSG_WAITALL) == b"abc"
+
+
+async def test_a_send_all_goes_with_what_is_corked(peer: Peer) -> None:
+    """In one call."""
+    conn, sock = peer
+    conn.send_nowait(b"first")
+    conn.send_nowait(b"header")
+    await conn.send_all(b"body")
+    assert conn.statistics().send_calls == 2
+    assert await read(sock, 15) == b"firstheaderbody"
+
+
+async def test_detaching_sends_what_is_corked(peer: Peer) -> None:
+    conn, sock = peer
+    conn.send_nowait(b"a")
+    conn.send_nowait(b"b")
+    ours, _ = await conn.detach()
+    ours.close()
+    assert await read_all(sock) == b"ab"
+
+
+async def test_the_limit_counts_what_is_corked(engine: Engine, kind: str) -> None:
+    """And the kernel is asked before it is refused."""
+    async with conn_and_peer(engine, kind, limits=Limits(outbound=100)) as (conn, sock):
+        for _ in range(50):
+            conn.send_nowait(bytes(60))
+            assert conn.statistics().buffered_outbound <= 100
+        assert await read(sock, 3000) == bytes(3000)
+
+
+async def test_an_error_is_told_by_the_next_call(peer: Peer) -> None:
+    conn, sock = peer
+    conn.send_nowait(b"a")
+    reset(sock)
+    await conn.wait_closed()
+    with pytest.raises(trio.BrokenResourceError):
+        for _ in range(3):
+            conn.send_nowait(b"b")
+    await settled(conn)
+    for _ in range(2):
+        with pytest.raises(trio.BrokenResourceError):
+            conn.send_nowait(b"c")
+    assert conn.statistics().buffered_outbound == 0
+
+
+async def test_outside_of_a_turn_nothing_is_corked(peer: Peer) -> None:
+    """Such as in a signal's handler, or guest mode's host, while Trio waits."""
+    conn, sock = peer
+    sent: list[int] = []
+
+    class Waits(trio.abc.Instrument):
+        def before_io_wait(self, timeout: float) -> None:
+            if not sent:
+                conn.send_nowait(b"a")
+                conn.send_nowait(b"b")
+                sent.append(conn.statistics().bytes_sent)
+
+    waits = Waits()
+    trio.lowlevel.add_instrument(waits)
+    await settled(conn)
+    trio.lowlevel.remove_instrument(waits)
+    assert sent == [2]
+    assert await read(sock, 2) == b"ab"
+
+
+async def test_a_send_nowait_goes_behind_a_send_all(engine: Engine, kind: str) -> None:
+    """Within the bound, whatever the task that sends waits for."""
+    limits = Limits(outbound=10_000)
+    async with conn_and_peer(engine, kind, limits=limits, options=SMALL) as (conn, sock):
+        data = content("all", 1_000_000)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(conn.send_all, data)
+            await wait_all_tasks_blocked()
+            pieces = [content(n, 900) for n in range(11)]
+            for piece in pieces:
+                conn.send_nowait(piece)
+            with pytest.raises(trio.WouldBlock):
+                conn.send_nowait(bytes(101))
+            expected = data + b"".join(pieces)
+            assert await read(sock, len(expected)) == expected
+        with trio.fail_after(PATIENCE):
+            await conn.flush()
+
+
+async def test_nothing_follows_a_message_that_was_torn(engine: Engine, kind: str) -> None:
+    """Closed by another task in the middle of a `send_all`: what waited behind it is dropped."""
+    async with conn_and_peer(engine, kind, options=SMALL) as (conn, sock):
+        async with trio.open_nursery() as nursery:
+
+            async def send() -> None:
+                with pytest.raises(trio.ClosedResourceError):
+                    await conn.send_all(bytes(1_000_000))
+
+            nursery.start_soon(send)
+            await wait_all_tasks_blocked()
+            conn.send_nowait(b"behind")
+            await conn.aclose()
+        assert not any(await read_all(sock))

@@ -1,6 +1,6 @@
 """FrameChannel: Trio's channel contract over a connection's frames.
 
-Receiving is in the native base (`frames.pyx`); here stands what need not be fast.
+Receiving and sending are in the native bases (`frames.pyx`, `frame_send.pyx`); here stands what need not be fast.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 import trio
 
 from trio_wknet._framing import FRAMINGS, compiled
-from trio_wknet._native.trio.frames import Frames
+from trio_wknet._native.trio.frame_send import FrameSend
 from trio_wknet._statistics import FrameStatistics
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from trio_wknet._framing import Framing
 
 
-class FrameChannel(Frames, trio.abc.Channel[bytes]):
+class FrameChannel(FrameSend, trio.abc.Channel[bytes]):
     """A connection's messages: a `trio.abc.Channel` of `bytes` in full.
 
     ``async for frame in channel`` receives until the peer has finished sending. Trio is
@@ -28,7 +28,8 @@ class FrameChannel(Frames, trio.abc.Channel[bytes]):
     so that buffer never exceeds its bound; memory for it grows with the bytes that have
     come, up to ``max_frame``, whatever the peer announces.
 
-    Every async method is a checkpoint. A receive that is cancelled has taken nothing.
+    Every async method is a checkpoint. A receive that is cancelled has taken nothing, and
+    a frame is sent whole or not at all.
 
     Channels come from `Conn.framed`.
     """
@@ -52,19 +53,6 @@ class FrameChannel(Frames, trio.abc.Channel[bytes]):
 
     def __repr__(self) -> str:
         return f"<trio_wknet.FrameChannel {self.framing!r} over {self.conn!r}>"
-
-    async def send(self, value: bytes) -> None:
-        """Send a frame, and return once the kernel owns every byte. A checkpoint.
-
-        Args:
-          value: the frame, as the peer is to have it delivered.
-
-        Raises:
-          ValueError: the framing cannot carry it.
-          trio.ClosedResourceError, trio.BrokenResourceError, trio.BusyResourceError: as
-              `Conn.send_all` does.
-        """
-        await self.conn.send_all(self.framing._encode(value))
 
     def unframe(self) -> Conn:
         """End this channel, and give the connection back. Not a checkpoint.

@@ -331,7 +331,7 @@ cdef class Scenario:
         operation.take_turn()
         while not operation.attempt() and not il_failed():
             self.sleep_until(WRITABLE | FLUSHED)
-        operation.finish()
+        operation.close()
 
     cdef drain_peer(self):
         """How many bytes the peer finds, and takes out."""
@@ -453,6 +453,7 @@ cdef class Push(Scenario):
 
 cdef enum:
     SIZE = 400          # bytes of a message, all alike
+    PIECE = 100         # what fills the kernel
 
 
 cdef struct Message:
@@ -501,6 +502,7 @@ cdef class TwoSenders(Scenario):
     cdef make_ready(self, uint32_t filled, int expected):
         cdef int i
         self.core.corks.open = True
+        self.core.corks.turn = 0        # each run is to go as the one before
         self.listener.fd = self.peer.fileno()
         self.listener.skipped = filled
         self.listener.expected = expected * SIZE
@@ -514,8 +516,8 @@ cdef class TwoSenders(Scenario):
         il_add(peer_listens, &self.listener)
 
     cdef trio_side(self):
-        for letter in (b"A", b"B", b"C"):
-            self.conn.send_nowait(letter * SIZE)
+        for message in [b"A" * SIZE, b"B" * SIZE, b"C" * SIZE]:
+            self.conn.send_nowait(message)
         self.core.end_turn()
         self.hear_all()
 
@@ -539,12 +541,12 @@ cdef class TwoSendersFull(TwoSenders):
     cdef uint32_t fill(self):
         cdef uint32_t filled = 0
         cdef Py_ssize_t n
-        cdef char data[SIZE // 4]
+        cdef char data[PIECE]
         memset(data, 0, sizeof(data))
         while True:
-            n = self.conn.push(data, SIZE // 4, True)
+            n = self.conn.push(data, PIECE, True)
             filled += <uint32_t>n
-            if n < SIZE // 4:
+            if n < PIECE:
                 break
         wk_u32_store(&self.conn.slot.writable_wanted, 0)
         return filled
@@ -563,7 +565,7 @@ cdef class SendBetween(TwoSendersFull):
         while not done and not il_failed():
             self.sleep_until(WRITABLE | FLUSHED)
             done = operation.attempt()
-        operation.finish()
+        operation.close()
         self.core.end_turn()
         self.hear_all()
 
@@ -580,7 +582,7 @@ cdef class CancelledSend(TwoSendersFull):
         cdef Sending operation = self.conn.send_all(b"B" * SIZE)
         operation.take_turn()
         operation.acquire()
-        operation.finish()
+        operation.close()
         self.conn.send_nowait(b"C" * SIZE)
         self.core.end_turn()
         self.hear_all()

@@ -2,12 +2,12 @@ from typing import final
 
 import trio
 
-from trio_wknet._native.trio.send import SendHalf
+from trio_wknet._native.trio.send_vector import VectorHalf
 
 @final
 class IdleScope: ...
 
-class IdleWatch(SendHalf):
+class IdleWatch(VectorHalf):
     def idle_scope(
         self,
         seconds: float | None = None,

@@ -103,7 +103,7 @@ cdef bint _try_to_expire(object scope) noexcept:
     return True
 
 
-cdef class IdleWatch(SendHalf):
+cdef class IdleWatch(VectorHalf):
     """The uppermost native layer of a `Conn`: idle scopes and the idle timeout."""
 
     def idle_scope(self, seconds=None, *, read=None, write=None):
@@ -360,9 +360,9 @@ cdef class IdleWatch(SendHalf):
         return unread
 
     cdef bint unmarked(self) noexcept:
-        return not self.wishes and self.handler_scope is None and SendHalf.unmarked(self)
+        return not self.wishes and self.handler_scope is None and VectorHalf.unmarked(self)
 
     cdef void let_go(self, uint32_t command, str reason) noexcept:
         self.wishes = None
         self.handler_scope = None
-        SendHalf.let_go(self, command, reason)
+        VectorHalf.let_go(self, command, reason)

@@ -6,6 +6,11 @@ from .operation cimport Operation
 from .receive_sized cimport ReceiveSized
 
 
+cdef enum:
+    # Above this a send copies for longer than handing the GIL over takes.
+    HOLD_GIL_UP_TO = 16384
+
+
 cdef class SendHalf(ReceiveSized):
     cdef int ensure_no_sender(self) except -1
     cdef int may_send(self) except -1

@@ -1,5 +1,7 @@
 """The sending half: straight to the socket, else wait, or queue.
 
+Who may write to the socket is in sender.pxd, and what waits for a turn's end in cork.pyx.
+
 send_all goes to the socket from Trio's own thread, and returns once the kernel
 owns every byte: a handler may send, return, and have its connection closed under
 it. send_nowait does the same and leaves what the kernel does not take in the
@@ -33,8 +35,6 @@ from .stream cimport DETACH_DONE, broken
 import trio
 
 cdef enum:
-    # Above this a send copies for longer than handing the GIL over takes.
-    HOLD_GIL_UP_TO = 16384
     # Above this a send is its own batch.
     DEFER_UP_TO = 16384
 
@@ -191,6 +191,11 @@ cdef class SendHalf(ReceiveSized):
         connection broke. `flush` waits for what is unsent, and `Conn.aclose` sends it
         before it ends the stream.
 
+        The first call in a turn of Trio's loop sends at once. What follows in the same turn
+        is copied, and leaves in one call to the kernel at the turn's end, or as soon as there
+        are 32 KiB; if that fails, the next call raises. While another task is in `send_all`,
+        ``data`` goes behind what that sends.
+
         Args:
           data: any contiguous bytes-like object, of at most ``limits.outbound``
               bytes. It may be changed once this has returned.
@@ -200,7 +205,7 @@ cdef class SendHalf(ReceiveSized):
               ``data``.
           trio.ClosedResourceError: if the connection is closed, or `send_eof` was called.
           trio.BrokenResourceError: if the connection broke. Its cause is the `OSError`.
-          trio.BusyResourceError: if a task is sending, or detaching.
+          trio.BusyResourceError: if a task is in `send_eof`, or detaching.
           ValueError: if ``data`` is longer than ``limits.outbound``.
           TypeError: if ``data`` is not bytes-like.
           RuntimeError: if called from another thread.

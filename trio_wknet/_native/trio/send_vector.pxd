@@ -1,0 +1,27 @@
+from cpython.buffer cimport Py_buffer
+
+from ..base.linux cimport iovec
+from .send cimport SendHalf, Sending
+
+
+cdef class VectorHalf(SendHalf):
+    pass
+
+
+# Sends what `spans` show. Subclasses fill them in `validate`, and keep what they point into.
+cdef class SendSpans(Sending):
+    cdef iovec *spans
+    cdef Py_ssize_t count
+    cdef Py_ssize_t at              # the first that is not all sent
+    cdef size_t left                # bytes
+    cdef bint begun                 # a part was sent
+    cdef Py_buffer *views           # what is held until all is sent, or given up
+    cdef Py_ssize_t held
+
+    cdef int reserve(self, Py_ssize_t count) except -1
+    cdef void add(self, const void *data, size_t n) noexcept
+    cdef int hold(self, object data, Py_ssize_t which) except -1
+    cdef str name_of(self, Py_ssize_t which)
+    cdef int push(self) except -1
+    cdef void advance(self, size_t n) noexcept
+    cdef void let_go_of_data(self) noexcept

@@ -1,0 +1,185 @@
+"""Sending many pieces by one call to the kernel, without joining them first."""
+cimport cython
+from cpython.buffer cimport PyBUF_SIMPLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer
+from libc.stdlib cimport free, malloc
+from libc.string cimport memset
+
+from ..base.atomics cimport wk_u64_bump, wk_u64_store_relaxed
+from ..base.linux cimport (
+    EAGAIN, EINTR, ENOMEM, MSG_DONTWAIT, MSG_NOSIGNAL, errno, iovec, msghdr, sendmsg,
+)
+from ..reactor.sender cimport sender_failed, sender_push
+from ..reactor.slot cimport Slot
+from .send cimport HOLD_GIL_UP_TO, Sending
+
+cdef enum:
+    MAX_SPANS = 1024        # IOV_MAX
+
+
+cdef class VectorHalf(SendHalf):
+
+    def send_vectored(self, buffers):
+        """Send many buffers, one after the other, as `send_all` would send them joined. They
+        are not copied, and go to the kernel in one call, or one for each 1024 of them. A
+        checkpoint.
+
+        Args:
+          buffers: an iterable of contiguous bytes-like objects, any number of them, which
+              may be empty. They must not change meanwhile.
+
+        Cancelled, or broken, a part may have been sent, as with `send_all`.
+
+        Raises:
+          trio.ClosedResourceError: closed here, before or meanwhile, or `send_eof`
+              was called.
+          trio.BrokenResourceError: the connection broke. Its cause is the `OSError`.
+          trio.BusyResourceError: another task is sending.
+          TypeError: ``buffers`` is not iterable, or one of them is not bytes-like, or not
+              contiguous; the message tells which.
+        """
+        cdef SendVectored operation = SendVectored.__new__(SendVectored)
+        operation.conn = self
+        operation.argument = buffers
+        return operation
+
+
+cdef class SendSpans(Sending):
+
+    cdef int reserve(self, Py_ssize_t count) except -1:
+        """Have room for so many spans, and for a view behind each."""
+        self.spans = <iovec *>malloc(max(count, 1) * sizeof(iovec))
+        self.views = <Py_buffer *>malloc(max(count, 1) * sizeof(Py_buffer))
+        if self.spans == NULL or self.views == NULL:
+            raise MemoryError
+        return 0
+
+    cdef void add(self, const void *data, size_t n) noexcept:
+        if n == 0:
+            return
+        self.spans[self.count].iov_base = <void *>data
+        self.spans[self.count].iov_len = n
+        self.count += 1
+        self.left += n
+
+    cdef int hold(self, data, Py_ssize_t which) except -1:
+        """Keep an object's bytes where they are, until they are sent."""
+        try:
+            PyObject_GetBuffer(data, &self.views[self.held], PyBUF_SIMPLE)
+        except (TypeError, BufferError):
+            raise TypeError(
+                f"{self.name_of(which)} must be contiguous and bytes-like, "
+                f"not {type(data).__name__}"
+            ) from None
+        self.held += 1
+        return 0
+
+    cdef str name_of(self, Py_ssize_t which):
+        return f"buffers[{which}]"
+
+    cdef bint attempt(self) except -1:
+        self.conn.ensure_usable()       # since it began there may have been a fork
+        self.conn.may_send()
+        if not self.acquire():
+            return False
+        if self.behind:
+            self.behind = False
+            if sender_push(self.conn.slot, self.conn.core.hub.pool, NULL,
+                           self.conn.core.now()) < 0:
+                self.conn.ensure_unbroken()
+                self.wait_behind()
+                if not self.holding:
+                    return False
+        self.push()
+        if self.left:
+            return False
+        self.let_go_of_data()
+        self.release()
+        return True
+
+    cdef int push(self) except -1:
+        """Hand bytes to the kernel until it takes no more; it will tell when it does again
+        (`SendHalf.push`)."""
+        cdef Slot *slot = self.conn.slot
+        cdef msghdr message
+        cdef ssize_t sent
+        cdef int error
+        cdef bint armed = False
+        memset(&message, 0, sizeof(message))
+        while self.left:
+            message.msg_iov = self.spans + self.at
+            message.msg_iovlen = min(self.count - self.at, <Py_ssize_t>MAX_SPANS)
+            if self.left > HOLD_GIL_UP_TO:
+                with nogil:
+                    sent = sendmsg(slot.fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL)
+                    error = errno
+            else:
+                sent = sendmsg(slot.fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL)
+                error = errno
+            if sent >= 0:
+                self.advance(sent)
+                wk_u64_bump(&slot.sent, sent)
+                wk_u64_bump(&slot.send_calls, 1)
+                wk_u64_store_relaxed(&slot.last_sent, self.conn.core.now())
+            elif error == EAGAIN:
+                if armed:
+                    break
+                self.conn.arm()
+                armed = True
+            elif error != EINTR:
+                sender_failed(slot, self.conn.core.hub.pool, error)
+                self.conn.ensure_unbroken()
+        return 0
+
+    cdef void advance(self, size_t n) noexcept:
+        self.begun = self.begun or n > 0
+        self.left -= n
+        while n and n >= self.spans[self.at].iov_len:
+            n -= self.spans[self.at].iov_len
+            self.at += 1
+        if n:
+            self.spans[self.at].iov_base = <char *>self.spans[self.at].iov_base + n
+            self.spans[self.at].iov_len -= n
+
+    cdef object park(self):
+        # As of SendAll.
+        try:
+            return self.conn.park_sender(self)
+        except MemoryError:
+            if self.begun and self.conn.slot != NULL:
+                self.conn.slot.send_error = ENOMEM
+            raise
+
+    cdef bint tears(self) noexcept:
+        return self.begun and self.left > 0
+
+    cdef void let_go_of_data(self) noexcept:
+        while self.held:
+            self.held -= 1
+            PyBuffer_Release(&self.views[self.held])
+
+    cdef void finish(self) noexcept:
+        self.let_go_of_data()
+        Sending.finish(self)
+
+    def __dealloc__(self):
+        free(self.spans)
+        free(self.views)
+
+
+@cython.final
+cdef class SendVectored(SendSpans):
+
+    cdef object validate(self):
+        cdef Py_ssize_t i
+        try:
+            buffers = tuple(self.argument)
+        except TypeError:
+            raise TypeError(
+                "buffers must be an iterable of bytes-like objects, "
+                f"not {type(self.argument).__name__}"
+            ) from None
+        self.reserve(len(buffers))
+        for i in range(len(buffers)):
+            self.hold(buffers[i], i)
+            self.add(self.views[i].buf, self.views[i].len)
+        self.argument = None
