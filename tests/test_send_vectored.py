@@ -116,7 +116,7 @@ async def test_cancelled(engine: Engine, kind: str) -> None:
 
 async def test_bad_input(peer: Peer) -> None:
     conn, sock = peer
-    with pytest.raises(TypeError, match="buffers must be an iterable of bytes-like.*int"):
+    with pytest.raises(TypeError, match=r"buffers must be an iterable of bytes-like.*int"):
         await conn.send_vectored(5)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"buffers\[1\] must be contiguous and bytes-like.*str"):
         await conn.send_vectored([b"a", "b"])  # type: ignore[list-item]

@@ -1,6 +1,7 @@
 """FrameChannel: Trio's channel contract over a connection's frames.
 
-Receiving and sending are in the native bases (`frames.pyx`, `frame_send.pyx`); here stands what need not be fast.
+Receiving and sending are in the native bases (`frames.pyx`, `frame_send.pyx`); here is what
+need not be fast.
 """
 
 from __future__ import annotations
