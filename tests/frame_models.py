@@ -130,7 +130,12 @@ def encoded(framing: Any, body: bytes) -> Any:
         return body + framing.delimiter
     if isinstance(framing, FixedLength):
         return body[: framing.n].ljust(framing.n, b"+")
-    return framing._encode(body)
+    assert isinstance(framing, VarintPrefixed)
+    length, header = len(body), bytearray()
+    while length > 0x7F:
+        header.append(length & 0x7F | 0x80)
+        length >>= 7
+    return bytes([*header, length]) + body
 
 
 @st.composite

@@ -125,7 +125,7 @@ def test_errors_can_be_pickled() -> None:
 async def test_what_is_no_framing_is_refused(peer: Peer) -> None:
     with pytest.raises(TypeError, match=r"^framing must be one of LengthPrefixed"):
         peer[0].framed(4)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"Conn\.framed gives it"):
+    with pytest.raises(TypeError, match=r"Conn\.framed gives channels"):
         FrameChannel()
 
 

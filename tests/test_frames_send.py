@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -80,10 +81,11 @@ async def test_what_cannot_be_delivered(
 ) -> None:
     async with conn_and_peer(engine) as (conn, _):
         channel = conn.framed(framing)
-        for name, call in (
+        calls: list[tuple[str, Callable[[], None]]] = [
             ("value", lambda: channel.send_nowait(frame)),
             (r"frames\[0\]", lambda: channel.send_many_nowait([frame])),
-        ):
+        ]
+        for name, call in calls:
             with pytest.raises(ValueError, match=why) as raised:
                 call()
             assert "only where" in why or str(raised.value).startswith(name.replace("\\", ""))

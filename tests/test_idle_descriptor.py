@@ -9,6 +9,7 @@ import time
 
 import pytest
 import trio
+from helpers import dial
 
 from trio_wknet import Conn, open_engine
 
@@ -34,7 +35,7 @@ async def test_a_send_on_the_descriptor_is_activity(reactors: int, host: str, se
     async with open_engine(reactors) as engine:
         url = f"tcp://[{host}]:0" if ":" in host else f"tcp://{host}:0"
         async with await engine.listen(url, idle_timeout=TIMEOUT) as listener:
-            with socket.create_connection(listener.address[:2]) as peer:
+            with dial(listener) as peer:
                 conn = await listener.accept()
                 await trio.sleep(0.6 * TIMEOUT)
                 send(conn)
@@ -49,7 +50,7 @@ async def test_a_peer_that_only_acknowledges_is_idle(reactors: int) -> None:
     """Keepalive probes and their acknowledgements are no activity."""
     async with open_engine(reactors) as engine:
         async with await engine.listen("tcp://127.0.0.1:0", idle_timeout=1.5) as listener:
-            with socket.create_connection(listener.address) as peer:
+            with dial(listener) as peer:
                 conn = await listener.accept()
                 conn.socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
                 conn.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 1)

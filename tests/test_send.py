@@ -426,6 +426,7 @@ async def test_the_engines_end_sends_what_is_corked(
     ours, theirs = plain_pair(kind)
     async with open_engine(reactors) as engine:
         conn = engine.adopt(ours)
+        assert isinstance(conn, Conn)
         await trio.lowlevel.checkpoint()
         for letter in (b"a", b"b", b"c"):
             conn.send_nowait(letter)

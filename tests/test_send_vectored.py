@@ -40,7 +40,7 @@ async def test_any_number_of_them(peer: Peer) -> None:
 
 async def test_kinds_of_buffers(peer: Peer) -> None:
     conn, sock = peer
-    buffers = [b"a", bytearray(b"b"), memoryview(b"xcx")[1:2], array.array("B", [100])]
+    buffers: list[Any] = [b"a", bytearray(b"b"), memoryview(b"xcx")[1:2], array.array("B", [100])]
     await conn.send_vectored(buffers)
     assert await read(sock, 4) == b"abcd"
 
@@ -78,7 +78,8 @@ async def test_buffers_are_held_until_they_are_sent(engine: Engine) -> None:
     async with conn_and_peer(engine, options=SMALL) as (conn, _):
         data = bytearray(1_000_000)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(conn.send_vectored, [b"x", data])
+            pieces: list[Any] = [b"x", data]
+            nursery.start_soon(conn.send_vectored, pieces)
             await wait_all_tasks_blocked()
             with pytest.raises(BufferError):
                 data.append(0)

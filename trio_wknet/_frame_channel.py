@@ -41,7 +41,7 @@ class FrameChannel(FrameSend, trio.abc.Channel[bytes]):
     framing: Framing
 
     def __init__(self, *_: NoReturn, **__: NoReturn) -> None:
-        raise TypeError("a FrameChannel is not made: Conn.framed gives it")
+        raise TypeError("FrameChannel cannot be called: Conn.framed gives channels")
 
     @classmethod
     def _over(cls, conn: Conn, framing: Framing) -> FrameChannel:

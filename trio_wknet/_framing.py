@@ -139,11 +139,6 @@ class LengthPrefixed:
             max_frame=self.max_frame,
         )
 
-    def _encode(self, frame: bytes) -> bytes:
-        if self.offset or self._stripped != self.size:
-            raise ValueError("a frame can be sent only where its length is all that is stripped")
-        return (len(frame) - self.adjustment).to_bytes(self.size, self.byteorder) + frame
-
 
 @attrs.frozen
 class Delimited:
@@ -169,9 +164,6 @@ class Delimited:
             _DELIMITED, delimiter=self.delimiter, keep=self.keep, max_frame=self.max_frame
         )
 
-    def _encode(self, frame: bytes) -> bytes:
-        return frame if self.keep else frame + self.delimiter
-
 
 @attrs.frozen
 class FixedLength:
@@ -186,9 +178,6 @@ class FixedLength:
 
     def _compile(self) -> CompiledFraming:
         return CompiledFraming(_FIXED_LENGTH, max_frame=self.n)
-
-    def _encode(self, frame: bytes) -> bytes:
-        return frame
 
 
 @attrs.frozen
@@ -206,14 +195,6 @@ class VarintPrefixed:
 
     def _compile(self) -> CompiledFraming:
         return CompiledFraming(_VARINT_PREFIXED, max_frame=self.max_frame)
-
-    def _encode(self, frame: bytes) -> bytes:
-        length, header = len(frame), bytearray()
-        while length > 0x7F:
-            header.append(length & 0x7F | 0x80)
-            length >>= 7
-        header.append(length)
-        return bytes(header) + frame
 
 
 Framing = LengthPrefixed | Delimited | FixedLength | VarintPrefixed

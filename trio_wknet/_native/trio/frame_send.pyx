@@ -273,14 +273,16 @@ cdef class FrameSend(Frames):
         """Send many frames by one call to the kernel, or a few, and return once it owns every
         byte. A checkpoint.
 
-        Cancelled, the frames up to the one that was begun are sent, and no others.
+        If it is cancelled, the frames up to the one that was begun are sent, and no others.
 
         Args:
           frames: an iterable of contiguous bytes-like objects. If one of them cannot be sent
               none is.
 
         Raises:
-          As `send`; a `ValueError` or `TypeError` tells which of them it is about.
+          ValueError, TypeError: if one of them cannot be sent; the message says which.
+          trio.ClosedResourceError, trio.BrokenResourceError, trio.BusyResourceError: as
+              `send` does.
         """
         return self.sending(frames, False)
 
@@ -295,7 +297,9 @@ cdef class FrameSend(Frames):
         Raises:
           trio.WouldBlock: more than ``limits.outbound`` bytes would be unsent. Nothing was
               sent.
-          As `send` otherwise; `trio.BusyResourceError` only while a task sends EOF.
+          trio.BusyResourceError: a task sends EOF.
+          trio.ClosedResourceError, trio.BrokenResourceError, ValueError, TypeError: as `send`
+              does.
         """
         self.send_now(value, True)
 
@@ -307,7 +311,11 @@ cdef class FrameSend(Frames):
           frames: an iterable of frames, with their headers at most ``limits.outbound`` bytes.
 
         Raises:
-          As `send_nowait`.
+          trio.WouldBlock: more than ``limits.outbound`` bytes would be unsent. Nothing was
+              sent.
+          ValueError, TypeError: if one of them cannot be sent; the message says which.
+          trio.ClosedResourceError, trio.BrokenResourceError, trio.BusyResourceError: as
+              `send_nowait` does.
         """
         self.send_now(frames, False)
 
