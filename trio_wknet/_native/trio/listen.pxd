@@ -33,7 +33,7 @@ cdef class NativeListener(Endpoint):
     cdef uint32_t resume_mark(self) noexcept
     cdef uint32_t too_many(self) noexcept
     cdef void heed_gate(self) noexcept
-    cdef void say_rest(self) noexcept
+    cdef void end_shortage(self) noexcept
     cdef void remove_file(self) noexcept
     cdef void tell_if_ended(self) noexcept
     cdef void tell_ended(self) noexcept

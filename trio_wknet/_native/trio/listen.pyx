@@ -393,20 +393,23 @@ cdef class NativeListener(Endpoint):
     def _close(self):
         """Let go of the listener, in any state."""
         cdef Slot *listener = self.slot
+        cdef bint was_short
         if listener == NULL:
             return
         if not self.closing:
             self._close_ports(None)
+        was_short = wk_u32_load_relaxed(&listener.shortages) > 0
         self.leave()
         self.core.post(listener, DROP)
         self.tell_ended()
         self.trap = None
         if self.gate is not None:
             self.gate.say_rest()
-        self.say_rest()
+        if was_short:
+            self.end_shortage()         # last: handlers of logging may do anything
 
-    cdef void say_rest(self) noexcept:
-        self._end_shortage()            # last: handlers of logging may do anything
+    cdef void end_shortage(self) noexcept:
+        self._end_shortage()
 
     # --- draining ------------------------------------------------------------
 
