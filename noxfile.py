@@ -76,7 +76,12 @@ def tests(session: nox.Session) -> None:
     session.install("-e", ".[tests]", env={"CFLAGS": "-g0"})
     # Benchmarks are tested on one interpreter; they are not part of the package.
     scripts = [] if session.python == THIS else [f"--ignore={path}" for path in SCRIPTS]
-    session.run("pytest", *scripts, *session.posargs)
+    # Two processes: half of the time a test waits. What a file's tests share is set up once.
+    # Bytecode is written, whatever this machine prefers: tests start hundreds of interpreters.
+    session.run(
+        *("pytest", "-n", "2", "--dist", "loadfile", *scripts, *session.posargs),
+        env={"PYTHONDONTWRITEBYTECODE": ""},
+    )
 
 
 @nox.session
