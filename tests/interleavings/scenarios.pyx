@@ -502,7 +502,10 @@ cdef class TwoSenders(Scenario):
     cdef make_ready(self, uint32_t filled, int expected):
         cdef int i
         self.core.corks.open = True
-        self.core.corks.turn = 0        # each run is to go as the one before
+        # Each run is to go as the one before.
+        self.core.corks.turn = 0
+        pool_trim(self.hub.pool)
+        pool_trim(self.hub.reactors[0].pool)
         self.listener.fd = self.peer.fileno()
         self.listener.skipped = filled
         self.listener.expected = expected * SIZE
