@@ -35,6 +35,7 @@ from trio_wknet._statistics import (
 )
 from trio_wknet._systemd import systemd_sockets
 from trio_wknet._timing_wheel import TimingWheel
+from trio_wknet._tls import TLSStream
 from trio_wknet._trace import Trace
 
 __version__ = "0.1.0"
@@ -60,6 +61,7 @@ __all__ = [
     "ProxyHeader",
     "ReactorStatistics",
     "RingBuffer",
+    "TLSStream",
     "Timer",
     "TimingWheel",
     "Trace",

@@ -1,11 +1,12 @@
-"""The classes of Trio's that `Conn` and `Listener` pass for.
+"""The classes of Trio's that `Conn`, `Listener` and `TLSStream` pass for.
 
-Facts. `trio.SocketStream` and `trio.SocketListener` are final, and their code is not
-needed here. But software uses isinstance with them, and handlers are annotated with them.
+Facts. `trio.SocketStream`, `trio.SocketListener` and `trio.SSLStream` are final, and their
+code is not needed here. But software uses isinstance with them, and handlers are annotated
+with them.
 
 Decision. At runtime ours derive from Trio's abstract classes, and are registered with the
-final ones (at the end of `_conn.py` and `_listener.py`). A type checker knows nothing of
-registering, so for type checkers they derive from the final classes. Then a handler of a
+final ones (at the end of `_conn.py`, `_listener.py` and `_tls.py`). A type checker knows
+nothing of registering, so for type checkers they derive from the final classes. Then a handler of a
 `trio.SocketStream` takes a `Conn`, and ``isinstance(stream, Conn)`` narrows to `Conn`. A
 class unrelated to a final one would narrow to nothing, and the code below it would not be
 checked.
@@ -16,7 +17,7 @@ that ``accept`` returns a `Conn` is known only of the `Listener` itself.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trio
 
@@ -29,6 +30,11 @@ if TYPE_CHECKING:
     class ListenerBase(trio.SocketListener):  # type: ignore[misc]
         def __init__(self) -> None: ...
 
+    class TLSStreamBase(trio.SSLStream[Any]):  # type: ignore[misc]
+        def __init__(self) -> None: ...
+        async def __anext__(self) -> bytes: ...
+
 else:
     StreamBase = trio.abc.HalfCloseableStream
     ListenerBase = trio.abc.Listener
+    TLSStreamBase = trio.abc.Stream

@@ -1,0 +1,91 @@
+# What a TLS stream is made of. Why it is as it is stands at the top of tls.pyx.
+cimport cython
+from libc.stdint cimport uint32_t
+
+from .operation cimport Operation
+from .send cimport SendHalf
+
+cdef enum TLSState:
+    OK = 0
+    BROKEN = 1
+    CLOSED = 2
+
+
+@cython.final
+cdef class Turn:
+    """A lock that is handed over in order, and whose taking, while it is free, is no
+    checkpoint."""
+    cdef bint taken
+    cdef object lot             # of those who wait; made when first needed
+
+    cdef bint take(self) noexcept
+    cdef void give(self) noexcept
+
+
+@cython.final
+cdef class Target:
+    """Memory that `SSLObject.read` is to decrypt into."""
+    cdef char *at
+    cdef Py_ssize_t size
+
+
+cdef class TLSBase:
+    cdef object transport       # None once unwrapped
+    cdef SendHalf conn          # the same, if it is one of ours
+    cdef readonly object _ssl_object
+    cdef readonly bint _https_compatible
+    cdef object incoming        # MemoryBIO: what came, and was not decrypted yet
+    cdef object outgoing        # MemoryBIO: what was encrypted, and is not sent yet
+    cdef object withheld        # session tickets, to be sent along with the first record
+    cdef Target target
+    cdef int state              # a TLSState
+    cdef bint handshaken
+    cdef object handshaking     # an event while that is under way
+    cdef object receiver        # who receives, and who sends: an operation, or True
+    cdef object sender
+    cdef Turn receive_turn      # to receive from the transport, and to send on it
+    cdef Turn send_turn
+    cdef uint32_t refills       # how often something was received, modulo 2**32
+    cdef bint may_hold          # a read might find something though `incoming` is empty
+    cdef bint holds_part        # of a record that did not come whole
+    cdef object read_failure    # to be raised by the next read: there were bytes before it
+
+    cdef int check_status(self) except -1
+    cdef int begin_receiving(self, object who) except -1
+    cdef int begin_sending(self, object who) except -1
+    cdef object breaking(self, object failure)
+    cdef void broke(self) noexcept
+    cdef object take_outgoing(self)
+    cdef bint has_to_send(self)
+    cdef int feed(self, object wire) except -1
+    cdef object read_some(self, Py_ssize_t most)
+    cdef Py_ssize_t read_into(self, char *out, Py_ssize_t size) except -2
+    cdef object encrypt(self, object data)
+
+
+@cython.final
+cdef class ReceiveTLS(Operation):
+    cdef TLSBase stream
+    cdef SendHalf conn
+    cdef object argument
+    cdef Py_ssize_t most
+    cdef bint has_turn
+
+    cdef bint may_take_turn(self)
+    cdef object advance(self)
+    cdef object pass_on(self, object coroutine)
+    cdef void give_turn(self) noexcept
+
+
+@cython.final
+cdef class SendTLS(Operation):
+    cdef TLSBase stream
+    cdef SendHalf conn
+    cdef object data            # not yet encrypted
+    cdef Operation sending      # the connection's own send, of what is
+    cdef bint has_turn
+
+    cdef object take_piece(self)
+    cdef object advance(self, object sent)
+    cdef object pass_on(self, object coroutine)
+    cdef void give_turn(self) noexcept

@@ -1,0 +1,718 @@
+"""TLS over a connection, by the standard library's `ssl` alone.
+
+Facts. `ssl.SSLObject` encrypts from and to memory, two `ssl.MemoryBIO`; what it costs is
+OpenSSL's cost. `trio.SSLStream` does the rest in Python: some ten coroutines, locks and
+context managers for a message, and an exception for each read that comes too early. That
+is most of what a small message costs.
+
+Decision. A receive or send over a `Conn`, once the handshake is done, is one operation
+(operation.pxd), which calls `SSLObject` and the connection's own halves in turn. What is
+rare is written as coroutines: the handshake, the end, a read that has to send and a write
+that has to receive (renegotiation, key updates), and any other transport. They go by the
+rules of `trio.SSLStream`, whose comments explain the reasons.
+
+Who may do what. `SSLObject` may be called by anybody, between awaits. To receive from the
+transport, and to send on it, takes a turn each, since a reader may have to send while
+somebody else does. These keep records in their order:
+
+* What is to be sent is taken out of `outgoing` in the turn to send only. So it goes in
+  the order in which it was encrypted, whoever sends it.
+* Who waits for the turn to receive looks, once it has it, at whether something came
+  meanwhile (`refills`). Then the other one may have received what both wait for.
+
+Cancellation. A receive that is cancelled has at most moved bytes from the connection to
+`incoming`, where the next one finds them. A send that is cancelled may have sent a part of
+a record, so the stream is broken: nothing that follows could be decrypted.
+
+No early reads. OpenSSL decrypts no further than it was asked for, so that a read finds
+nothing is known: `incoming` is empty, and the last read did not fill what it was given.
+The exception that says so costs as much as a record.
+"""
+cimport cython
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SIZE
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF
+from libc.stdint cimport uint32_t
+
+from .operation cimport PARKED, RAISING, Operation
+from .receive cimport SOME_BYTES, positive
+from .send cimport SendHalf
+
+import ssl
+
+import trio
+from trio.lowlevel import (
+    ParkingLot,
+    cancel_shielded_checkpoint,
+    checkpoint,
+    checkpoint_if_cancelled,
+)
+
+
+cdef extern from "Python.h":
+    PyObject *new_bytes "PyBytes_FromStringAndSize"(const char *data, Py_ssize_t n) except NULL
+    int resize_bytes "_PyBytes_Resize"(PyObject **data, Py_ssize_t n) except -1
+
+
+cdef enum:
+    RECORD = 16384              # the most bytes that one holds
+    # What is encrypted at a time, so that a large message does not need its size of memory
+    # in `outgoing`, which would keep it; and received at a time.
+    PIECE = 4 * RECORD
+    WIRE_PIECE = 4 * (RECORD + 256)
+
+cdef object WantRead = ssl.SSLWantReadError
+cdef tuple FAILURES = (ssl.SSLError, ssl.CertificateError)
+
+
+cdef bint is_eof(failure):
+    """Whether the peer ended without saying goodbye. Up to Python 3.10 it may be told by
+    the text alone."""
+    return isinstance(failure, ssl.SSLEOFError) or (
+        "UNEXPECTED_EOF_WHILE_READING" in (getattr(failure, "strerror", None) or ())
+    )
+
+
+cdef class Turn:
+    cdef bint take(self) noexcept:
+        """Take it, if it is free."""
+        if self.taken:
+            return False
+        self.taken = True
+        return True
+
+    cdef void give(self) noexcept:
+        """Give it up, to who has waited longest."""
+        if self.lot is not None and self.lot:
+            self.lot.unpark(count=1)
+        else:
+            self.taken = False
+
+    async def wait(self):
+        """Take it; a checkpoint if it is not free."""
+        if self.take():
+            return
+        if self.lot is None:
+            self.lot = ParkingLot()
+        await self.lot.park()
+
+
+cdef class Target:
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        PyBuffer_FillInfo(view, self, self.at, self.size, False, flags)
+
+
+cdef class TLSBase:
+    def _begin(self, transport_stream, context, server_hostname, server_side, https_compatible):
+        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._ssl_object = context.wrap_bio(
+            self.incoming, self.outgoing, server_side=server_side, server_hostname=server_hostname
+        )
+        self.transport = transport_stream
+        self.conn = transport_stream if isinstance(transport_stream, SendHalf) else None
+        self._https_compatible = https_compatible
+        self.target = Target.__new__(Target)
+        self.receive_turn = Turn.__new__(Turn)
+        self.send_turn = Turn.__new__(Turn)
+        self.may_hold = True
+
+    @property
+    def transport_stream(self):
+        """What the stream was made of, a `Conn` or another transport; None after
+        `unwrap`."""
+        return self.transport
+
+    # --- what state it is in -----------------------------------------------------
+
+    @property
+    def _handshaken(self):
+        return self.handshaken
+
+    cdef int check_status(self) except -1:
+        if self._ssl_object is None:
+            raise RuntimeError("TLSStream.__init__ was not called")
+        if self.state == BROKEN:
+            raise trio.BrokenResourceError("this TLS stream is broken")
+        if self.state == CLOSED:
+            raise trio.ClosedResourceError("this TLS stream was already closed")
+        return 0
+
+    cdef int begin_receiving(self, who) except -1:
+        if self.receiver is not None:
+            raise trio.BusyResourceError("another task is receiving from this TLS stream")
+        self.check_status()
+        self.receiver = who
+        return 0
+
+    cdef int begin_sending(self, who) except -1:
+        if self.sender is not None:
+            raise trio.BusyResourceError("another task is sending on this TLS stream")
+        self.check_status()
+        self.sender = who
+        return 0
+
+    cdef void broke(self) noexcept:
+        if self.state == OK:
+            self.state = BROKEN
+
+    cdef object breaking(self, failure):
+        """What to raise for a failure of OpenSSL's."""
+        self.broke()
+        exception = trio.BrokenResourceError(f"TLS failed: {failure}")
+        exception.__cause__ = failure
+        return exception
+
+    # --- from and to OpenSSL -----------------------------------------------------
+
+    cdef object take_outgoing(self):
+        """What is to be sent. In the turn to send only."""
+        wire = self.outgoing.read()
+        if self.withheld is not None:
+            wire = self.withheld + wire
+            self.withheld = None
+        return wire
+
+    cdef bint has_to_send(self):
+        """Whether a read left something to be sent: not the alert of one that failed."""
+        return self.outgoing.pending > 0 and self.state == OK
+
+    cdef int feed(self, wire) except -1:
+        """Take in what was received from the transport; nothing is its end."""
+        self.refills += 1
+        try:
+            if wire:
+                self.incoming.write(wire)
+            else:
+                self.incoming.write_eof()
+                self.may_hold = True
+        except BaseException:
+            self.broke()        # bytes are missing
+            raise
+        return 0
+
+    cdef object encrypt(self, data):
+        """What to send for it; None if OpenSSL has to receive first, and is then to be
+        given the same again. In the turn to send only."""
+        try:
+            self._ssl_object.write(data)
+        except WantRead:
+            return None
+        except FAILURES as failure:
+            raise self.breaking(failure)
+        return self.take_outgoing()
+
+    cdef object read_some(self, Py_ssize_t most):
+        """Decrypted bytes, b"" at the end, None if more has to come first."""
+        cdef Py_ssize_t filled
+        cdef Py_ssize_t size = self.incoming.pending
+        cdef PyObject *data
+        if self.read_failure is not None:
+            failure, self.read_failure = self.read_failure, None
+            raise self.breaking(failure)
+        if size == 0 and not self.may_hold:
+            return None
+        if self.may_hold or self.holds_part:
+            size += RECORD
+        size = min(size, most)
+        data = new_bytes(NULL, size)
+        try:
+            filled = self.read_into(PyBytes_AS_STRING(<object>data), size)
+        except BaseException:
+            Py_DECREF(<object>data)
+            raise
+        if filled < 0:
+            Py_DECREF(<object>data)
+            return None
+        if filled < size:
+            try:
+                resize_bytes(&data, filled)
+            except BaseException:
+                self.broke()    # they are lost
+                raise
+        taken = <object>data
+        Py_DECREF(taken)
+        return taken
+
+    cdef Py_ssize_t read_into(self, char *out, Py_ssize_t size) except -2:
+        """Decrypt as many records as there are; how many bytes, 0 at the end, -1 if more
+        has to come first."""
+        cdef Target target = self.target
+        cdef Py_ssize_t count
+        cdef Py_ssize_t filled = 0
+        while True:
+            target.at = out + filled
+            target.size = size - filled
+            try:
+                count = self._ssl_object.read(target.size, target)
+            except WantRead:
+                self.may_hold = False
+                self.holds_part = True
+                return filled if filled > 0 else -1
+            except FAILURES as failure:
+                if filled > 0:
+                    self.read_failure = failure
+                    self.may_hold = True
+                    return filled
+                exception = self.breaking(failure)
+                if self._https_compatible and is_eof(failure):
+                    return 0
+                raise exception
+            except BaseException:
+                self.broke()    # who knows what was decrypted
+                raise
+            filled += count
+            # Behind the peer's goodbye each read says so.
+            self.may_hold = count == 0 or filled == size
+            self.holds_part = False
+            if self.may_hold or self.incoming.pending == 0:
+                return filled
+
+    # --- the coroutines ----------------------------------------------------------
+
+    async def _flush(self):
+        """Send what OpenSSL wants to have sent."""
+        await self.send_turn.wait()
+        try:
+            self.check_status()         # the one before may have failed
+            wire = self.take_outgoing()
+            if wire:
+                try:
+                    await self.transport.send_all(wire)
+                except BaseException:
+                    self.broke()        # perhaps in the middle of a record
+                    raise
+        finally:
+            self.send_turn.give()
+
+    async def _refill(self):
+        """Receive, or wait until another task has."""
+        cdef uint32_t refills = self.refills
+        await self.receive_turn.wait()
+        try:
+            if refills == self.refills:
+                if self.conn is not None:
+                    wire = await self.conn.receive_some(WIRE_PIECE)
+                else:
+                    wire = await self.transport.receive_some()
+                self.feed(wire)
+        finally:
+            self.receive_turn.give()
+
+    async def _until_done(self, call, args=(), bint withhold=False):
+        """Call until OpenSSL has received and sent what it takes. One thing at a time:
+        while this sends, another task may receive what this would wait for. `withhold`
+        what is to be sent in the end, if these are session tickets."""
+        cdef bint done = False
+        cdef bint slept = False
+        await checkpoint_if_cancelled()
+        while not done:
+            result = None
+            try:
+                result = call(*args)
+                done = True
+            except WantRead:
+                pass
+            except FAILURES as failure:
+                raise self.breaking(failure)
+            self.may_hold = True        # it may have read ahead of who receives
+            if self.outgoing.pending:
+                if done and withhold and self._sends_tickets():
+                    self.withheld = self.outgoing.read()
+                    break
+                slept = True
+                await self._flush()
+            elif not done:
+                slept = True
+                await self._refill()
+        if not slept:
+            await cancel_shielded_checkpoint()
+        return result
+
+    def _sends_tickets(self):
+        """Whether a server has session tickets to send, in TLS 1.3: along with its first
+        record. A client that only sends may never read them, and lose what it sent."""
+        return self._ssl_object.server_side and self._ssl_object.version() == "TLSv1.3"
+
+    async def _handshake(self):
+        self.check_status()
+        if self.handshaken:
+            await checkpoint()
+        else:
+            await self._ensure_handshake()
+
+    async def _ensure_handshake(self):
+        if self.handshaken:
+            return
+        if self.handshaking is not None:
+            await self.handshaking.wait()
+            self.check_status()
+            return
+        self.handshaking = trio.Event()
+        try:
+            await self._until_done(self._ssl_object.do_handshake, withhold=True)
+            self.handshaken = True
+        except BaseException:
+            self.broke()
+            raise
+        finally:
+            self.handshaking.set()
+
+    async def _receive(self, max_bytes):
+        """receive_some before the handshake, or over any transport."""
+        self.begin_receiving(True)
+        try:
+            try:
+                await self._ensure_handshake()
+            except trio.BrokenResourceError as exc:
+                cause = exc.__cause__
+                # OpenSSL may call an end before the handshake either.
+                if self._https_compatible and (
+                    isinstance(cause, ssl.SSLSyscallError) or is_eof(cause)
+                ):
+                    await checkpoint()
+                    return b""
+                raise
+            most = positive("max_bytes", max_bytes, SOME_BYTES)
+            await checkpoint_if_cancelled()
+            return await self._receive_rest(most, self.read_some(most))
+        finally:
+            self.receiver = None
+
+    async def _receive_rest(self, Py_ssize_t most, data):
+        """Send what a read has to, and read until there is something."""
+        cdef bint slept = False
+        while True:
+            if self.has_to_send():
+                slept = True
+                await self._flush()
+            elif data is None:
+                slept = True
+                await self._refill()
+            if data is not None:
+                break
+            data = self.read_some(most)
+        if not slept:
+            await cancel_shielded_checkpoint()
+        return data
+
+    async def _send(self, data):
+        """send_all before the handshake, or over any transport."""
+        self.begin_sending(True)
+        try:
+            await self._ensure_handshake()
+            await self._write(data)
+        finally:
+            self.sender = None
+
+    async def _write(self, data):
+        # SSLObject takes nothing for an end.
+        if memoryview(data).nbytes == 0:
+            await checkpoint()
+        else:
+            await self._until_done(self._ssl_object.write, (data,))
+
+    async def _write_rest(self, piece, rest):
+        """A piece that OpenSSL was given already, and what comes behind it."""
+        await self._write(piece)
+        if rest is not None:
+            await self._write(rest)
+
+    async def _shut_down(self):
+        """Say goodbye, and wait for the peer's. What came behind that."""
+        self.begin_receiving(True)
+        try:
+            self.begin_sending(True)
+            try:
+                await self._ensure_handshake()
+                await self._until_done(self._ssl_object.unwrap)
+                transport_stream = self.transport
+                self.state = CLOSED
+                self.transport = self.conn = None
+                return transport_stream, self.incoming.read()
+            finally:
+                self.sender = None
+        finally:
+            self.receiver = None
+
+    async def _wait_writable(self):
+        self.begin_sending(True)
+        try:
+            await self.send_turn.wait()
+            try:
+                await self.transport.wait_send_all_might_not_block()
+            finally:
+                self.send_turn.give()
+        finally:
+            self.sender = None
+
+    async def _close(self):
+        if self.state == CLOSED:
+            await checkpoint()
+            return
+        if self.state == BROKEN or self._https_compatible:
+            self.state = CLOSED
+            await self.transport.aclose()
+            return
+        try:
+            await self._ensure_handshake()
+            # By force it ends without goodbye: more may have been meant to follow.
+            await checkpoint_if_cancelled()
+            await self._say_goodbye()
+        except BaseException:
+            await trio.aclose_forcefully(self.transport)
+            raise
+        else:
+            await self.transport.aclose()
+        finally:
+            self.state = CLOSED
+
+    async def _say_goodbye(self):
+        """Without waiting for the peer's, which may never read. While another task sends,
+        or if the connection is broken, the end is an unclean one."""
+        try:
+            self._ssl_object.unwrap()
+        except FAILURES:
+            pass        # it wants to receive, or has, and did not expect that
+        if not self.outgoing.pending:
+            return
+        if self.conn is None:
+            try:
+                await self._flush()
+            except (trio.BrokenResourceError, trio.BusyResourceError):
+                pass
+        elif self.send_turn.take():
+            try:
+                # What the kernel does not take, the reactor sends before it ends the stream.
+                self.conn.send_nowait(self.take_outgoing())
+            except (trio.BrokenResourceError, trio.BusyResourceError, trio.ClosedResourceError,
+                    trio.WouldBlock, ValueError):
+                pass        # broken, in use by others, or more than the limit of what is unsent
+            finally:
+                self.send_turn.give()
+
+    # --- the operations ----------------------------------------------------------
+
+    def receive_some(self, max_bytes=None):
+        """Wait for bytes, and return those that are there, decrypted. A checkpoint.
+
+        Performs the handshake, if nobody has. Cancellation is atomic once the handshake is
+        done: no data is consumed. (If the peer renegotiates, a reply may be cut off, and
+        the stream is broken.)
+
+        Args:
+          max_bytes: the most bytes to return, 1 or more; by default 131072.
+
+        Returns:
+          The bytes; ``b""`` when the peer has said goodbye, or with ``https_compatible``
+          when it has finished sending.
+
+        Raises:
+          trio.ClosedResourceError: if the stream is closed, before or during the call.
+          trio.BrokenResourceError: if the connection broke, or TLS failed, as by an end
+              without goodbye. Its cause is the `OSError`, which an `ssl.SSLError` is.
+          trio.BusyResourceError: if another task is receiving.
+          TypeError, ValueError: if ``max_bytes`` is invalid.
+          RuntimeError: if called from another thread.
+        """
+        cdef ReceiveTLS operation
+        if self.conn is None or not self.handshaken:
+            return self._receive(max_bytes)
+        operation = ReceiveTLS.__new__(ReceiveTLS)
+        operation.stream = self
+        operation.conn = self.conn
+        operation.argument = max_bytes
+        return operation
+
+    def send_all(self, data):
+        """Encrypt ``data`` and send all of it; returns once the kernel owns every byte. A
+        checkpoint.
+
+        Performs the handshake, if nobody has. If the call is cancelled, or the connection
+        breaks, the stream is broken: a part of a record may have been sent.
+
+        Args:
+          data: any contiguous bytes-like object. It must not change until this returns. It
+              may be empty.
+
+        Raises:
+          trio.ClosedResourceError: if the stream is closed, before or during the call.
+          trio.BrokenResourceError: if the connection broke, or TLS failed. Its cause is the
+              `OSError`, which an `ssl.SSLError` is.
+          trio.BusyResourceError: if another task is sending.
+          TypeError: if ``data`` is not bytes-like.
+          RuntimeError: if called from another thread.
+        """
+        cdef SendTLS operation
+        if self.conn is None or not self.handshaken:
+            return self._send(data)
+        operation = SendTLS.__new__(SendTLS)
+        operation.stream = self
+        operation.conn = self.conn
+        operation.data = data
+        return operation
+
+
+cdef class ReceiveTLS(Operation):
+
+    cdef object start(self):
+        cdef TLSBase stream = self.stream
+        self.most = positive("max_bytes", self.argument, SOME_BYTES)
+        self.conn.ensure_usable()
+        stream.begin_receiving(self)
+        if (not stream.may_hold and stream.incoming.pending == 0 and self.may_take_turn()
+                and self.conn.nothing_yet()):
+            # Trio delivers a pending cancellation to a task that parks.
+            return self.conn.park_reader(self)
+        trap = self.enter()
+        if trap is None:
+            trap = self.advance()
+            if trap is None:
+                return self.complete(self.result)
+        return trap
+
+    cdef object proceed(self):
+        # As in receive.pyx: a task that receives from the connection itself.
+        if self.conn.reader is not None:
+            raise trio.BusyResourceError("another task is receiving from this connection")
+        return self.advance()
+
+    cdef bint may_take_turn(self):
+        """Take the turn to receive; False if another task of this stream has it."""
+        if not self.has_turn:
+            self.has_turn = self.stream.receive_turn.take()
+            if self.has_turn:
+                self.conn.ensure_no_receiver()
+                self.conn.ensure_not_served()
+        return self.has_turn
+
+    cdef object advance(self):
+        """What to yield next, or None with a result."""
+        cdef TLSBase stream = self.stream
+        while True:
+            data = stream.read_some(self.most)
+            if stream.has_to_send():
+                return self.pass_on(stream._receive_rest(self.most, data))
+            if data is not None:
+                self.result = data
+                return None
+            if not self.may_take_turn():
+                return self.pass_on(stream._receive_rest(self.most, None))
+            wire = self.conn.take_some(WIRE_PIECE, True)
+            if wire is None:
+                return self.conn.park_reader(self)
+            stream.feed(wire)
+            # Another task may wait for just these bytes.
+            self.give_turn()
+
+    cdef object pass_on(self, coroutine):
+        """Leave the rest to a coroutine: what it returns is the result."""
+        self.give_turn()
+        self.inner = coroutine
+        self.state = RAISING
+        return coroutine.send(None)
+
+    cdef void give_turn(self) noexcept:
+        if self.has_turn:
+            self.has_turn = False
+            self.stream.receive_turn.give()
+
+    cdef void lost(self) noexcept:
+        self.stream.broke()
+
+    cdef void finish(self) noexcept:
+        self.give_turn()
+        if self.stream.receiver is self:
+            self.stream.receiver = None
+
+
+cdef class SendTLS(Operation):
+
+    cdef object start(self):
+        cdef Py_ssize_t size
+        if PyBytes_CheckExact(self.data):
+            size = PyBytes_GET_SIZE(self.data)
+        else:
+            self.data = contiguous(self.data)
+            size = self.data.nbytes
+        self.conn.ensure_usable()
+        self.stream.begin_sending(self)
+        trap = self.enter()
+        if trap is not None:
+            return trap
+        if size == 0:
+            return self.complete(None)
+        self.has_turn = self.stream.send_turn.take()
+        if not self.has_turn:
+            return self.pass_on(self.stream._write(self.data))
+        self.state = PARKED
+        return self.advance(None)
+
+    cdef object take_piece(self):
+        """What to encrypt next."""
+        data = self.data
+        self.data = None
+        if PyBytes_CheckExact(data):
+            if PyBytes_GET_SIZE(data) <= PIECE:
+                return data
+            data = memoryview(data)
+        if data.nbytes <= PIECE:
+            return data
+        self.data = data[PIECE:]
+        return data[:PIECE]
+
+    cdef object advance(self, sent):
+        """Encrypt and send piece by piece."""
+        while True:
+            if self.sending is None:
+                if self.data is None:
+                    return None
+                piece = self.take_piece()
+                wire = self.stream.encrypt(piece)
+                if wire is None:
+                    return self.pass_on(self.stream._write_rest(piece, self.data))
+                self.sending = self.conn.send_all(wire)
+            trap = self.sending.resume(sent)
+            if trap is not None:
+                return trap
+            self.sending = None
+            sent = None
+
+    cdef object _step(self, sent):
+        if self.sending is None:
+            return Operation._step(self, sent)
+        trap = self.advance(sent)
+        if trap is None:
+            self._end()
+        return trap
+
+    cdef object pass_on(self, coroutine):
+        self.give_turn()
+        self.inner = coroutine
+        self.state = RAISING
+        return coroutine.send(None)
+
+    cdef void give_turn(self) noexcept:
+        if self.has_turn:
+            self.has_turn = False
+            self.stream.send_turn.give()
+
+    cdef void finish(self) noexcept:
+        self.data = None
+        if self.sending is not None:
+            # Perhaps in the middle of a record.
+            self.stream.broke()
+            self.sending._end()
+            self.sending = None
+        self.give_turn()
+        if self.stream.sender is self:
+            self.stream.sender = None
+
+
+cdef object contiguous(data):
+    try:
+        return memoryview(data).cast("B")
+    except TypeError:
+        raise TypeError(
+            f"data must be contiguous and bytes-like, not {type(data).__name__}"
+        ) from None

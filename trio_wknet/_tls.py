@@ -1,0 +1,172 @@
+"""TLSStream: `trio.SSLStream`'s contract over compiled receives and sends.
+
+The work is done by the native base (`_native/trio/tls.pyx`); here is what need not be fast:
+making one, its end, and what it forwards to the `ssl.SSLObject`.
+"""
+
+from __future__ import annotations
+
+import ssl
+from typing import Any, ClassVar
+
+import idna
+import trio
+
+from trio_wknet._native.trio.tls import TLSBase
+from trio_wknet._passes_for import TLSStreamBase
+
+
+class TLSStream(TLSBase, TLSStreamBase):  # type: ignore[misc,override]  # final, see _passes_for.py
+    """TLS over a `Conn`: all of `trio.SSLStream`, and `isinstance` of it.
+
+    Over another transport it behaves the same, at about the cost of `trio.SSLStream`.
+    ``ssl`` does the encryption, with the caller's own context: its callbacks, certificates
+    and options apply.
+
+    What differs from `trio.SSLStream`, over a `Conn`:
+
+    * `receive_some` returns what several records held, if they are there.
+    * `aclose` says goodbye without waiting for a peer that does not read: the reactor
+      sends it, see `Conn.aclose`. While another task is sending, it ends without.
+    * Tasks that wait for a handshake that fails in another task get
+      `trio.BrokenResourceError`.
+
+    All of `ssl.SSLObject`'s attributes and methods are those of the stream, too. Those that
+    tell of the encrypted connection, such as ``cipher`` and ``selected_alpn_protocol``,
+    raise `trio.NeedHandshakeError` before the handshake.
+
+    Args:
+      transport_stream: a `Conn`, or any `trio.abc.Stream`, which is the stream's from here
+          on.
+      ssl_context: an `ssl.SSLContext`.
+      server_hostname: for a client, the name that is sent to the server, and that its
+          certificate is checked for; by default None, with which the handshake fails if the
+          context checks names.
+      server_side: whether this is the server's end; by default False.
+      https_compatible: whether to end streams as HTTPS does: no goodbye is sent, and none
+          is expected. By default False: an end without goodbye is a broken stream.
+
+    Raises:
+      TypeError: if ``transport_stream`` is not a `trio.abc.Stream`, or ``ssl_context`` not
+          an `ssl.SSLContext`.
+      ValueError: if ``server_hostname`` is not valid.
+    """
+
+    _forwarded: ClassVar = {
+        "compression",
+        "context",
+        "cipher",
+        "get_channel_binding",
+        "getpeercert",
+        "pending",
+        "selected_alpn_protocol",
+        "selected_npn_protocol",
+        "server_hostname",
+        "server_side",
+        "session",
+        "session_reused",
+        "shared_ciphers",
+        "version",
+    }
+    _after_handshake: ClassVar = _forwarded - {
+        "context",
+        "pending",
+        "server_hostname",
+        "server_side",
+        "session",
+    }
+
+    def __init__(
+        self,
+        transport_stream: trio.abc.Stream,
+        ssl_context: ssl.SSLContext,
+        *,
+        server_hostname: str | bytes | None = None,
+        server_side: bool = False,
+        https_compatible: bool = False,
+    ) -> None:
+        if not isinstance(transport_stream, trio.abc.Stream):
+            raise TypeError(f"transport_stream must be a trio.abc.Stream, not {transport_stream!r}")
+        if not isinstance(ssl_context, ssl.SSLContext):
+            raise TypeError(f"ssl_context must be an ssl.SSLContext, not {ssl_context!r}")
+        if isinstance(server_hostname, str) and not server_hostname.isascii():
+            server_hostname = idna.encode(server_hostname, uts46=True)
+        self._begin(transport_stream, ssl_context, server_hostname, server_side, https_compatible)
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self._forwarded:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        if name in self._after_handshake and not self._handshaken:
+            raise trio.NeedHandshakeError(f"call do_handshake() before calling {name!r}")
+        return getattr(self._ssl_object, name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name in self._forwarded:
+            setattr(self._ssl_object, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self._forwarded]
+
+    async def do_handshake(self) -> None:
+        """Ensure that the handshake is done. A checkpoint.
+
+        `receive_some` and `send_all` do the same. If another task is at it, this waits for
+        that one. If the call is cancelled, the stream is broken.
+
+        Raises:
+          trio.ClosedResourceError: if the stream is closed, before or during the call.
+          trio.BrokenResourceError: if the handshake fails, or the connection broke. Its
+              cause is the `OSError`, which an `ssl.SSLError` is.
+          RuntimeError: if called from another thread.
+        """
+        await self._handshake()
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait until the transport takes bytes again, or is broken. A checkpoint.
+
+        It is a hint: `send_all` may still wait.
+
+        Raises:
+          trio.ClosedResourceError: if the stream is closed, before or during the call.
+          trio.BrokenResourceError: if it is broken.
+          trio.BusyResourceError: if another task is sending.
+          RuntimeError: if called from another thread.
+        """
+        await self._wait_writable()
+
+    async def unwrap(self) -> tuple[Any, bytes]:
+        """Say goodbye and wait for the peer's, after which the transport can be used
+        without encryption. A checkpoint. Afterwards this stream is closed, and its
+        ``transport_stream`` is None.
+
+        Returns:
+          The transport, and the bytes that came behind the peer's goodbye, which are to be
+          taken for received from it.
+
+        Raises:
+          trio.ClosedResourceError: if the stream is closed, before or during the call.
+          trio.BrokenResourceError: if the connection broke, or TLS failed, as by data that
+              has not been received. Its cause is the `OSError`, which an `ssl.SSLError` is.
+          trio.BusyResourceError: if another task is receiving or sending.
+          RuntimeError: if called from another thread.
+        """
+        return await self._shut_down()
+
+    async def aclose(self) -> None:
+        """Say goodbye, and close the transport. A checkpoint. Idempotent.
+
+        A handshake that was not done is done first. With ``https_compatible`` there is no
+        goodbye, and over a broken stream neither. If the call is cancelled, as by
+        `trio.aclose_forcefully`, the transport is closed at once, without goodbye.
+
+        Raises:
+          trio.BrokenResourceError: if the handshake fails.
+          RuntimeError: if called from another thread.
+        """
+        await self._close()
+
+
+# For type checkers see _passes_for.py.
+trio.SSLStream.register(TLSStream)
