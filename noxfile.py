@@ -361,6 +361,10 @@ WATCHED = {
         "mailbox",
         "frame_fuzz",
         "frames",
+        "frames_send",
+        "send_vectored",
+        "two_senders",
+        "views",
         "close_races",
         "load_modes",
         "send_batch",
@@ -372,6 +376,7 @@ WATCHED = {
         *("mailbox", "close_races", "load_modes", "stream_contract", "churn", *EVENTS),
         *("proxy_protocol", "trace", "send_batch", "spin"),
         *("listener", "reuse_port", "engine"),
+        *("two_senders", "frames_send", "frames_model"),
     ],
 }
 
