@@ -69,7 +69,7 @@ cdef inline FrameFound _read_varint(FrameScan *scan, Ring *ring, uint32_t base,
     cdef uint64_t length = 0
     cdef uint32_t i
     cdef unsigned char byte
-    for i in range(MAX_VARINT):
+    for i in range(<uint32_t>MAX_VARINT):
         if i == held:
             scan.needed = i + 1
             return FRAME_WAIT
