@@ -37,8 +37,9 @@
 #
 # The descriptor. Only the reactor side closes it, and only after the Trio side
 # has let go (CLOSE, DROP or ABORT below), or if it never held the connection. So
-# the Trio side may send on `fd` at any time before it lets go, without asking:
-# the number cannot be recycled meanwhile.
+# the number cannot be recycled while the Trio side holds the connection.
+#
+# Who sends. Either side, in turns: sender.pxd.
 #
 # Who receives. The reactor, while `paused` is not set, which only the reactor sets; the
 # Trio side, while it is set, which only the Trio side clears. Both do so under the lock, so
