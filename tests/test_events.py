@@ -681,7 +681,8 @@ async def test_a_plain_callback_that_blocks(engine: Engine) -> None:
 
 
 async def test_many_at_once_are_taken_in_by_and_by(engine: Engine) -> None:
-    """A burst of connections does not hold Trio up: tasks run in between."""
+    """A burst of connections does not hold Trio up: tasks run in between. A drain takes in 64;
+    the hook drains once, and three times more at most where it is late (stall.pyx)."""
     turn = 0
     connected: dict[int, int] = {}
 
@@ -705,7 +706,8 @@ async def test_many_at_once_are_taken_in_by_and_by(engine: Engine) -> None:
             await until(lambda: sum(connected.values()) == 300)
             nursery.cancel_scope.cancel()
     trio.lowlevel.remove_instrument(instrument)
-    assert max(connected.values()) <= 64
+    assert max(connected.values()) <= 64 * (1 + 3)
+    assert min(connected.values()) <= 64
 
 
 # -- whose listener it is --------------------------------------------------------------------------
