@@ -18,13 +18,25 @@ import trio.testing
 from helpers import ManualClock, plain_pair, read, until
 
 import trio_wknet
-from trio_wknet import Conn, Engine, Limits, Listener, Timer, TimingWheel, Trace
+from trio_wknet import (
+    Conn,
+    Delimited,
+    Engine,
+    FrameChannel,
+    Limits,
+    Listener,
+    Timer,
+    TimingWheel,
+    Trace,
+)
 from trio_wknet._native.trio.connections import Connections
 from trio_wknet._socket import _INSTEAD, SocketFacade, _Handle, make_handle
 
 LOCAL = "tcp://127.0.0.1:0"
 
 NODELAY = (socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+LINES = Delimited(b"\n", max_frame=100)
 
 # How each is called. None: a name that may be read anywhere, or does nothing by itself.
 CONN: dict[str, Callable[[Any], Any] | None] = {
@@ -37,6 +49,7 @@ CONN: dict[str, Callable[[Any], Any] | None] = {
     "detach": lambda conn: conn.detach(),
     "discard": lambda conn: conn.discard(0),
     "flush": lambda conn: conn.flush(),
+    "framed": lambda conn: conn.framed(LINES),
     "getsockopt": lambda conn: conn.getsockopt(*NODELAY),
     "id": None,
     "idle_scope": lambda conn: conn.idle_scope(1),
@@ -55,6 +68,7 @@ CONN: dict[str, Callable[[Any], Any] | None] = {
     "send_all": lambda conn: conn.send_all(b"stray"),
     "send_eof": lambda conn: conn.send_eof(),
     "send_nowait": lambda conn: conn.send_nowait(b"stray"),
+    "send_vectored": lambda conn: conn.send_vectored([b"stray"]),
     "setsockopt": lambda conn: conn.setsockopt(*NODELAY, 1),
     "socket": None,
     "statistics": lambda conn: conn.statistics(),
@@ -64,6 +78,25 @@ CONN: dict[str, Callable[[Any], Any] | None] = {
     "__aexit__": lambda conn: conn.__aexit__(None, None, None),
     "__aiter__": None,
     "__anext__": lambda conn: conn.__anext__(),
+}
+CHANNEL: dict[str, Callable[[Any], Any] | None] = {
+    "aclose": lambda channel: channel.aclose(),
+    "conn": None,
+    "framing": None,
+    "receive": lambda channel: channel.receive(),
+    "receive_many": lambda channel: channel.receive_many(),
+    "receive_many_nowait": lambda channel: channel.receive_many_nowait(),
+    "receive_nowait": lambda channel: channel.receive_nowait(),
+    "send": lambda channel: channel.send(b"stray"),
+    "send_many": lambda channel: channel.send_many([b"stray"]),
+    "send_many_nowait": lambda channel: channel.send_many_nowait([b"stray"]),
+    "send_nowait": lambda channel: channel.send_nowait(b"stray"),
+    "statistics": lambda channel: channel.statistics(),
+    "unframe": lambda channel: channel.unframe(),
+    "__aenter__": None,
+    "__aexit__": lambda channel: channel.__aexit__(None, None, None),
+    "__aiter__": None,
+    "__anext__": lambda channel: channel.__anext__(),
 }
 LISTENER: dict[str, Callable[[Any], Any] | None] = {
     "accept": lambda listener: listener.accept(),
@@ -142,7 +175,8 @@ PROTOCOLS = {"__aenter__", "__aexit__", "__aiter__", "__anext__", "__enter__", "
 @pytest.mark.parametrize(
     ("kind", "known"),
     [
-        (Conn, CONN), (Listener, LISTENER), (Engine, ENGINE), (Connections, CONNECTIONS),
+        (Conn, CONN), (FrameChannel, CHANNEL), (Listener, LISTENER), (Engine, ENGINE),
+        (Connections, CONNECTIONS),
         (SocketFacade, SOCKET), (TimingWheel, WHEEL), (Timer, TIMER), (Trace, TRACE),
     ],
     ids=lambda it: getattr(it, "__name__", ""),
@@ -168,7 +202,9 @@ def test_all_is_known(kind: type, known: dict[str, Any]) -> None:
 
 # Which classes an application is given, and which of them belong to no thread.
 OF_NO_THREAD = {
-    "ConnOptions", "ConnStatistics", "DelimiterNotFound", "EngineStatistics", "IncompleteRead",
+    "ConnOptions", "ConnStatistics", "Delimited", "DelimiterNotFound", "EngineStatistics",
+    "FixedLength", "FrameStatistics", "FrameTooLong", "IncompleteRead", "LengthPrefixed",
+    "MalformedFrame", "VarintPrefixed",
     "Limits", "ListenerStatistics", "ProxyHeader", "ReactorStatistics", "RingBuffer",
     "WheelStatistics",
 }  # fmt: skip
@@ -177,7 +213,7 @@ OF_NO_THREAD = {
 def test_all_classes_are_known() -> None:
     classes = {name for name in trio_wknet.__all__ if isinstance(getattr(trio_wknet, name), type)}
     assert classes - OF_NO_THREAD == {
-        "Conn", "Engine", "Listener", "Timer", "TimingWheel", "Trace",
+        "Conn", "Engine", "FrameChannel", "Listener", "TLSStream", "Timer", "TimingWheel", "Trace",
     }  # fmt: skip
 
 
@@ -270,6 +306,15 @@ async def test_a_conn(pair: tuple[Conn, Conn]) -> None:
         await read(peer, 1 << 24)
         await peer.send_eof()
     assert sorted(log) == ["ended", "received", "sent"]
+
+
+async def test_a_frame_channel(pair: tuple[Conn, Conn]) -> None:
+    conn, peer = pair
+    channel = conn.framed(LINES)
+    await refuses(channel, CHANNEL)
+    await peer.send_all(b"ok\n")
+    assert await channel.receive() == b"ok"
+    assert channel.statistics().frames_sent == 0
 
 
 async def test_what_may_be_read(pair: tuple[Conn, Conn]) -> None:

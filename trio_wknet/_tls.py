@@ -17,7 +17,7 @@ from trio_wknet._passes_for import TLSStreamBase
 
 
 class TLSStream(TLSBase, TLSStreamBase):  # type: ignore[misc,override]  # final, see _passes_for.py
-    """TLS over a `Conn`: all of `trio.SSLStream`, and `isinstance` of it.
+    """TLS over a `Conn`: all of `trio.SSLStream`, and ``isinstance`` of it.
 
     Over another transport it behaves the same, at about the cost of `trio.SSLStream`.
     ``ssl`` does the encryption, with the caller's own context: its callbacks, certificates
