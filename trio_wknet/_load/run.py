@@ -205,8 +205,9 @@ def run_prepared(
 ) -> LoadResult:
     """The same, with what `prepare` made of the options: its `latency` can be read then."""
     with ThreadPoolExecutor(1, thread_name_prefix="trio-wknet-load") as pool:
-        running = pool.submit(generator.run)
         try:
+            # In here: Ctrl-C may come as soon as the thread has begun, before this returns.
+            running = pool.submit(generator.run)
             while wait([running], timeout=PROGRESS_INTERVAL).not_done:
                 if on_progress is not None:
                     on_progress(LoadProgress.of(generator.snapshot()))
