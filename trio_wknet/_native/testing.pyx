@@ -6,7 +6,9 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memset
 from libc.string cimport memcpy
 
-from .base.atomics cimport wk_u32_load, wk_u64, wk_u64_add, wk_u64_exchange, wk_u64_load, wk_u64_load_relaxed
+from .base.atomics cimport (
+    wk_u32_load, wk_u64, wk_u64_add, wk_u64_exchange, wk_u64_load, wk_u64_load_relaxed,
+)
 from .base.linux cimport iovec
 from .reactor.hub cimport Job, Reactor
 from .reactor.framing cimport (

@@ -107,8 +107,9 @@ cdef void sender_failed(Slot *slot, Pool *mine, int error) noexcept nogil:
 cdef bint sender_leave(Slot *slot, Pool *mine, const iovec *rest, int count,
                        uint32_t n) noexcept nogil:
     """By the Trio side, which holds: leave the rest of the message that was begun to the
-    reactor, ahead of all that is queued, and let go: `n` bytes (1 or more), in pieces. FLUSH is to tell it. False without
-    memory; then the stream has a hole in it, and nothing has changed here."""
+    reactor, ahead of all that is queued, and let go: `n` bytes (1 or more), in pieces. FLUSH
+    is to tell it. False without memory; then the stream has a hole in it, and nothing has
+    changed here."""
     cdef bint stored
     pthread_mutex_lock(&slot.lock)
     stored = ring_prepend(&slot.outbound, mine, rest, count, n)

@@ -16,7 +16,7 @@ from ..reactor.framing cimport (
 )
 from .operation cimport DONE
 from .send cimport Sending
-from .send_vector cimport SendSpans
+from .send_vector cimport SendSpans, as_tuple
 
 cdef extern from "<string.h>" nogil:
     void *memmem(const void *data, size_t n, const void *needle, size_t length)
@@ -323,9 +323,4 @@ cdef class FrameSend(Frames):
 cdef tuple _tuple_of(frames):
     if isinstance(frames, (bytes, bytearray, memoryview)):
         raise TypeError(f"frames must be an iterable of frames, not {type(frames).__name__}")
-    try:
-        return tuple(frames)
-    except TypeError:
-        raise TypeError(
-            f"frames must be an iterable of frames, not {type(frames).__name__}"
-        ) from None
+    return as_tuple(frames, "frames", "frames")

@@ -43,3 +43,11 @@ cdef class Sending(Operation):
     cdef bint acquire(self) except -1
     cdef void wait_behind(self) noexcept
     cdef void release(self) noexcept
+
+
+cdef class SendingData(Sending):
+    cdef size_t left            # bytes
+    cdef bint begun             # a part was sent
+    cdef bint push_behind(self) except -1
+    cdef int push(self) except -1
+    cdef void let_go_of_data(self) noexcept

@@ -23,8 +23,8 @@ from ..base.linux cimport (
 from ..reactor.ring cimport ring_len, ring_write
 from ..reactor.sender cimport (
     HAND_OVER, QUEUED, SHUT, TELL, sender_acquire, sender_failed, sender_leave, sender_push,
-    sender_release, sender_reopen, sender_shut, sender_state, sender_wait, sender_waits, sender_withdraw,
-    sender_yield,
+    sender_release, sender_reopen, sender_shut, sender_state, sender_wait, sender_waits,
+    sender_withdraw, sender_yield,
 )
 from ..reactor.slot cimport FLUSH, Slot
 from .cork cimport CORK_BYTES, Corks, corks_add
@@ -434,13 +434,64 @@ cdef class Sending(Operation):
         self.release()
 
 
+cdef class SendingData(Sending):
+    """What sends bytes, which are held until they are sent. Subclasses say from where."""
+
+    cdef bint attempt(self) except -1:
+        self.conn.ensure_usable()       # since it began there may have been a fork
+        self.conn.may_send()
+        if not self.acquire():
+            return False
+        if self.behind:
+            self.behind = False
+            if not self.push_behind():
+                self.wait_behind()
+                if not self.holding:
+                    return False
+        self.push()
+        if self.left:
+            return False
+        # The caller may resize its bytearray as soon as the bytes are gone.
+        self.let_go_of_data()
+        self.release()
+        return True
+
+    cdef bint push_behind(self) except -1:
+        """Send what is queued, and perhaps some bytes with it. False if the kernel does not
+        take all that is queued."""
+        raise NotImplementedError
+
+    cdef int push(self) except -1:
+        """Hand bytes to the kernel until it takes no more; it will tell when it does again
+        (`SendHalf.push`)."""
+        raise NotImplementedError
+
+    cdef void let_go_of_data(self) noexcept:
+        pass
+
+    cdef object park(self):
+        # Without memory to wait for the rest there would be a hole behind the part that
+        # was sent, if the stream went on.
+        try:
+            return self.conn.park_sender(self)
+        except MemoryError:
+            if self.begun and self.conn.slot != NULL:
+                self.conn.slot.send_error = ENOMEM
+            raise
+
+    cdef bint tears(self) noexcept:
+        return self.begun and self.left > 0
+
+    cdef void finish(self) noexcept:
+        self.let_go_of_data()
+        Sending.finish(self)
+
+
 @cython.final
-cdef class SendAll(Sending):
+cdef class SendAll(SendingData):
     cdef Py_buffer view
     cdef bint held
     cdef const char *at
-    cdef Py_ssize_t left
-    cdef bint begun             # a part was sent
     cdef bint sent
     cdef bint deferred
 
@@ -506,54 +557,29 @@ cdef class SendAll(Sending):
         return None if self.sent else Sending.proceed(self)
 
     cdef bint attempt(self) except -1:
-        self.conn.ensure_usable()       # since it began there may have been a fork
-        self.conn.may_send()
-        if not self.acquire():
-            return False
-        if self.behind:
-            self.behind = False
-            if not self.advance(self.conn.push_behind(self.at, self.left)):
-                self.wait_behind()
-                if not self.holding:
-                    return False
-        self.advance(self.conn.push(self.at, self.left, True))
-        if self.left:
-            return False
-        self.sent = True
-        # The caller may resize its bytearray as soon as the bytes are gone.
-        self.let_go_of_data()
-        self.release()
-        return True
+        self.sent = SendingData.attempt(self)
+        return self.sent
 
-    cdef bint advance(self, Py_ssize_t sent) noexcept:
+    cdef bint push_behind(self) except -1:
+        cdef Py_ssize_t sent = self.conn.push_behind(self.at, self.left)
         if sent < 0:
             return False
+        self.advance(sent)
+        return True
+
+    cdef int push(self) except -1:
+        self.advance(self.conn.push(self.at, self.left, True))
+        return 0
+
+    cdef void advance(self, size_t sent) noexcept:
         self.at += sent
         self.left -= sent
         self.begun = self.begun or sent > 0
-        return True
-
-    cdef object park(self):
-        # Without memory to wait for the rest there would be a hole behind the part that
-        # was sent, if the stream went on.
-        try:
-            return self.conn.park_sender(self)
-        except MemoryError:
-            if self.begun and self.conn.slot != NULL:
-                self.conn.slot.send_error = ENOMEM
-            raise
-
-    cdef bint tears(self) noexcept:
-        return self.begun and self.left > 0
 
     cdef void let_go_of_data(self) noexcept:
         if self.held:
             self.held = False
             PyBuffer_Release(&self.view)
-
-    cdef void finish(self) noexcept:
-        self.let_go_of_data()
-        Sending.finish(self)
 
 
 cdef class Flushing(Sending):

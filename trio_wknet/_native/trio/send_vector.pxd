@@ -1,7 +1,7 @@
 from cpython.buffer cimport Py_buffer
 
 from ..base.linux cimport iovec
-from .send cimport SendHalf, Sending
+from .send cimport SendHalf, SendingData
 
 
 cdef class VectorHalf(SendHalf):
@@ -9,12 +9,10 @@ cdef class VectorHalf(SendHalf):
 
 
 # Sends what `spans` show. Subclasses fill them in `validate`, and keep what they point into.
-cdef class SendSpans(Sending):
+cdef class SendSpans(SendingData):
     cdef iovec *spans
     cdef Py_ssize_t count
     cdef Py_ssize_t at              # the first that is not all sent
-    cdef size_t left                # bytes
-    cdef bint begun                 # a part was sent
     cdef Py_buffer *views           # what is held until all is sent, or given up
     cdef Py_ssize_t held
 
@@ -22,6 +20,6 @@ cdef class SendSpans(Sending):
     cdef void add(self, const void *data, size_t n) noexcept
     cdef int hold(self, object data, Py_ssize_t which) except -1
     cdef str name_of(self, Py_ssize_t which)
-    cdef int push(self) except -1
     cdef void advance(self, size_t n) noexcept
-    cdef void let_go_of_data(self) noexcept
+
+cdef tuple as_tuple(object things, str name, str kind)

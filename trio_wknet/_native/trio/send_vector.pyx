@@ -6,11 +6,11 @@ from libc.string cimport memset
 
 from ..base.atomics cimport wk_u64_bump, wk_u64_store_relaxed
 from ..base.linux cimport (
-    EAGAIN, EINTR, ENOMEM, MSG_DONTWAIT, MSG_NOSIGNAL, errno, iovec, msghdr, sendmsg,
+    EAGAIN, EINTR, MSG_DONTWAIT, MSG_NOSIGNAL, errno, iovec, msghdr, sendmsg,
 )
 from ..reactor.sender cimport sender_failed, sender_push
 from ..reactor.slot cimport Slot
-from .send cimport HOLD_GIL_UP_TO, Sending
+from .send cimport HOLD_GIL_UP_TO, SendingData
 
 cdef enum:
     MAX_SPANS = 1024        # IOV_MAX
@@ -43,7 +43,16 @@ cdef class VectorHalf(SendHalf):
         return operation
 
 
-cdef class SendSpans(Sending):
+cdef tuple as_tuple(things, str name, str kind):
+    try:
+        return tuple(things)
+    except TypeError:
+        raise TypeError(
+            f"{name} must be an iterable of {kind}, not {type(things).__name__}"
+        ) from None
+
+
+cdef class SendSpans(SendingData):
 
     cdef int reserve(self, Py_ssize_t count) except -1:
         """Have room for so many spans, and for a view behind each."""
@@ -76,29 +85,13 @@ cdef class SendSpans(Sending):
     cdef str name_of(self, Py_ssize_t which):
         return f"buffers[{which}]"
 
-    cdef bint attempt(self) except -1:
-        self.conn.ensure_usable()       # since it began there may have been a fork
-        self.conn.may_send()
-        if not self.acquire():
+    cdef bint push_behind(self) except -1:
+        if sender_push(self.conn.slot, self.conn.core.hub.pool, NULL, self.conn.core.now()) < 0:
+            self.conn.ensure_unbroken()
             return False
-        if self.behind:
-            self.behind = False
-            if sender_push(self.conn.slot, self.conn.core.hub.pool, NULL,
-                           self.conn.core.now()) < 0:
-                self.conn.ensure_unbroken()
-                self.wait_behind()
-                if not self.holding:
-                    return False
-        self.push()
-        if self.left:
-            return False
-        self.let_go_of_data()
-        self.release()
         return True
 
     cdef int push(self) except -1:
-        """Hand bytes to the kernel until it takes no more; it will tell when it does again
-        (`SendHalf.push`)."""
         cdef Slot *slot = self.conn.slot
         cdef msghdr message
         cdef ssize_t sent
@@ -140,26 +133,10 @@ cdef class SendSpans(Sending):
             self.spans[self.at].iov_base = <char *>self.spans[self.at].iov_base + n
             self.spans[self.at].iov_len -= n
 
-    cdef object park(self):
-        # As of SendAll.
-        try:
-            return self.conn.park_sender(self)
-        except MemoryError:
-            if self.begun and self.conn.slot != NULL:
-                self.conn.slot.send_error = ENOMEM
-            raise
-
-    cdef bint tears(self) noexcept:
-        return self.begun and self.left > 0
-
     cdef void let_go_of_data(self) noexcept:
         while self.held:
             self.held -= 1
             PyBuffer_Release(&self.views[self.held])
-
-    cdef void finish(self) noexcept:
-        self.let_go_of_data()
-        Sending.finish(self)
 
     def __dealloc__(self):
         free(self.spans)
@@ -171,13 +148,7 @@ cdef class SendVectored(SendSpans):
 
     cdef object validate(self):
         cdef Py_ssize_t i
-        try:
-            buffers = tuple(self.argument)
-        except TypeError:
-            raise TypeError(
-                "buffers must be an iterable of bytes-like objects, "
-                f"not {type(self.argument).__name__}"
-            ) from None
+        cdef tuple buffers = as_tuple(self.argument, "buffers", "bytes-like objects")
         self.reserve(len(buffers))
         for i in range(len(buffers)):
             self.hold(buffers[i], i)

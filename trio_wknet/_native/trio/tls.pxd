@@ -63,29 +63,29 @@ cdef class TLSBase:
     cdef object encrypt(self, object data)
 
 
-@cython.final
-cdef class ReceiveTLS(Operation):
+cdef class TLSOperation(Operation):
     cdef TLSBase stream
     cdef SendHalf conn
+    cdef Turn turn              # to receive, or to send, while it has it
+
+    cdef bint take_turn(self, Turn turn) noexcept
+    cdef void give_turn(self) noexcept
+    cdef object pass_on(self, object coroutine)
+
+
+@cython.final
+cdef class ReceiveTLS(TLSOperation):
     cdef object argument
     cdef Py_ssize_t most
-    cdef bint has_turn
 
     cdef bint may_take_turn(self)
     cdef object advance(self)
-    cdef object pass_on(self, object coroutine)
-    cdef void give_turn(self) noexcept
 
 
 @cython.final
-cdef class SendTLS(Operation):
-    cdef TLSBase stream
-    cdef SendHalf conn
+cdef class SendTLS(TLSOperation):
     cdef object data            # not yet encrypted
     cdef Operation sending      # the connection's own send, of what is
-    cdef bint has_turn
 
     cdef object take_piece(self)
     cdef object advance(self, object sent)
-    cdef object pass_on(self, object coroutine)
-    cdef void give_turn(self) noexcept

@@ -29,7 +29,7 @@ nothing is known: `incoming` is empty, and the last read did not fill what it wa
 The exception that says so costs as much as a record.
 """
 cimport cython
-from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo
+from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SIZE
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF
@@ -553,7 +553,30 @@ cdef class TLSBase:
         return operation
 
 
-cdef class ReceiveTLS(Operation):
+cdef class TLSOperation(Operation):
+
+    cdef bint take_turn(self, Turn turn) noexcept:
+        """Take a turn, if it is free."""
+        if turn.take():
+            self.turn = turn
+            return True
+        return False
+
+    cdef void give_turn(self) noexcept:
+        turn, self.turn = self.turn, None
+        if turn is not None:
+            (<Turn>turn).give()
+
+    cdef object pass_on(self, coroutine):
+        """Leave the rest to a coroutine: what it returns is the result."""
+        self.give_turn()
+        self.inner = coroutine
+        self.state = RAISING
+        return coroutine.send(None)
+
+
+@cython.final
+cdef class ReceiveTLS(TLSOperation):
 
     cdef object start(self):
         cdef TLSBase stream = self.stream
@@ -579,12 +602,13 @@ cdef class ReceiveTLS(Operation):
 
     cdef bint may_take_turn(self):
         """Take the turn to receive; False if another task of this stream has it."""
-        if not self.has_turn:
-            self.has_turn = self.stream.receive_turn.take()
-            if self.has_turn:
-                self.conn.ensure_no_receiver()
-                self.conn.ensure_not_served()
-        return self.has_turn
+        if self.turn is not None:
+            return True
+        if not self.take_turn(self.stream.receive_turn):
+            return False
+        self.conn.ensure_no_receiver()
+        self.conn.ensure_not_served()
+        return True
 
     cdef object advance(self):
         """What to yield next, or None with a result."""
@@ -605,18 +629,6 @@ cdef class ReceiveTLS(Operation):
             # Another task may wait for just these bytes.
             self.give_turn()
 
-    cdef object pass_on(self, coroutine):
-        """Leave the rest to a coroutine: what it returns is the result."""
-        self.give_turn()
-        self.inner = coroutine
-        self.state = RAISING
-        return coroutine.send(None)
-
-    cdef void give_turn(self) noexcept:
-        if self.has_turn:
-            self.has_turn = False
-            self.stream.receive_turn.give()
-
     cdef void lost(self) noexcept:
         self.stream.broke()
 
@@ -626,7 +638,8 @@ cdef class ReceiveTLS(Operation):
             self.stream.receiver = None
 
 
-cdef class SendTLS(Operation):
+@cython.final
+cdef class SendTLS(TLSOperation):
 
     cdef object start(self):
         cdef Py_ssize_t size
@@ -642,8 +655,7 @@ cdef class SendTLS(Operation):
             return trap
         if size == 0:
             return self.complete(None)
-        self.has_turn = self.stream.send_turn.take()
-        if not self.has_turn:
+        if not self.take_turn(self.stream.send_turn):
             return self.pass_on(self.stream._write(self.data))
         self.state = PARKED
         return self.advance(None)
@@ -685,17 +697,6 @@ cdef class SendTLS(Operation):
         if trap is None:
             self._end()
         return trap
-
-    cdef object pass_on(self, coroutine):
-        self.give_turn()
-        self.inner = coroutine
-        self.state = RAISING
-        return coroutine.send(None)
-
-    cdef void give_turn(self) noexcept:
-        if self.has_turn:
-            self.has_turn = False
-            self.stream.send_turn.give()
 
     cdef void finish(self) noexcept:
         self.data = None
