@@ -10,58 +10,64 @@ import sys
 import trio
 from ctrl_c import run_until_ctrl_c
 
-from trio_wknet import Conn, DelimiterNotFound, IncompleteRead, Limits, open_wknet_listener
+from trio_wknet import (
+    Conn,
+    Delimited,
+    FrameChannel,
+    FrameTooLong,
+    IncompleteRead,
+    Limits,
+    open_wknet_listener,
+)
 
-LINE = 1024  # bytes that a line may have
+LINE = 1024  # bytes that a line may have, with its author's name
+NAME = 32
 SILENCE = 600  # seconds that a member may say nothing
+FRAMING = Delimited(b"\n", max_frame=LINE)
 LIMITS = Limits(inbound=16 * LINE, outbound=256 * LINE)
 
-members: dict[Conn, bytes] = {}
+members: dict[FrameChannel, bytes] = {}
 
 
-def tell(conn: Conn, text: bytes) -> None:
+def tell(member: FrameChannel, line: bytes) -> None:
     """Send a line to one member, without waiting."""
     try:
-        conn.send_nowait(text + b"\n")
+        member.send_nowait(line)
     except trio.WouldBlock:
-        conn.abort()  # has not read the last 256 lines
+        member.conn.abort()  # has not read the last 256 lines
     except (trio.BrokenResourceError, trio.ClosedResourceError):
         pass  # its own handler learns of it, too
 
 
-def tell_others(conn: Conn, text: bytes) -> None:
-    for member in list(members):
-        if member is not conn:
-            tell(member, text)
+def tell_others(member: FrameChannel, line: bytes) -> None:
+    for other in list(members):
+        if other is not member:
+            tell(other, line)
 
 
-async def hear(conn: Conn) -> bytes:
-    """The next line of a member."""
-    with trio.fail_after(SILENCE):
-        return (await conn.receive_until(b"\n", max_bytes=LINE)).rstrip(b"\r")
-
-
-async def converse(conn: Conn) -> None:
-    tell(conn, b"* your name?")
-    name = members[conn] = await hear(conn)
-    tell_others(conn, b"* %s is here" % name)
-    while True:
-        tell_others(conn, b"%s: %s" % (name, await hear(conn)))
+async def converse(member: FrameChannel) -> None:
+    tell(member, b"* your name?")
+    name = members[member] = (await member.receive()).rstrip(b"\r")[:NAME]
+    tell_others(member, b"* %s is here" % name)
+    async for line in member:
+        tell_others(member, b"%s: %s" % (name, line.rstrip(b"\r")))
 
 
 async def chat(conn: Conn) -> None:
+    member = conn.framed(FRAMING)
     try:
-        await converse(conn)
-    except (IncompleteRead, trio.BrokenResourceError, trio.ClosedResourceError):
+        with conn.idle_scope(read=SILENCE) as silence:
+            await converse(member)
+        if silence.cancelled_caught:
+            tell(member, b"* nothing heard for too long")
+    except (FrameTooLong, ValueError):  # from the member; for the others
+        tell(member, b"* that line is too long")
+    except (trio.EndOfChannel, IncompleteRead, trio.BrokenResourceError, trio.ClosedResourceError):
         pass  # left, or was aborted above
-    except DelimiterNotFound:
-        tell(conn, b"* that line is too long")
-    except trio.TooSlowError:
-        tell(conn, b"* nothing heard for too long")
     finally:
-        name = members.pop(conn, b"")
+        name = members.pop(member, b"")
         if name:
-            tell_others(conn, b"* %s has left" % name)
+            tell_others(member, b"* %s has left" % name)
 
 
 async def main(port: int = 5101) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import json
 import os
 import re
 import select
@@ -15,13 +17,17 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import httpx
 import pytest
+import trio
+import trio.testing
 import trustme
 from helpers import http_connection
 from websockets.sync.client import connect
@@ -31,6 +37,7 @@ import trio_wknet
 ROOT = Path(__file__).parent.parent
 HERE = str(Path(trio_wknet.__file__).parent.parent)  # whichever is under test
 PATIENCE = 30  # seconds
+SERVERS = ["echo", "unix_echo", "ticker", "chat", "rpc", "upload", "proxy", "graceful", "gateway"]
 
 
 class Example:
@@ -96,6 +103,10 @@ def running(name: str, *arguments: str) -> Iterator[Example]:
         yield example
 
 
+def tcp(port: int) -> str:
+    return f"tcp://127.0.0.1:{port}"
+
+
 def receive(sock: socket.socket, n: int) -> bytes:
     """Exactly `n` bytes, or fewer at the end."""
     data = b""
@@ -116,6 +127,10 @@ def reset(sock: socket.socket) -> None:
     sock.close()
 
 
+def finish(sock: socket.socket) -> None:
+    sock.shutdown(socket.SHUT_WR)
+
+
 def check_echo(example: Example) -> None:
     """Also after a peer has reset its connection."""
     with example.connect() as first, example.connect() as second:
@@ -130,13 +145,23 @@ def check_echo(example: Example) -> None:
 
 def test_every_example_is_here() -> None:
     found = {path.stem for path in (ROOT / "examples").glob("*.py")}
-    served = {"echo", "unix_echo", "ticker", "chat", "upload", "proxy", "graceful", "gateway"}
+    served = {
+        "echo",
+        "unix_echo",
+        "ticker",
+        "chat",
+        "rpc",
+        "upload",
+        "proxy",
+        "graceful",
+        "gateway",
+    }
     others = {"either_transport", "tls_echo", "behind_proxy", "systemd_echo", "ctrl_c"}
     integrations = {"anyio_echo", "fetch", "http_server", "hypercorn_app", "websocket"}
     assert found == served | others | integrations
-    assert all(
-        len(path.read_text().splitlines()) <= 80 for path in (ROOT / "examples").glob("*.py")
-    )
+    at_most = {"rpc": 180}  # lines: a server and a client
+    for path in (ROOT / "examples").glob("*.py"):
+        assert len(path.read_text().splitlines()) <= at_most.get(path.stem, 80), path
 
 
 def test_the_program_in_the_readme(tmp_path: Path) -> None:
@@ -207,6 +232,29 @@ def test_chat(chat: Example) -> None:
     assert chat.end() == ""
 
 
+def test_chat_bounds_what_a_member_says(chat: Example) -> None:
+    """With the name in front of it, a line must still fit; a name is cut off."""
+    with join(chat, b"ann") as ann, join(chat, b"b" * 1000) as bob:
+        name = b"b" * 32
+        assert receive_line(ann) == b"* %s is here\n" % name
+        bob.sendall(b"x" * 990 + b"\n")
+        assert receive_line(ann) == b"%s: %s\n" % (name, b"x" * 990)
+        bob.sendall(b"x" * 991 + b"\n")
+        assert receive_line(ann) == b"* %s has left\n" % name
+        assert receive_line(bob) == b"* that line is too long\n"
+        assert bob.recv(1) == b""
+        with chat.connect() as half:
+            assert receive_line(half) == b"* your name?\n"
+            half.sendall(b"half a na")
+            half.shutdown(socket.SHUT_WR)
+            assert half.recv(1) == b""
+        with join(chat, b"eve") as eve:
+            assert receive_line(ann) == b"* eve is here\n"
+            reset(eve)
+        assert receive_line(ann) == b"* eve has left\n"
+    assert chat.end() == ""
+
+
 def test_chat_sends_off_who_does_not_read(chat: Example) -> None:
     with join(chat, b"ann") as ann, socket.socket() as deaf:
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -224,8 +272,200 @@ def test_chat_sends_off_who_does_not_read(chat: Example) -> None:
     assert chat.end() == ""
 
 
-def tcp(port: int) -> str:
-    return f"tcp://127.0.0.1:{port}"
+# -- remote calls ----------------------------------------------------------------
+
+
+@pytest.fixture
+def rpc() -> Iterator[Example]:
+    with running("rpc", "0") as example:
+        yield example
+
+
+def frame(payload: bytes) -> bytes:
+    return len(payload).to_bytes(4, "big") + payload
+
+
+def request(number: object, method: str, *params: object) -> bytes:
+    return frame(json.dumps({"id": number, "method": method, "params": params}).encode())
+
+
+def receive_answer(sock: socket.socket) -> Any:
+    return json.loads(receive(sock, int.from_bytes(receive(sock, 4), "big")))
+
+
+def answered(sock: socket.socket, sent: bytes) -> Any:
+    sock.sendall(sent)
+    return receive_answer(sock)
+
+
+def test_rpc_answers_in_any_order(rpc: Example) -> None:
+    with rpc.connect() as first, rpc.connect() as second:
+        requests = [request(n, "add", n, n) for n in range(500)]
+        first.sendall(request(-1, "sleep", 3600) + b"".join(requests))
+        answers = [receive_answer(first) for _ in range(500)]
+        assert sorted(answer["id"] for answer in answers) == list(range(500))
+        assert all(answer["result"] == 2 * answer["id"] for answer in answers)
+        assert answered(second, request(1, "add", 1)) == {"id": 1, "result": 1}
+        assert rpc.end() == ""  # with a request that is worked on
+        assert first.recv(1) == b""
+
+
+@pytest.mark.parametrize(
+    ("sent", "number", "error"),
+    [
+        (request(1, "divide", 1, 0), 1, "ZeroDivisionError: division by zero"),
+        (request(2, "nothing"), 2, "KeyError: 'nothing'"),
+        (request(3, "add", "x"), 3, "TypeError: unsupported operand type"),
+        (request(4, "sleep", -1), 4, "ValueError: "),
+        (request("x" * 65_000, "add"), None, "TypeError: "),  # does not fit into an answer
+        (request(10**4000, "add", "x"), 10**4000, "TypeError: "),
+        (request(None, "add", 1), None, "TypeError: "),
+        (frame(b"{"), None, "JSONDecodeError: "),
+        (frame(b"\xff"), None, "UnicodeDecodeError: "),
+        (frame(b"[" * 60_000), None, "RecursionError: "),
+        (frame(b""), None, "JSONDecodeError: "),
+        (frame(b"[]"), None, "TypeError: "),
+        (frame(b"{}"), None, "KeyError: 'id'"),
+        (frame(b'{"id": 5}'), 5, "KeyError: 'method'"),
+    ],
+    ids=map(str, range(14)),
+)
+def test_rpc_answers_nonsense(sent: bytes, number: object, error: str, one_rpc: Example) -> None:
+    """The connection goes on."""
+    with one_rpc.connect() as sock:
+        answer = answered(sock, sent)
+        assert answer["id"] == number
+        assert answer["error"].startswith(error)
+        assert answered(sock, request(9, "add", 1, 2)) == {"id": 9, "result": 3}
+
+
+@pytest.fixture(scope="module")
+def one_rpc() -> Iterator[Example]:
+    """The same for all nonsense."""
+    with running("rpc", "0") as example:
+        yield example
+        assert example.end() == ""
+
+
+def test_rpc_refuses_a_frame_that_is_too_long(one_rpc: Example) -> None:
+    with one_rpc.connect() as sock:
+        sock.sendall(request(1, "add", 1) + (1 << 31).to_bytes(4, "big"))
+        answers = [receive_answer(sock), receive_answer(sock)]
+        assert sorted(answer["id"] is None for answer in answers) == [False, True]
+        assert str(1 << 31) in "".join(answer.get("error", "") for answer in answers)
+        assert sock.recv(1) == b""
+
+
+@pytest.mark.parametrize("left", [b"", b"\x00\x00", request(2, "add", 1)[:-1]])
+@pytest.mark.parametrize("leave", [socket.socket.close, finish, reset])
+def test_rpc_and_a_peer_that_is_killed(
+    left: bytes, leave: Callable[[socket.socket], None], one_rpc: Example
+) -> None:
+    """The work for it ends, and the server goes on."""
+    gone = one_rpc.connect()
+    gone.sendall(request(1, "sleep", 3600) * 150 + left)
+    leave(gone)
+    with one_rpc.connect() as sock:
+        assert answered(sock, request(1, "add", 1)) == {"id": 1, "result": 1}
+    if leave is finish:
+        with gone:
+            assert gone.recv(1) == b""
+
+
+def test_rpc_waits_for_a_peer_that_is_slow_to_take_answers(one_rpc: Example) -> None:
+    """They are much more than `Limits.outbound`, and than the kernel takes."""
+    method = "\N{GRINNING FACE}" * 1000  # 12 bytes of JSON each, in the error
+    with one_rpc.connect() as sock:
+        requests = b"".join(request(n, method) for n in range(800))
+        thread = threading.Thread(target=sock.sendall, args=(requests,))
+        thread.start()
+        thread.join(0.3)
+        answers = [receive_answer(sock) for _ in range(800)]
+        thread.join()
+    assert sorted(answer["id"] for answer in answers) == list(range(800))
+    assert all(answer["error"].startswith("KeyError: ") for answer in answers)
+
+
+def test_rpc_calls_from_the_command_line(rpc: Example) -> None:
+    script = str(ROOT / "examples" / "rpc.py")
+    assert run(script, tcp(rpc.address[1]), "add", "1", "2") == "3\n"
+    assert rpc.end() == ""
+
+
+@pytest.fixture
+def client(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The example as a module, for its client."""
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    return importlib.import_module("rpc")
+
+
+async def test_rpc_client(client: ModuleType, one_rpc: Example) -> None:
+    """Many calls of several clients; one that is cancelled, and one that fails."""
+    address = tcp(one_rpc.address[1])
+    results: dict[int, int] = {}
+
+    async def add(rpc: Any, n: int) -> None:
+        results[n] = await rpc.call("add", n, 1)
+
+    async with client.open_rpc(address) as one, client.open_rpc(address) as two:
+        async with trio.open_nursery() as slow:
+            slow.start_soon(one.call, "sleep", 3600)
+            await trio.testing.wait_all_tasks_blocked()
+            async with trio.open_nursery() as nursery:
+                for n in range(200):
+                    nursery.start_soon(add, (one, two)[n % 2], n)
+            slow.cancel_scope.cancel()
+        assert results == {n: n + 1 for n in range(200)}
+        with pytest.raises(client.CallError, match="division by zero"):
+            await one.call("divide", 1, 0)
+        with pytest.raises(ValueError, match="max_frame"):
+            await one.call("x" * 100_000)
+        assert await one.call("add", 2, 3) == 5
+
+
+async def test_rpc_client_takes_no_answer_of_a_cancelled_call_for_anothers(
+    client: ModuleType, one_rpc: Example
+) -> None:
+    async with client.open_rpc(tcp(one_rpc.address[1])) as rpc:
+        for n in range(50):
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                await rpc.call("add", -1)
+            assert scope.cancelled_caught
+            assert await rpc.call("add", n) == n
+
+
+async def test_rpc_client_when_the_server_is_killed(client: ModuleType, rpc: Example) -> None:
+    async with client.open_rpc(tcp(rpc.address[1])) as one:
+        async with trio.open_nursery() as nursery:
+
+            async def call() -> None:
+                with pytest.raises(trio.BrokenResourceError):
+                    await one.call("sleep", 3600)
+
+            for _ in range(3):
+                nursery.start_soon(call)
+            await trio.testing.wait_all_tasks_blocked()
+            rpc.process.kill()
+        with pytest.raises((trio.ClosedResourceError, trio.BrokenResourceError)):
+            await one.call("add", 1)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [b"nonsense", frame(b"nonsense"), frame(b"[]"), frame(b"{}"), frame(b'{"id": []}'), b"\0\0"],
+)
+async def test_rpc_client_and_a_server_that_answers_nonsense(
+    client: ModuleType, said: bytes
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        async with client.open_rpc(tcp(listener.getsockname()[1])) as rpc:
+            server, _ = listener.accept()
+            with server:
+                server.sendall(said)
+                server.shutdown(socket.SHUT_WR)
+                with pytest.raises((trio.ClosedResourceError, trio.BrokenResourceError)):
+                    await rpc.call("add", 1)
 
 
 @contextmanager
@@ -653,9 +893,6 @@ def test_http_server_and_curl(http_server: Example) -> None:
     answer = subprocess.run(several, capture_output=True, check=True)
     assert answer.stdout.split()[4::5] == [b"1", b"0"]
     assert http_server.end() == ""
-
-
-SERVERS = ["echo", "unix_echo", "ticker", "chat", "upload", "proxy", "graceful", "gateway"]
 
 
 @pytest.mark.parametrize(
