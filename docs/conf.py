@@ -45,7 +45,7 @@ nitpick_ignore_regex = [
     # Builtins, and what annotations name
     ("py:.*", r"[A-Z]\w*(Error|Warning|Iterator|Buffer)|Any|Awaitable|Buffer|Callable|Literal"),
     ("py:.*", r"bool|bytearray|bytes|float|int|memoryview|None|object|optional|str|tuple|list|T"),
-    ("py:.*", r"trio_wknet\._socket\..*"),
+    ("py:.*", r"trio_wknet\._sockets\..*"),
     # Names of unions: what `proxy_protocol` holds, an address, a framing; the text says what
     ("py:.*", r"Network|SocketAddress|Framing"),
 ]

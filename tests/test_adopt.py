@@ -14,7 +14,7 @@ import trustme
 from helpers import conn_and_peer, echo, plain_pair, read_all
 
 from trio_wknet import Conn, ConnOptions, Engine, Listener, _options
-from trio_wknet._socket import SocketFacade
+from trio_wknet._sockets.facade import SocketFacade
 
 MPTCP = 262
 TLS_CONTEXT = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)

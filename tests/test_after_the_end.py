@@ -16,7 +16,7 @@ from helpers import dial, until
 from trio.testing import wait_all_tasks_blocked
 
 from trio_wknet import Conn, Delimited, Listener, Trace, open_engine
-from trio_wknet._socket import stand_in
+from trio_wknet._sockets.facade import stand_in
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup

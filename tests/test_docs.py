@@ -15,7 +15,7 @@ import pytest
 import trio_wknet
 import trio_wknet.contrib.anyio
 import trio_wknet.contrib.pytest
-from trio_wknet._misuse import GivenWhenOpened
+from trio_wknet._usage_errors import GivenWhenOpened
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]

@@ -14,7 +14,7 @@ import trio
 from helpers import until
 
 from trio_wknet import Conn, Engine, Limits, Listener, open_engine
-from trio_wknet._socket_address import socket_address
+from trio_wknet._sockets.address import socket_address
 
 IN_TIME = Limits(linger_time=0.0)
 

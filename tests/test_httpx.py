@@ -21,7 +21,7 @@ from helpers import PATIENCE, content, until
 from hypercorn.config import Config
 
 from trio_wknet._engine import default_engine
-from trio_wknet._socket import SocketFacade
+from trio_wknet._sockets.facade import SocketFacade
 
 pytestmark = pytest.mark.usefixtures("nothing_left", "install")
 HOST = "127.0.0.1"

@@ -12,7 +12,8 @@ import pytest
 import trio
 from helpers import dial
 
-from trio_wknet import Engine, _address
+from trio_wknet import Engine
+from trio_wknet._sockets import listening
 
 # As resolvers give them, where there is IPv6.
 FOUND: dict[str | None, list[tuple[int, Any]]] = {
@@ -35,9 +36,9 @@ class Taken:
         self.times = times
         self.count = 0
         self.last: Any = None
-        self._bind = _address._bind_tcp
+        self._bind = listening._bind_tcp
         monkeypatch.setattr(trio.socket, "getaddrinfo", resolve)
-        monkeypatch.setattr(_address, "_bind_tcp", self.bind)
+        monkeypatch.setattr(listening, "_bind_tcp", self.bind)
 
     def bind(self, sock: socket.socket, where: tuple[Any, ...], reuse_port: bool) -> None:
         self._bind(sock, where, reuse_port)
@@ -86,7 +87,7 @@ async def test_it_is_tried_for_so_long(engine: Engine, taken: Taken) -> None:
     with pytest.raises(OSError, match=r"several\.test:0: Address already in use") as raised:
         await engine.listen("tcp://several.test:0")
     assert raised.value.errno == errno.EADDRINUSE
-    assert taken.count == _address.PORT_TRIES
+    assert taken.count == listening.PORT_TRIES
     taken.sockets.close()
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from proxy_headers import LINE, SIGNATURE, SOURCE, inet, tlv, version_2
 
 from trio_wknet import ProxyHeader
-from trio_wknet._proxy_protocol import MAX_HEADER, crc32c, header_size, parse_header
+from trio_wknet._proxy.header import MAX_HEADER, crc32c, header_size, parse_header
 
 V4 = ("192.0.2.1", 1), ("198.51.100.255", 65535)
 V6 = ("2001:db8::1", 65535, 0, 0), ("::ffff:10.0.0.1", 0, 0, 0)

@@ -30,12 +30,12 @@ from trio_wknet import (
     Limits,
     Listener,
     ProxyHeader,
-    _proxy_trust,
     open_engine,
     open_wknet_listener,
 )
 from trio_wknet._native.trio import proxy_gate
-from trio_wknet._proxy_protocol import header_size
+from trio_wknet._proxy import trust
+from trio_wknet._proxy.header import header_size
 
 LOCAL = "tcp://127.0.0.1:0"
 HEADER = inet(SOURCE, ("192.168.0.11", 443), tlv(2, b"example.org"))
@@ -494,7 +494,7 @@ async def test_a_finalizer_closes_the_listener_while_it_looks(
 
         with monkeypatch.context() as patched:
             if where == "trusts":
-                patched.setattr(_proxy_trust.Trusted, "trusts", closing)
+                patched.setattr(trust.Trusted, "trusts", closing)
             else:
                 patched.setattr(proxy_gate, "peer_of", closing)
             with dialled(listener, 1) as socks:

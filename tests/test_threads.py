@@ -30,7 +30,7 @@ from trio_wknet import (
     Trace,
 )
 from trio_wknet._native.trio.connections import Connections
-from trio_wknet._socket import _INSTEAD, SocketFacade, _Handle, make_handle
+from trio_wknet._sockets.facade import _INSTEAD, SocketFacade, _Handle, make_handle
 
 LOCAL = "tcp://127.0.0.1:0"
 

@@ -24,7 +24,8 @@ from trio_wknet._listener import Listener
 from trio_wknet._native.public.ringbuffer import RingBuffer
 from trio_wknet._native.public.timer import Timer
 from trio_wknet._options import ConnOptions, Limits
-from trio_wknet._proxy_protocol import ProxyHeader
+from trio_wknet._proxy.header import ProxyHeader
+from trio_wknet._sockets.systemd import systemd_sockets
 from trio_wknet._statistics import (
     ConnStatistics,
     EngineStatistics,
@@ -33,7 +34,6 @@ from trio_wknet._statistics import (
     ReactorStatistics,
     WheelStatistics,
 )
-from trio_wknet._systemd import systemd_sockets
 from trio_wknet._timing_wheel import TimingWheel
 from trio_wknet._tls import TLSStream
 from trio_wknet._trace import Trace

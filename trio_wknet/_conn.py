@@ -20,10 +20,10 @@ import trio
 from trio_wknet._frame_channel import FrameChannel
 from trio_wknet._native.trio.idle_scopes import IdleWatch, expire
 from trio_wknet._native.trio.latch import Latch
-from trio_wknet._passes_for import StreamBase
-from trio_wknet._socket import SocketFacade, non_blocking
-from trio_wknet._socket_address import socket_address
+from trio_wknet._sockets.address import socket_address
+from trio_wknet._sockets.facade import SocketFacade, non_blocking
 from trio_wknet._statistics import ConnStatistics
+from trio_wknet._trio_bases import StreamBase
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from trio_wknet._framing import Framing
     from trio_wknet._native.trio.core import Core
     from trio_wknet._options import Limits
-    from trio_wknet._socket_address import SocketAddress
+    from trio_wknet._sockets.address import SocketAddress
 
     if sys.version_info >= (3, 12):
         from collections.abc import Buffer
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
         from typing_extensions import Buffer
 
 
-class Conn(IdleWatch, StreamBase):  # type: ignore[misc]  # final, see _passes_for.py
+class Conn(IdleWatch, StreamBase):  # type: ignore[misc]  # final, see _trio_bases.py
     """A connection whose socket is driven by a reactor.
 
     It implements all of `trio.abc.HalfCloseableStream`, with Trio's errors:
@@ -382,5 +382,5 @@ class Conn(IdleWatch, StreamBase):  # type: ignore[misc]  # final, see _passes_f
 
 
 # Software checks isinstance(stream, trio.SocketStream) before it uses a stream's `socket`,
-# `setsockopt` or addresses, all of which Conn has. For type checkers see _passes_for.py.
+# `setsockopt` or addresses, all of which Conn has. For type checkers see _trio_bases.py.
 trio.SocketStream.register(Conn)

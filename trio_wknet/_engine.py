@@ -13,28 +13,28 @@ from typing import TYPE_CHECKING, Literal, NoReturn
 
 import trio
 
-from trio_wknet._address import open_listening_sockets, parse_address
-from trio_wknet._async_context import for_async_with
 from trio_wknet._bridge import Bridge
 from trio_wknet._conn import Conn
+from trio_wknet._drop_in.bypass import bypass
 from trio_wknet._fork import watch_forks
 from trio_wknet._listener import Listener
-from trio_wknet._misuse import one_address
 from trio_wknet._native.trio.connections import Connections
 from trio_wknet._native.trio.core import Core
 from trio_wknet._native.trio.idle_scopes import timeout_rule
 from trio_wknet._native.trio.latch import Latch
 from trio_wknet._options import ConnOptions, Limits, is_tcp
-from trio_wknet._proxy_trust import parse_trusted
+from trio_wknet._proxy.trust import parse_trusted
 from trio_wknet._shortage import ShortageLog
+from trio_wknet._sockets.address import parse_address
+from trio_wknet._sockets.listening import open_listening_sockets
+from trio_wknet._sockets.unix_connect import connect_unix
 from trio_wknet._statistics import EngineStatistics, ReactorStatistics
-from trio_wknet._trios_own import trios_own
-from trio_wknet._unix_connect import connect_unix
+from trio_wknet._usage_errors import for_async_with, one_address
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Mapping
 
-    from trio_wknet._proxy_trust import Network, Trusted
+    from trio_wknet._proxy.trust import Network, Trusted
 
 MAX_REACTORS = 1024
 _SOCKET_STREAM_OPTIONS = ((socket.TCP_NODELAY, 1), (socket.TCP_NOTSENT_LOWAT, 2**14))
@@ -294,7 +294,7 @@ class Engine:
         elif parsed.host is None or parsed.port == 0:
             raise ValueError(f"address must name a host and a port to connect to, not {address!r}")
         else:
-            with trios_own():
+            with bypass():
                 stream = await trio.open_tcp_stream(parsed.host, parsed.port)
         return self._adopt_stream(stream, limits, options)
 

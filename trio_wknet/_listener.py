@@ -13,29 +13,29 @@ import trio
 from trio_wknet._conn import Conn
 from trio_wknet._events import EventServing
 from trio_wknet._handler_tasks import frames_below, trios_stream
-from trio_wknet._misuse import GivenWhenOpened, call_handler, require_callable
 from trio_wknet._native.trio.latch import Latch
 from trio_wknet._native.trio.listen import NativeListener
 from trio_wknet._native.trio.proxy_gate import ProxyGate
 from trio_wknet._options import Limits
-from trio_wknet._passes_for import ListenerBase
 from trio_wknet._shortage import ShortageLog
-from trio_wknet._socket import SocketFacade, borrowed
+from trio_wknet._sockets.facade import SocketFacade, borrowed
 from trio_wknet._statistics import ListenerStatistics
+from trio_wknet._trio_bases import ListenerBase
+from trio_wknet._usage_errors import GivenWhenOpened, call_handler, require_callable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from types import FrameType
 
     from trio_wknet._native.trio.core import Core
-    from trio_wknet._proxy_trust import Trusted
-    from trio_wknet._socket_address import SocketAddress
+    from trio_wknet._proxy.trust import Trusted
+    from trio_wknet._sockets.address import SocketAddress
 
 # The most connections that `serve` accepts at once: handlers started by one wake of its task.
 _BATCH = 64
 
 
-class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, see _passes_for.py
+class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, see _trio_bases.py
     """Accepts connections on one or several addresses. `open_wknet_listener`,
     `Engine.listen` and `Engine.adopt` open one.
 

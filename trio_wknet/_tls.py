@@ -13,10 +13,10 @@ import idna
 import trio
 
 from trio_wknet._native.trio.tls import TLSBase
-from trio_wknet._passes_for import TLSStreamBase
+from trio_wknet._trio_bases import TLSStreamBase
 
 
-class TLSStream(TLSBase, TLSStreamBase):  # type: ignore[misc,override]  # final, see _passes_for.py
+class TLSStream(TLSBase, TLSStreamBase):  # type: ignore[misc,override]  # final, see _trio_bases.py
     """TLS over a `Conn`: all of `trio.SSLStream`, and ``isinstance`` of it.
 
     Over another transport it behaves the same, at about the cost of `trio.SSLStream`.
@@ -168,5 +168,5 @@ class TLSStream(TLSBase, TLSStreamBase):  # type: ignore[misc,override]  # final
         await self._close()
 
 
-# For type checkers see _passes_for.py.
+# For type checkers see _trio_bases.py.
 trio.SSLStream.register(TLSStream)

@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 
-from trio_wknet._address import parse_address
 from trio_wknet._cli.text import complaint, failures, time_text
 from trio_wknet._load.options import LoadOptions
 from trio_wknet._load.run import LoadProgress, LoadResult, run_load
+from trio_wknet._sockets.address import parse_address
 
 _TOTAL = 1000
 

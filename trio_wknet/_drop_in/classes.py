@@ -27,12 +27,11 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from trio_wknet._drop_in.bypass import bypassed, is_trios
 from trio_wknet._engine import default_engine
 from trio_wknet._options import ConnOptions, Limits
-from trio_wknet._socket import make_handle
-from trio_wknet._trios_own import is_trios
-from trio_wknet._trios_own import wanted as trios_own_wanted
-from trio_wknet._unix_connect import is_connected
+from trio_wknet._sockets.facade import make_handle
+from trio_wknet._sockets.unix_connect import is_connected
 
 if TYPE_CHECKING:
     from trio_wknet._engine import Engine
@@ -75,11 +74,11 @@ def _wanted_for(sock: trio.socket.SocketType) -> bool:
         here = in_run.get() or _installs > 0
     except RuntimeError:  # outside of any run
         return False
-    return here and not trios_own_wanted.get() and is_trios(sock)
+    return here and not bypassed.get() and is_trios(sock)
 
 
 def _refuse_full_queue(sock: trio.socket.SocketType) -> None:
-    """Refuse a unix socket whose connect Trio took for done (`_unix_connect.py`)."""
+    """Refuse a unix socket whose connect Trio took for done (`_sockets/unix_connect.py`)."""
     if sock.family == socket.AF_UNIX:
         sock.close()
         raise BlockingIOError(errno.EAGAIN, "the queue of the unix socket's server is full")

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import trio
 
+from trio_wknet._drop_in.bypass import bypass
 from trio_wknet._drop_in.classes import adopt_listener, adopt_stream
-from trio_wknet._trios_own import trios_own
-from trio_wknet._unix_connect import connect_unix
+from trio_wknet._sockets.unix_connect import connect_unix
 
 if TYPE_CHECKING:
     import os
@@ -73,7 +73,7 @@ async def open_tcp_stream(
       OSError: if no address could be reached.
       TypeError, ValueError: if an argument is invalid.
     """
-    with trios_own():
+    with bypass():
         stream = await trio.open_tcp_stream(
             host, port, happy_eyeballs_delay=happy_eyeballs_delay, local_address=local_address
         )
@@ -128,7 +128,7 @@ async def open_ssl_over_tcp_stream(
       OSError: if no address could be reached.
       TypeError, ValueError: if an argument is invalid.
     """
-    with trios_own():
+    with bypass():
         stream = await trio.open_ssl_over_tcp_stream(
             host,
             port,
@@ -158,7 +158,7 @@ async def open_tcp_listeners(
       OSError: if the host does not resolve or an address cannot be bound.
       TypeError, ValueError: if an argument is invalid.
     """
-    with trios_own():
+    with bypass():
         listeners = await trio.open_tcp_listeners(port, host=host, backlog=backlog)
     return _moved_listeners(listeners)
 

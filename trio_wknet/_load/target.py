@@ -17,7 +17,7 @@ import socket
 import struct
 from typing import Any
 
-from trio_wknet._address import parse_address
+from trio_wknet._sockets.address import parse_address
 
 UNIX = "unix://"
 CHURN_SOURCES = 64

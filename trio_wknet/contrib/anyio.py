@@ -20,7 +20,7 @@ from anyio.abc import SocketStream as AbstractSocketStream
 
 from trio_wknet._conn import Conn
 from trio_wknet._listener import Listener
-from trio_wknet._socket import stand_in
+from trio_wknet._sockets.facade import stand_in
 
 if TYPE_CHECKING:
     import socket

@@ -1,7 +1,7 @@
 from typing import final
 
 from trio_wknet._native.trio.core import Server
-from trio_wknet._proxy_trust import Trusted
+from trio_wknet._proxy.trust import Trusted
 
 @final
 class ProxyGate(Server):

@@ -41,8 +41,8 @@ from .receive cimport has_room
 
 import logging
 
-from trio_wknet._proxy_protocol import MAX_HEADER, header_size, parse_header
-from trio_wknet._proxy_trust import peer_of
+from trio_wknet._proxy.header import MAX_HEADER, header_size, parse_header
+from trio_wknet._proxy.trust import peer_of
 
 logger = logging.getLogger("trio_wknet.proxy_protocol")
 

@@ -4,9 +4,9 @@ from typing import Any
 
 from trio_wknet._native.trio.core import Core, Endpoint
 from trio_wknet._options import Limits
-from trio_wknet._proxy_protocol import ProxyHeader
-from trio_wknet._socket import SocketFacade
-from trio_wknet._socket_address import SocketAddress
+from trio_wknet._proxy.header import ProxyHeader
+from trio_wknet._sockets.address import SocketAddress
+from trio_wknet._sockets.facade import SocketFacade
 
 class Stream(Endpoint):
     context: Any

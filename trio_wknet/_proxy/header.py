@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 if TYPE_CHECKING:
-    from trio_wknet._socket_address import SocketAddress
+    from trio_wknet._sockets.address import SocketAddress
 
 MAX_HEADER = 4096  # bytes
 

@@ -1,4 +1,5 @@
-"""Trio's own streams, also where `run` or `install` has replaced them; and sockets."""
+"""Where this library needs a stream of Trio's own: past the classes that `run` and `install`
+replace. And which sockets are Trio's own."""
 
 from __future__ import annotations
 
@@ -13,17 +14,17 @@ import trio
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-wanted: ContextVar[bool] = ContextVar("trio_wknet wants Trio's own", default=False)
+bypassed: ContextVar[bool] = ContextVar("trio_wknet bypasses its own classes", default=False)
 
 
 @contextmanager
-def trios_own() -> Iterator[None]:
+def bypass() -> Iterator[None]:
     """In this task, inside the block, Trio's functions give Trio's streams."""
-    token = wanted.set(True)
+    token = bypassed.set(True)
     try:
         yield
     finally:
-        wanted.reset(token)
+        bypassed.reset(token)
 
 
 @cache

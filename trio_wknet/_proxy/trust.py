@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import attrs
 
-from trio_wknet._socket import borrowed
+from trio_wknet._sockets.facade import borrowed
 
 Network: TypeAlias = str | IPv4Network | IPv6Network | IPv4Address | IPv6Address
 

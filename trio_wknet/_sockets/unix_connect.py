@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from trio_wknet._trios_own import is_trios, trios_own
+from trio_wknet._drop_in.bypass import bypass, is_trios
 
 if TYPE_CHECKING:
     import os
@@ -31,7 +31,7 @@ async def connect_unix(
     """`trio.open_unix_socket`, which is connected when it returns. A checkpoint."""
     pause = FIRST_PAUSE
     while True:
-        with trios_own():
+        with bypass():
             stream = await trio.open_unix_socket(filename)
         if not is_trios(stream.socket) or is_connected(stream.socket):
             return stream

@@ -1,0 +1,1 @@
+"""The PROXY protocol: what a load balancer says about a connection, and which are trusted."""

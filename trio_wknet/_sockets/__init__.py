@@ -1,0 +1,1 @@
+"""Plain sockets: addresses, listening, connecting, and what a connection shows as its socket."""
