@@ -16,7 +16,11 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs" / "design").glob("*.md")),
+]
 
 INCLUDED = re.compile(
     r"<!-- (?P<path>examples/[\w/]+\.py): (?P<names>[\w, ]+) -->\n(```python\n.*?\n```\n)?",

@@ -18,7 +18,12 @@ import trio_wknet.contrib.pytest
 from trio_wknet._usage_errors import GivenWhenOpened
 
 ROOT = Path(__file__).parent.parent
-PAGES = [*(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+PAGES = [
+    *(ROOT / "docs").glob("*.md"),
+    *(ROOT / "docs" / "design").glob("*.md"),
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+]
 API = (ROOT / "docs" / "api.rst").read_text()
 REFERENCE = (ROOT / "docs" / "reference.md").read_text()
 KINDS = [
@@ -114,6 +119,25 @@ def test_files_that_are_named_exist() -> None:
         if name not in others and not any((folder / name).is_file() for folder in folders)
     ]
     assert missing == []
+
+
+def anchors(page: Path) -> set[str]:
+    """What a link may lead to in a page, as GitHub and MyST name headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in link:
+            continue
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(target), link
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
