@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -82,3 +84,60 @@ def read(conn: socket.socket, size: int) -> bytes:
 def echo(conn: socket.socket) -> None:
     while data := conn.recv(1 << 16):
         conn.sendall(data)
+
+
+def read_frame(conn: socket.socket) -> bytes:
+    """A frame behind 4 bytes of length, with them."""
+    header = read(conn, 4)
+    return header + read(conn, int.from_bytes(header, "big"))
+
+
+def read_head(conn: socket.socket) -> bytes:
+    """Up to the blank line, byte by byte, so that nothing behind it is read."""
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        head += read(conn, 1)
+    return head
+
+
+def agreement(request: bytes) -> bytes:
+    """The answer to a request to upgrade to WebSocket."""
+    key = next(
+        line.partition(b": ")[2]
+        for line in request.split(b"\r\n")
+        if line.startswith(b"Sec-WebSocket-Key:")
+    )
+    accept = hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()
+    return (
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Accept: " + base64.b64encode(accept) + b"\r\n\r\n"
+    )
+
+
+def read_message(conn: socket.socket) -> tuple[int, bytes]:
+    """The opcode and the payload of a masked, final frame."""
+    first, second = read(conn, 2)
+    assert first & 0xF0 == 0x80
+    assert second & 0x80
+    size = second & 0x7F
+    if size > 125:
+        size = int.from_bytes(read(conn, {126: 2, 127: 8}[size]), "big")
+    mask = read(conn, 4)
+    data = read(conn, size)
+    return first & 15, bytes(byte ^ mask[i % 4] for i, byte in enumerate(data))
+
+
+def write_message(opcode: int, data: bytes) -> bytes:
+    """An unmasked frame with its length in the shortest form."""
+    size = len(data)
+    if size < 126:
+        return bytes([0x80 | opcode, size]) + data
+    number, marker = (2, 126) if size < 1 << 16 else (8, 127)
+    return bytes([0x80 | opcode, marker]) + size.to_bytes(number, "big") + data
+
+
+def echo_messages(conn: socket.socket) -> None:
+    """A WebSocket server."""
+    conn.sendall(agreement(read_head(conn)))
+    while True:
+        conn.sendall(write_message(*read_message(conn)))

@@ -75,6 +75,16 @@ def test_the_librarys_own_form_of_an_address(port: str) -> None:
     assert (figures["answered"], figures["options"]["port"]) == (10, int(port))
 
 
+def test_messages_of_a_protocol(port: str) -> None:
+    arguments = ["127.0.0.1", port, "--count", "10", "--connections", "2", "--verify"]
+    framed = CliRunner().invoke(bench, [*arguments, "--protocol", "length-prefixed"])
+    assert framed.exit_code == 0, framed.output
+    assert "2 x 1 x 64 bytes, length-prefixed" in framed.stdout
+    refused = CliRunner().invoke(bench, [*arguments, "--protocol", "websocket"])
+    assert refused.exit_code == 1
+    assert "could not be reached: 2 upgrade refused" in refused.stderr
+
+
 def test_an_address_with_two_ports(port: str) -> None:
     result = CliRunner().invoke(bench, [f"tcp://127.0.0.1:{port}", "80"])
     assert result.exit_code == 2
@@ -142,6 +152,7 @@ def test_a_refused_port_is_exit_code_1(deaf_port: str, more: list[str]) -> None:
         (["unix:///s", "80"], "port: host 'unix:///s' goes with no port"),
         (["127.0.0.1", "80", "--size", "0"], "size must be from 1"),
         (["127.0.0.1", "80", "--size", "big"], "'big' is not a valid integer"),
+        (["127.0.0.1", "80", "--protocol", "http"], "'http' is not one of 'raw', 'length-pre"),
         (["127.0.0.1", "80", "--churn", "--rate", "5"], "rate: churn has no rate"),
         (["192.0.2.1", "80", "--sources", "2"], "sources: only a server on 127.0.0.0/8"),
         ([], "Missing argument 'ADDRESS'"),

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from trio_wknet._load import target as load_target
 from trio_wknet._load.options import LoadOptions
+from trio_wknet._load.protocol import PROTOCOLS, Protocol, exchange
 from trio_wknet._native.load.histogram import Histogram
 
 # -- Options -------------------------------------------------------------------
@@ -34,6 +35,14 @@ from trio_wknet._native.load.histogram import Histogram
         (("h", 80), {"connections": True}, TypeError, "connections must be an int, not True"),
         (("h", 80), {"connections": 1.5}, TypeError, "connections must be an int, not 1.5"),
         (("h", 80), {"size": 0}, ValueError, "size must be from 1 to .* not 0"),
+        (("h", 80), {"protocol": "ws"}, ValueError, "protocol must be one of raw, .* not 'ws'"),
+        (("h", 80), {"protocol": None}, TypeError, "protocol must be a str, not None"),
+        (
+            ("h", 80),
+            {"protocol": "websocket", "size": (1 << 24) + 1},
+            ValueError,
+            "size: a message of protocol websocket can have at most 16777216 .* not 16777217",
+        ),
         (("h", 80), {"depth": -1}, ValueError, "depth must be from 1 to .* not -1"),
         (("h", 80), {"rate": 0}, ValueError, "rate must be from 0.001 to 1e.08, not 0"),
         (("h", 80), {"rate": math.nan}, ValueError, "rate must be .* not nan"),
@@ -73,6 +82,35 @@ def test_defaults_depend_on_the_mode() -> None:
     assert (paced.mode, paced.real_depth, paced.scheduled) == ("open", 64, 3)
     churn = LoadOptions("h", 80, churn=True, count=5)
     assert (churn.mode, churn.real_depth, churn.real_warmup) == ("churn", 1, 0.0)
+
+
+# -- Protocols -----------------------------------------------------------------
+
+
+@given(st.sampled_from(PROTOCOLS[1:]), st.integers(1, 3000))
+def test_patterns_have_a_prime_number_of_different_messages(protocol: Protocol, size: int) -> None:
+    made = exchange(protocol, size, "h")
+    counts = set()
+    for stream in (made.outbound, made.inbound):
+        number, rest = divmod(len(stream.pattern), stream.message)
+        assert rest == 0
+        assert stream.stride % stream.message == 0
+        assert 0 < stream.stride < len(stream.pattern)
+        counts.add(number)
+    (number,) = counts
+    assert number >= 7
+    assert all(number % divisor for divisor in range(2, number))
+    if size >= 32:  # shorter ones may be alike by chance
+        inbound = made.inbound
+        starts = range(0, len(inbound.pattern), inbound.message)
+        assert len({inbound.pattern[i : i + inbound.message] for i in starts}) == number
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS[1:])
+def test_patterns_of_large_messages_are_bounded(protocol: Protocol) -> None:
+    made = exchange(protocol, 100_000, "h")
+    assert len(made.outbound.pattern) == 7 * made.outbound.message
+    assert made.outbound.message - 100_000 in (4, 14)
 
 
 # -- Addresses and descriptors -------------------------------------------------

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from trio_wknet._cli.text import complaint, failures, time_text
 from trio_wknet._load.options import LoadOptions
+from trio_wknet._load.protocol import PROTOCOLS
 from trio_wknet._load.run import LoadProgress, LoadResult, run_load
 from trio_wknet._sockets.address import parse_address
 
@@ -23,7 +24,8 @@ _TOTAL = 1000
 @click.argument("address")
 @click.argument("port", type=int, required=False)
 @click.option("--connections", type=int, default=100, help="Connections in parallel.")
-@click.option("--size", type=int, default=64, help="Bytes of a message.")
+@click.option("--size", type=int, default=64, help="Bytes of a message, without its header.")
+@click.option("--protocol", type=click.Choice(PROTOCOLS), default="raw", help="What a message is.")
 @click.option(
     "--depth", type=int, show_default="1, or 64 with --rate", help="In flight per connection."
 )
@@ -47,6 +49,10 @@ def bench(address: str, port: int | None, *, as_json: bool, **values: Any) -> No
     Without --rate each connection sends the next message when one has come back,
     which shows the server's maximum throughput. With --rate messages are sent by the clock
     and latency counts from when each was due: only then are percentiles honest.
+
+    With --protocol, messages have a form that a server can find them by: raw is a stream of
+    bytes, length-prefixed has 4 bytes of length before each, websocket and websocket-text
+    open each connection with WebSocket's handshake.
 
     Exit code 1: nothing was answered, something was answered wrongly, or the server
     could not be reached or was gone before the end. 2: invalid options.
@@ -137,4 +143,5 @@ def _title(options: LoadOptions) -> str:
     where = options.host if options.port is None else f"{options.host} port {options.port}"
     how = {"closed": "closed loop", "open": f"{options.rate:,g}/s" if options.rate else ""}
     mode = how.get(options.mode, "churn")
-    return f"{where}: {mode}, {options.connections} x {options.real_depth} x {options.size} bytes"
+    load = f"{options.connections} x {options.real_depth} x {options.size} bytes"
+    return f"{where}: {mode}, {load}, {options.protocol}"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import attrs
+
 if TYPE_CHECKING:
     from trio_wknet._load.run import LoadErrors, LoadResult
 
@@ -19,9 +21,8 @@ def time_text(seconds: float) -> str:
 
 def failures(errors: LoadErrors) -> list[tuple[str, int]]:
     """The kinds of error that occurred, with their counts."""
-    kinds = ("connect_refused", "connect_other", "timeout", "reset", "eof", "mismatch")
-    counts = [(kind.replace("_", " "), getattr(errors, kind)) for kind in kinds]
-    return [(name, number) for name, number in counts if number]
+    counts = attrs.asdict(errors)
+    return [(kind.replace("_", " "), number) for kind, number in counts.items() if number]
 
 
 def complaint(result: LoadResult) -> str:

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import attrs
 
+from trio_wknet._load.protocol import MAX_MESSAGE, PROTOCOLS, Protocol
 from trio_wknet._load.target import MAX_SOURCES, unix_path
 
 OPEN_LOOP_DEPTH = 64
@@ -63,6 +64,13 @@ def _kind(kind: type) -> _Check:
     return check
 
 
+def _protocol(_: object, field: attrs.Attribute[Any], value: object) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{field.name} must be a str, not {value!r}")
+    if value not in PROTOCOLS:
+        raise ValueError(f"{field.name} must be one of {', '.join(PROTOCOLS)}, not {value!r}")
+
+
 @attrs.frozen
 class LoadOptions:
     """What load to put on which server.
@@ -77,7 +85,11 @@ class LoadOptions:
     connections: int = attrs.field(default=100, kw_only=True, validator=_whole(1, 1 << 20))
     """Connections; in churn, the number of transactions in parallel."""
     size: int = attrs.field(default=64, kw_only=True, validator=_whole(1, 1 << 30))
-    """Bytes of a message."""
+    """Bytes of a message; of its payload, where the protocol puts a header before it."""
+    protocol: Protocol = attrs.field(default="raw", kw_only=True, validator=_protocol)
+    """What a message is: `raw` bytes; `length-prefixed`, with its length before it in 4 bytes,
+    the most significant first; `websocket`, a binary message of WebSocket, behind the request
+    to upgrade; `websocket-text`, a text message with characters of one to four bytes."""
     depth: int | None = attrs.field(
         default=None, kw_only=True, validator=_whole(1, 1 << 16, optional=True)
     )
@@ -120,6 +132,11 @@ class LoadOptions:
         if (unix_path(self.host) is None) == (self.port is None):
             needed = "no port" if self.port is not None else "a port"
             raise ValueError(f"port: host {self.host!r} goes with {needed}, not {self.port!r}")
+        if self.protocol != "raw" and self.size > MAX_MESSAGE:
+            raise ValueError(
+                f"size: a message of protocol {self.protocol} can have at most {MAX_MESSAGE} "
+                f"bytes, not {self.size}"
+            )
         if self.churn and self.rate is not None:
             raise ValueError(f"rate: churn has no rate, so not {self.rate!r}")
         if self.churn and self.depth not in (None, 1):

@@ -1,8 +1,8 @@
 """Load for an echo server: the run, and its result.
 
-An echo server sends every byte back, in order; message boundaries do not matter to it. Run
-the load in another process than the server. Otherwise the two share one GIL, and the figures
-are of neither.
+An echo server sends every byte back, in order; with protocol `raw`, message boundaries do
+not matter to it. Run the load in another process than the server. Otherwise the two share
+one GIL, and the figures are of neither.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from trio_wknet._load.options import LoadOptions
+from trio_wknet._load.protocol import exchange
 from trio_wknet._load.target import pack_sources, pick_sources, reserve_descriptors, resolve
 from trio_wknet._native.load.generator import LoadGenerator
 
@@ -39,6 +40,8 @@ class LoadErrors:
     """The server closed while the run lasted."""
     mismatch: int = 0
     """Bytes came back that were not sent, or (with `verify`) other bytes."""
+    upgrade_refused: int = 0
+    """The answer to the request for WebSocket was another one than it has to be."""
 
     @property
     def total(self) -> int:
@@ -162,13 +165,17 @@ def prepare(options: LoadOptions) -> LoadGenerator:
     `ValueError` when `sources` does not fit the address.
     """
     target = resolve(options.host, options.port, options.connect_timeout)
+    streams = exchange(options.protocol, options.size, _host_header(options))
     sources = pick_sources(target, options.sources, options.connections, options.churn)
     reserve_descriptors(options.connections)
     return LoadGenerator(
         target,
         mode=options.mode,
         connections=options.connections,
-        size=options.size,
+        outbound=streams.outbound.as_tuple,
+        inbound=streams.inbound.as_tuple,
+        request=streams.request,
+        accept=streams.accept,
         depth=options.real_depth,
         rate=options.rate or 0.0,
         scheduled=options.scheduled,
@@ -184,6 +191,14 @@ def prepare(options: LoadOptions) -> LoadGenerator:
     )
 
 
+def _host_header(options: LoadOptions) -> str:
+    """The host as HTTP names it; a unix socket has none, so that it is localhost."""
+    if options.port is None:
+        return "localhost"
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    return f"{host}:{options.port}"
+
+
 def run_load(
     options: LoadOptions, *, on_progress: Callable[[LoadProgress], object] | None = None
 ) -> LoadResult:
@@ -193,7 +208,7 @@ def run_load(
     end. It takes at most `ramp_timeout + warmup + duration + grace` seconds, whatever
     the server does. A `KeyboardInterrupt`, like any exception from `on_progress`, ends
     the run and is raised again. Otherwise it raises what `prepare` does; a server that
-    fails is not an exception but stands in the result.
+    fails raises nothing: the result says so.
     """
     return run_prepared(options, prepare(options), on_progress)
 

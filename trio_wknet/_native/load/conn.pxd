@@ -24,6 +24,7 @@ cdef enum Phase:
 cdef enum State:
     IDLE  # in the stack of slots to connect
     CONNECTING
+    UPGRADING  # waits for the answer to the request that comes before messages
     OPEN
     GONE
 
@@ -34,15 +35,23 @@ cdef enum Fault:
     RESET
     END_OF_FILE
     MISMATCH
+    UPGRADE_REFUSED
     FAULTS
 
-# The stream of connection c carries PATTERN, over and over, beginning at a place
-# of its own. The period is prime, so no message size lines up with it: bytes
-# that are lost, doubled, swapped or sent to another connection differ.
 cdef enum:
-    PERIOD = 65521
-    STRIDE = 7919
     WINDOW = 262144  # the most bytes of one recv or send
+    MAX_HEAD = 8192  # the longest answer to the request
+
+
+# What all connections send, or what they expect back: a pattern over and over, in
+# which each connection begins at a place of its own. trio_wknet/_load/protocol.py
+# makes it such that bytes that are lost, doubled, swapped or sent to another
+# connection differ.
+cdef struct Stream:
+    const uint8_t *pattern  # WINDOW bytes follow any place of the first period
+    uint64_t period  # bytes
+    uint64_t stride  # bytes from where a connection begins to where the next one does
+    uint64_t message  # bytes of a message, headers included
 
 
 cdef struct Conn:
@@ -52,8 +61,10 @@ cdef struct Conn:
     uint64_t since  # when its connect began, ns
     uint64_t due  # messages it was given so far
     uint64_t answered  # messages that came back whole
-    uint64_t sent  # bytes the kernel took
+    uint64_t sent  # bytes the kernel took; while UPGRADING, of the request
     uint64_t received  # bytes that came back
+    uint64_t next_out  # where in the outbound pattern the next byte to send is
+    uint64_t next_in  # where in the inbound pattern the next byte to come is
 
 
 cdef struct Plan:
@@ -62,7 +73,12 @@ cdef struct Plan:
     uint32_t connections
     uint32_t connecting  # connects under way at once, at most
     uint32_t depth  # messages on their way on one connection, at most
-    uint64_t size  # bytes of a message
+    Stream outbound
+    Stream inbound
+    const char *request  # sent first, if there is one
+    uint64_t request_length
+    const char *accept  # what the head of the answer must contain
+    uint64_t accept_length
     uint64_t count  # messages in the whole run, 0 for no bound
     uint64_t scheduled  # open loop: messages in warmup and duration
     double period  # open loop: ns from one message to the next
@@ -86,7 +102,6 @@ cdef struct Load:
     uint32_t idle_count
     uint32_t connecting
     uint32_t next_source
-    uint8_t *pattern
     uint8_t *inbox
     int epoll
     int connect_errno  # of the first CONNECT_OTHER

@@ -7,6 +7,11 @@ only in part arms the edge for its continuation. A `recv` that gave less than
 was asked for has emptied the socket, and what comes later is an edge again; only
 after a hang-up is it repeated, because then the end itself is to be read.
 
+Where a protocol begins with a request (WebSocket's upgrade), a connection counts as
+open when the answer has come. The answer's head is peeked at until it is complete,
+and only the head is then taken out of the socket: bytes behind it are read, and
+judged, like any others.
+
 Closing is always an orderly `close` with nothing left unread, also in churn.
 SO_LINGER 0 would spare the TIME_WAIT, but the RST it sends is an error to the
 server under test, and can overtake the answer. TIME_WAIT is lifted otherwise:
@@ -33,6 +38,14 @@ cdef extern from "<netinet/in.h>" nogil:
         IPPROTO_IP
         IP_BIND_ADDRESS_NO_PORT
     int bind(int fd, const sockaddr *addr, socklen_t len)
+
+cdef extern from "<sys/socket.h>" nogil:
+    enum:
+        MSG_PEEK
+
+# An extension of GNU's, which Python.h turns on.
+cdef extern from "<string.h>" nogil:
+    void *memmem(const void *hay, size_t hay_length, const void *needle, size_t needle_length)
 
 
 # -- Connecting ----------------------------------------------------------------
@@ -105,7 +118,7 @@ cdef void fail_connect(Load *load, Conn *conn, int problem) noexcept nogil:
 
 
 cdef bint finish_connect(Load *load, Conn *conn, uint32_t events) noexcept nogil:
-    """Whether the connection stands now."""
+    """Whether the connection is established now."""
     cdef int problem = 0
     cdef socklen_t length = sizeof(problem)
     if events & EPOLLERR:
@@ -115,11 +128,78 @@ cdef bint finish_connect(Load *load, Conn *conn, uint32_t events) noexcept nogil
             return False
     if not events & EPOLLOUT:
         return False
+    if load.plan.request_length:
+        conn.state = UPGRADING
+    else:
+        open_conn(load, conn)
+    return True
+
+
+cdef void open_conn(Load *load, Conn *conn) noexcept nogil:
+    """From now on messages go out and come back."""
     conn.state = OPEN
+    conn.sent = 0
+    conn.next_out = slot_of(load, conn) * load.plan.outbound.stride % load.plan.outbound.period
+    conn.next_in = slot_of(load, conn) * load.plan.inbound.stride % load.plan.inbound.period
     load.connecting -= 1
     wk_u64_bump(&load.connected, 1)
     wk_u64_bump(&load.opened, 1)
+
+
+# -- The request before messages -----------------------------------------------
+
+
+cdef bint finish_upgrade(Load *load, Conn *conn, bint ending) noexcept nogil:
+    """Send what is left of the request and look for its answer; whether it is open now."""
+    cdef ssize_t got
+    cdef uint64_t head
+    if not send_request(load, conn):
+        return False
+    got = recv(conn.fd, load.inbox, MAX_HEAD, MSG_PEEK)
+    if got < 0 and errno in (EAGAIN, EINTR) and not ending:
+        return False
+    if got <= 0:
+        fail_conn(load, conn, END_OF_FILE if got == 0 else RESET)
+        return False
+    head = head_length(load.inbox, <uint64_t>got)
+    if head == 0 and got < MAX_HEAD:
+        if ending:
+            fail_conn(load, conn, END_OF_FILE)
+        return False
+    if head == 0 or not is_accepted(load, head):
+        fail_conn(load, conn, UPGRADE_REFUSED)
+        return False
+    recv(conn.fd, load.inbox, head, 0)
+    open_conn(load, conn)
     return True
+
+
+cdef bint send_request(Load *load, Conn *conn) noexcept nogil:
+    """Whether the kernel has all of it."""
+    cdef ssize_t taken
+    while conn.sent < load.plan.request_length:
+        taken = send(conn.fd, load.plan.request + conn.sent,
+                     load.plan.request_length - conn.sent, MSG_NOSIGNAL)
+        if taken >= 0:
+            conn.sent += <uint64_t>taken
+        elif errno == EAGAIN:
+            return False
+        elif errno != EINTR:
+            fail_conn(load, conn, RESET)
+            return False
+    return True
+
+
+cdef uint64_t head_length(const uint8_t *data, uint64_t length) noexcept nogil:
+    """Bytes up to the end of the blank line, 0 if that has not come."""
+    cdef const uint8_t *end = <const uint8_t *>memmem(data, length, b"\r\n\r\n", 4)
+    return 0 if end == NULL else <uint64_t>(end - data) + 4
+
+
+cdef bint is_accepted(Load *load, uint64_t head) noexcept nogil:
+    if head < 13 or memcmp(load.inbox, b"HTTP/1.1 101 ", 13) != 0:
+        return False
+    return memmem(load.inbox, head, load.plan.accept, load.plan.accept_length) != NULL
 
 
 # -- Parting -------------------------------------------------------------------
@@ -137,7 +217,7 @@ cdef void close_conn(Load *load, Conn *conn) noexcept nogil:
     """Close. In churn the slot is for the next transaction, else it stays empty."""
     if conn.state == OPEN:
         wk_u64_store_relaxed(&load.connected, wk_u64_load_relaxed(&load.connected) - 1)
-    elif conn.state == CONNECTING:
+    elif conn.state in (CONNECTING, UPGRADING):
         load.connecting -= 1
     if conn.fd >= 0:
         close(conn.fd)
@@ -169,12 +249,14 @@ cdef void pump(Load *load, Conn *conn, uint64_t now) noexcept nogil:
     cdef ssize_t taken
     if load.plan.mode == CLOSED_LOOP:
         refill(load, conn, now)
-    target = min(conn.due, conn.answered + load.plan.depth) * load.plan.size
+    target = min(conn.due, conn.answered + load.plan.depth) * load.plan.outbound.message
     while conn.sent < target:
         length = min(target - conn.sent, <uint64_t>WINDOW)
-        taken = send(conn.fd, expected(load, conn, conn.sent), length, MSG_NOSIGNAL)
+        taken = send(
+            conn.fd, load.plan.outbound.pattern + conn.next_out, length, MSG_NOSIGNAL)
         if taken >= 0:
             conn.sent += <uint64_t>taken
+            step(&conn.next_out, <uint64_t>taken, load.plan.outbound.period)
         elif errno == EAGAIN:
             return
         elif errno != EINTR:
@@ -196,9 +278,11 @@ cdef void refill(Load *load, Conn *conn, uint64_t now) noexcept nogil:
         load.started += 1
 
 
-cdef inline const void *expected(Load *load, Conn *conn, uint64_t position) noexcept nogil:
-    """What the connection's stream carries from `position` on, WINDOW bytes of it."""
-    return load.pattern + (slot_of(load, conn) * STRIDE + position) % PERIOD
+cdef inline void step(uint64_t *place, uint64_t length, uint64_t period) noexcept nogil:
+    """Go on by some bytes in a pattern. Mostly they do not reach its end: no division."""
+    place[0] += length
+    if place[0] >= period:
+        place[0] %= period
 
 
 # -- Messages back -------------------------------------------------------------
@@ -229,8 +313,9 @@ cdef bint take(Load *load, Conn *conn, uint64_t length) noexcept nogil:
         return False
     now = monotonic_ns()
     conn.received += length
+    step(&conn.next_in, length, load.plan.inbound.period)
     wk_u64_bump(&load.bytes, length)
-    whole = conn.received / load.plan.size
+    whole = conn.received / load.plan.inbound.message
     wk_u64_bump(&load.answered, whole - conn.answered)
     while conn.answered < whole:
         record(load, now, start_of(load, conn))
@@ -243,11 +328,20 @@ cdef bint take(Load *load, Conn *conn, uint64_t length) noexcept nogil:
 
 
 cdef bint is_echo(Load *load, Conn *conn, uint64_t length) noexcept nogil:
-    if conn.received + length > conn.sent:
+    if conn.received + length > owed(load, conn):
         return False
     if not load.plan.verify:
         return True
-    return memcmp(load.inbox, expected(load, conn, conn.received), length) == 0
+    return memcmp(load.inbox, load.plan.inbound.pattern + conn.next_in, length) == 0
+
+
+cdef inline uint64_t owed(Load *load, Conn *conn) noexcept nogil:
+    """The most bytes that can have come back by now."""
+    cdef uint64_t there = load.plan.outbound.message
+    cdef uint64_t back = load.plan.inbound.message
+    if there == back:
+        return conn.sent
+    return conn.sent / there * back + min(conn.sent % there, back)
 
 
 cdef inline uint64_t start_of(Load *load, Conn *conn) noexcept nogil:
@@ -275,6 +369,8 @@ cdef void on_event(Load *load, uint64_t handle, uint32_t events) noexcept nogil:
     if conn.generation != <uint32_t>(handle >> 32):
         return
     if conn.state == CONNECTING and not finish_connect(load, conn, events):
+        return
+    if conn.state == UPGRADING and not finish_upgrade(load, conn, ending):
         return
     if events & EPOLLIN or ending:
         if not receive(load, conn, ending):

@@ -12,6 +12,7 @@ class Errors(TypedDict):
     reset: int
     eof: int
     mismatch: int
+    upgrade_refused: int
 
 class Snapshot(TypedDict):
     phase: Phase
@@ -40,7 +41,10 @@ class LoadGenerator:
         *,
         mode: Literal["closed", "open", "churn"],
         connections: int,
-        size: int,
+        outbound: tuple[bytes, int, int],
+        inbound: tuple[bytes, int, int],
+        request: bytes,
+        accept: bytes,
         depth: int,
         rate: float,
         scheduled: int,

@@ -1,7 +1,7 @@
 """The load generator's Python face: takes the plan, owns the memory, hands out results.
 
 trio_wknet/_load/run.py checks the arguments and gives the documentation. The run itself
-stands in loop.pyx, what happens to one connection in conn.pyx.
+is in loop.pyx, what happens to one connection in conn.pyx.
 """
 from cpython.exc cimport PyErr_SetFromErrno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
@@ -14,7 +14,7 @@ from ..base.linux cimport (
     close, epoll_create1, epoll_ctl, epoll_event, eventfd, monotonic_ns, sockaddr_storage,
     write,
 )
-from .conn cimport CLOSED_LOOP, FAULTS, PERIOD, WINDOW, Conn, Load
+from .conn cimport CLOSED_LOOP, FAULTS, WINDOW, Conn, Load, Stream
 from .histogram cimport Histogram
 from .loop cimport run_loop
 
@@ -29,7 +29,8 @@ cdef extern from "<sys/timerfd.h>" nogil:
 # Each in the order of its enum.
 cdef tuple MODES = ("closed", "open", "churn")
 cdef tuple PHASES = ("ramp", "warmup", "measure", "drain", "done")
-cdef tuple ERRORS = ("connect_refused", "connect_other", "timeout", "reset", "eof", "mismatch")
+cdef tuple ERRORS = (
+    "connect_refused", "connect_other", "timeout", "reset", "eof", "mismatch", "upgrade_refused")
 cdef tuple ENDINGS = ("duration", "count", "stopped", "unreachable", "server_gone")
 
 # In epoll's data, where a connection has its slot and generation.
@@ -41,10 +42,13 @@ cdef enum:
 cdef class LoadGenerator:
     """One run of load against one address.
 
-    `target` and `sources` are raw `struct sockaddr` bytes; times are seconds;
-    `rate` is in messages a second and only used by mode "open", `scheduled` is how
-    many messages that makes in warmup and duration. Raises `ValueError` for what
-    cannot be, `OSError` when the descriptors for the run cannot be had.
+    `target` and `sources` are raw `struct sockaddr` bytes. `outbound` is what connections
+    send and `inbound` what is expected back, each as a pattern, the bytes from where one
+    connection begins in it to where the next one does, and the bytes of a message.
+    `request` is sent before messages, if it is not empty, and `accept` has to be in the
+    head of the answer. Times are seconds; `rate` is in messages a second and only used by
+    mode "open", `scheduled` is how many messages that makes in warmup and duration.
+    Raises `ValueError` for invalid values, `OSError` when descriptors run out.
     """
 
     cdef Load load
@@ -53,28 +57,30 @@ cdef class LoadGenerator:
     cdef bint used
     cdef bint finished
     cdef Histogram histogram
+    cdef list kept  # what the plan's pointers point into
 
     def __cinit__(self):
         self.wake = self.timer = self.load.epoll = -1
+        self.kept = []
         self.histogram = Histogram()
         self.load.latency = &self.histogram.data
 
     def __init__(
-        self, bytes target not None, *, str mode not None, uint32_t connections, uint64_t size,
-        uint32_t depth, double rate, uint64_t scheduled, uint64_t count, bint verify,
-        double warmup, double duration, double grace, double connect_timeout,
+        self, bytes target not None, *, str mode not None, uint32_t connections,
+        tuple outbound not None, tuple inbound not None, bytes request not None,
+        bytes accept not None, uint32_t depth, double rate, uint64_t scheduled, uint64_t count,
+        bint verify, double warmup, double duration, double grace, double connect_timeout,
         double ramp_timeout, uint32_t connecting, tuple sources not None,
     ):
         if self.load.conns != NULL:
             raise RuntimeError("a LoadGenerator is set up only once")
-        if min(connections, size, depth, connecting) < 1 or connections >= TIMER_HANDLE:
-            raise ValueError("connections, size, depth and connecting must be at least 1")
+        if min(connections, depth, connecting) < 1 or connections >= TIMER_HANDLE:
+            raise ValueError("connections, depth and connecting must be at least 1")
         self.load.plan.mode = MODES.index(mode)
         if mode == "open" and not rate > 0:
             raise ValueError(f"rate must be positive, not {rate!r}")
         self.load.plan.connections = connections
         self.load.plan.connecting = connecting
-        self.load.plan.size = size
         self.load.plan.depth = depth
         self.load.plan.period = 1e9 / rate if rate > 0 else 0
         self.load.plan.scheduled = min(scheduled, count) if count else scheduled
@@ -85,9 +91,29 @@ cdef class LoadGenerator:
         self.load.plan.grace = nanoseconds(grace)
         self.load.plan.connect_timeout = nanoseconds(connect_timeout)
         self.load.plan.ramp_timeout = nanoseconds(ramp_timeout)
+        self._set_stream(&self.load.plan.outbound, outbound)
+        self._set_stream(&self.load.plan.inbound, inbound)
+        self._set_request(request, accept)
         self._set_addresses(target, sources)
         self._allocate()
         self._open()
+
+    cdef _set_stream(self, Stream *stream, tuple described):
+        cdef bytes pattern, longer
+        pattern, stream.stride, stream.message = described
+        if not pattern or stream.message < 1:
+            raise ValueError("a pattern and its messages must have at least 1 byte")
+        longer = (pattern * (WINDOW // len(pattern) + 2))[:len(pattern) + WINDOW]
+        self.kept.append(longer)
+        stream.pattern = <const uint8_t *><const char *>longer
+        stream.period = <uint64_t>len(pattern)
+
+    cdef _set_request(self, bytes request, bytes accept):
+        self.kept += [request, accept]
+        self.load.plan.request = request
+        self.load.plan.request_length = <uint64_t>len(request)
+        self.load.plan.accept = accept
+        self.load.plan.accept_length = <uint64_t>len(accept)
 
     cdef _set_addresses(self, bytes target, tuple sources):
         cdef uint32_t i
@@ -108,21 +134,18 @@ cdef class LoadGenerator:
         cdef uint32_t slot
         self.load.conns = <Conn *>calloc(connections, sizeof(Conn))
         self.load.idle = <uint32_t *>calloc(connections, sizeof(uint32_t))
-        self.load.pattern = <uint8_t *>calloc(PERIOD + WINDOW, 1)
         self.load.inbox = <uint8_t *>calloc(WINDOW, 1)
         if self.load.plan.mode == CLOSED_LOOP:
             self.load.starts = <uint64_t *>calloc(
                 connections, sizeof(uint64_t) * self.load.plan.depth)
             if self.load.starts == NULL:
                 raise MemoryError
-        if (self.load.conns == NULL or self.load.idle == NULL
-                or self.load.pattern == NULL or self.load.inbox == NULL):
+        if self.load.conns == NULL or self.load.idle == NULL or self.load.inbox == NULL:
             raise MemoryError
         for slot in range(connections):
             self.load.conns[slot].fd = -1
             self.load.idle[slot] = connections - 1 - slot  # a stack: slot 0 comes first
         self.load.idle_count = connections
-        fill_pattern(self.load.pattern)
 
     cdef _open(self):
         self.load.epoll = epoll_create1(EPOLL_CLOEXEC)
@@ -142,7 +165,6 @@ cdef class LoadGenerator:
         free(self.load.conns)
         free(self.load.idle)
         free(self.load.starts)
-        free(self.load.pattern)
         free(self.load.inbox)
 
     def run(self) -> dict:
@@ -229,16 +251,3 @@ cdef int watch(int epoll, int fd, uint64_t handle) except -1:
     if epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) != 0:
         PyErr_SetFromErrno(OSError)
     return 0
-
-
-cdef void fill_pattern(uint8_t *pattern) noexcept nogil:
-    """PERIOD bytes of noise, repeated so that WINDOW bytes follow any of them."""
-    cdef uint64_t state = 0x9E3779B97F4A7C15
-    cdef int i
-    for i in range(PERIOD):
-        state ^= state << 13
-        state ^= state >> 7
-        state ^= state << 17
-        pattern[i] = <uint8_t>(state >> 32)
-    for i in range(WINDOW):
-        pattern[PERIOD + i] = pattern[i]

@@ -20,8 +20,8 @@ from ..base.linux cimport (
     timerfd_settime,
 )
 from .conn cimport (
-    CHURN, CONNECTING, DONE, DRAIN, MEASURE, OPEN, OPEN_LOOP, RAMP, TIMEOUT, WARMUP, Conn, Load,
-    begin_connect, fail_conn, on_event, pump,
+    CHURN, CONNECTING, DONE, DRAIN, MEASURE, OPEN, OPEN_LOOP, RAMP, TIMEOUT, UPGRADING, WARMUP,
+    Conn, Load, begin_connect, fail_conn, on_event, pump,
 )
 
 
@@ -285,7 +285,9 @@ cdef void expire_connects(Load *load, uint64_t now) noexcept nogil:
     cdef Conn *conn
     for slot in range(load.plan.connections):
         conn = &load.conns[slot]
-        if conn.state == CONNECTING and now - conn.since >= load.plan.connect_timeout:
+        if conn.state not in (CONNECTING, UPGRADING):
+            continue
+        if now - conn.since >= load.plan.connect_timeout:
             fail_conn(load, conn, TIMEOUT)
 
 
