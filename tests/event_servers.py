@@ -12,7 +12,7 @@ from typing import Any
 import trio
 from helpers import DEFAULT, PLAIN, dial, read
 
-from trio_wknet import Conn, ConnOptions, Engine, Limits, Listener
+from trio_wknet import Conn, ConnOptions, Engine, FrameChannel, Limits, Listener
 
 LOCAL = "tcp://127.0.0.1:0"
 STYLES = ["plain", "async", "mixed"]
@@ -152,6 +152,24 @@ async def served(
     listener = await engine.listen(address, limits=limits, options=options)
     async with trio.open_nursery() as nursery:
         await nursery.start(partial(listener.serve_events, on_data, **callbacks))
+        yield listener
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def served_frames(
+    engine: Engine,
+    framing: Any,
+    on_frames: Callable[[FrameChannel, list[bytes]], Any],
+    address: str = LOCAL,
+    limits: Limits = DEFAULT,
+    options: ConnOptions = PLAIN,
+    **callbacks: Any,
+) -> AsyncIterator[Listener]:
+    """A listener under `serve_frames`, which is cancelled at the end."""
+    listener = await engine.listen(address, limits=limits, options=options)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(partial(listener.serve_frames, framing, on_frames, **callbacks))
         yield listener
         nursery.cancel_scope.cancel()
 

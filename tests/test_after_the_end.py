@@ -42,6 +42,7 @@ ARGUMENTS: dict[str, Any] = {
     "max_bytes": 1,
     "n": 1,
     "on_data": Conn.receive_nowait,
+    "on_frames": print,
     "option": socket.SO_KEEPALIVE,
     "optname": socket.SO_KEEPALIVE,
     "other": {},
@@ -125,7 +126,7 @@ async def touch(thing: Any) -> list[str]:
 OPERATIONS = (
     *("receive_some", "receive_into", "receive_exactly", "receive_until"),
     *("send_all", "flush", "wait_send_all_might_not_block", "send_eof", "detach"),
-    *("wait_closed", "aclose", "accept", "serve", "serve_events", "drain"),
+    *("wait_closed", "aclose", "accept", "serve", "serve_events", "serve_frames", "drain"),
 )
 
 

@@ -16,7 +16,7 @@ import trio
 from helpers import conn_and_peer, dial, until
 
 import trio_wknet
-from trio_wknet import Conn, Engine, Listener, open_engine, open_wknet_listener
+from trio_wknet import Conn, Engine, FixedLength, Listener, open_engine, open_wknet_listener
 
 LOCAL = "tcp://127.0.0.1:0"
 
@@ -41,6 +41,8 @@ async def test_what_is_no_function(engine: Engine, wrong: Any) -> None:
             await listener.serve(wrong)
         with pytest.raises(TypeError, match=f"^on_data must be callable, not {wrong!r}$"):
             await listener.serve_events(wrong)
+        with pytest.raises(TypeError, match=f"^on_frames must be callable, not {wrong!r}$"):
+            await listener.serve_frames(FixedLength(1), wrong)
         assert listener.statistics().accepted == 0, "it was closed"
 
 

@@ -165,7 +165,8 @@ class Conn(IdleWatch, StreamBase):  # type: ignore[misc]  # final, see _trio_bas
         sending; it can still be sent to. ``"reset"``: the peer
         reset it. For another system error, its text. ``"closed"``,
         ``"aborted"``, ``"detached"``: by this program. ``"idle"``: by its idle
-        timeout. ``"engine closed"``: with its engine.
+        timeout. ``"frame too long"``, ``"malformed frame"``: by `Listener.serve_frames`.
+        ``"engine closed"``: with its engine.
         """
         return self._reason()
 
@@ -240,7 +241,7 @@ class Conn(IdleWatch, StreamBase):  # type: ignore[misc]  # final, see _trio_bas
         Raises:
           TypeError: ``framing`` is none of these.
           trio.BusyResourceError: it is framed already, or a task is receiving from it or
-              detaching it, or `Listener.serve_events` is.
+              detaching it, or `Listener.serve_events` or `Listener.serve_frames` is.
           trio.ClosedResourceError: closed here.
         """
         return FrameChannel._over(self, framing)

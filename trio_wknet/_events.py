@@ -1,39 +1,35 @@
 """Event mode's Python half: async callbacks run as tasks, one at a time per connection. The
-native half decides which callback is due (`events.pyx`)."""
+native half decides which callback is due (`events.pyx`, `frame_events.pyx`)."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
 
+from trio_wknet._frame_channel import FrameChannel
+from trio_wknet._framing import compiled
 from trio_wknet._native.trio.events import EventServer
+from trio_wknet._native.trio.frame_events import FrameServer
 from trio_wknet._native.trio.latch import Latch
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from trio_wknet._conn import Conn
+    from trio_wknet._framing import Framing
     from trio_wknet._listener import Listener
 
 
-class EventServing(EventServer):
-    """One `Listener.serve_events`."""
+class Serving(EventServer):
+    """What a `Listener.serve_events` and a `Listener.serve_frames` share."""
 
-    def __init__(
-        self,
-        listener: Listener,
-        nursery: trio.Nursery,
-        on_data: Callable[[Conn], Awaitable[object] | None],
-        on_connect: Callable[[Conn], Awaitable[object] | None] | None,
-        on_close: Callable[[Conn, str], Awaitable[object] | None] | None,
-        on_error: Callable[[Conn, Exception], object] | None,
-    ) -> None:
-        self._told = Latch(listener._core)
-        self._listener = listener
-        super().__init__(
-            listener, nursery, on_data, on_connect, on_close, on_error, lambda: self._told.set()
-        )
+    _listener: Listener
+    _told: Latch
+
+    def _tell(self) -> None:
+        self._told.set()
 
     async def serve(self) -> None:
         """Until the listener has stopped accepting and every connection is gone."""
@@ -91,3 +87,50 @@ class EventServing(EventServer):
             raise exception
         finally:
             del exception  # or it would keep itself alive
+
+
+class EventServing(Serving):
+    """One `Listener.serve_events`."""
+
+    def __init__(
+        self,
+        listener: Listener,
+        nursery: trio.Nursery,
+        on_data: Callable[[Conn], Awaitable[object] | None],
+        on_connect: Callable[[Conn], Awaitable[object] | None] | None,
+        on_close: Callable[[Conn, str], Awaitable[object] | None] | None,
+        on_error: Callable[[Conn, Exception], object] | None,
+    ) -> None:
+        self._told = Latch(listener._core)
+        self._listener = listener
+        super().__init__(listener, nursery, on_data, on_connect, on_close, on_error, self._tell)
+
+
+class FrameServing(Serving, FrameServer):
+    """One `Listener.serve_frames`."""
+
+    def __init__(
+        self,
+        listener: Listener,
+        nursery: trio.Nursery,
+        framing: Framing,
+        on_frames: Callable[[FrameChannel, list[bytes]], Awaitable[object] | None],
+        on_connect: Callable[[FrameChannel], Awaitable[object] | None] | None,
+        on_close: Callable[[FrameChannel, str], Awaitable[object] | None] | None,
+        on_error: Callable[[FrameChannel, Exception], object] | None,
+    ) -> None:
+        self._told = Latch(listener._core)
+        self._listener = listener
+        FrameServer.__init__(
+            self,
+            listener,
+            nursery,
+            framing,
+            compiled(framing),
+            partial(FrameChannel.__new__, FrameChannel),
+            on_frames,
+            on_connect,
+            on_close,
+            on_error,
+            self._tell,
+        )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import trio
 
-from trio_wknet._framing import FRAMINGS, compiled
+from trio_wknet._framing import compiled, require_framing
 from trio_wknet._native.trio.frame_send import FrameSend
 from trio_wknet._statistics import FrameStatistics
 
@@ -45,9 +45,7 @@ class FrameChannel(FrameSend, trio.abc.Channel[bytes]):
 
     @classmethod
     def _over(cls, conn: Conn, framing: Framing) -> FrameChannel:
-        if not isinstance(framing, FRAMINGS):
-            names = ", ".join(kind.__name__ for kind in FRAMINGS)
-            raise TypeError(f"framing must be one of {names}, not {framing!r}")
+        require_framing(framing)
         channel = cls.__new__(cls)
         channel._begin(conn, framing, compiled(framing))
         return channel

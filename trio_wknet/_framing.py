@@ -201,6 +201,17 @@ Framing = LengthPrefixed | Delimited | FixedLength | VarintPrefixed
 FRAMINGS = (LengthPrefixed, Delimited, FixedLength, VarintPrefixed)
 
 
+def require_framing(framing: object) -> None:
+    """Refuse what is no framing.
+
+    Raises:
+      TypeError: saying so.
+    """
+    if not isinstance(framing, FRAMINGS):
+        names = ", ".join(kind.__name__ for kind in FRAMINGS)
+        raise TypeError(f"framing must be one of {names}, not {framing!r}")
+
+
 @lru_cache(maxsize=256)
 def compiled(framing: Framing) -> CompiledFraming:
     """The numbers that the scanners work with. A listener's connections share them."""

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import trio
 
 from trio_wknet._conn import Conn
-from trio_wknet._events import EventServing
+from trio_wknet._events import EventServing, FrameServing, Serving
+from trio_wknet._framing import require_framing
 from trio_wknet._handler_tasks import frames_below, trios_stream
 from trio_wknet._native.trio.latch import Latch
 from trio_wknet._native.trio.listen import NativeListener
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from types import FrameType
 
+    from trio_wknet._frame_channel import FrameChannel
+    from trio_wknet._framing import Framing
     from trio_wknet._native.trio.core import Core
     from trio_wknet._proxy.trust import Trusted
     from trio_wknet._sockets.address import SocketAddress
@@ -85,7 +88,7 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
         self._handlers = 0
         self._serving = 0
         self._served = Latch(core)
-        self._events: EventServing | None = None
+        self._events: Serving | None = None
         self._shortages = ShortageLog("has stopped accepting for a while", "accepts again")
         for sock in sockets:
             sock.setblocking(False)
@@ -263,16 +266,99 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
           RuntimeError: if called from another thread, or if the engine is closed.
         """
         require_callable(on_data=on_data)
-        optional = {"on_connect": on_connect, "on_close": on_close, "on_error": on_error}
-        require_callable(**{name: fn for name, fn in optional.items() if fn is not None})
+        _require_optional(on_connect=on_connect, on_close=on_close, on_error=on_error)
+        await self._serve_by_callbacks(
+            lambda nursery: EventServing(self, nursery, on_data, on_connect, on_close, on_error),
+            task_status,
+        )
+
+    async def serve_frames(
+        self,
+        framing: Framing,
+        on_frames: Callable[[FrameChannel, list[bytes]], Awaitable[object] | None],
+        *,
+        on_connect: Callable[[FrameChannel], Awaitable[object] | None] | None = None,
+        on_close: Callable[[FrameChannel, str], Awaitable[object] | None] | None = None,
+        on_error: Callable[[FrameChannel, Exception], object] | None = None,
+        task_status: trio.TaskStatus[Listener] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Like `serve_events`, but with messages instead of bytes: a callback gets all the
+        frames that have come. A checkpoint.
+
+        For each connection the callbacks run in this order, one at a time:
+
+        * ``on_connect(channel)``, once;
+        * ``on_frames(channel, frames)``, whenever whole frames have come, with a list of all
+          of them, at least one;
+        * ``on_close(channel, reason)``, once, when the connection is closed, with the
+          ``close_reason`` of `Conn`.
+
+        ``channel`` is the connection's `FrameChannel`, and may be kept after the callback;
+        ``channel.conn`` is its `Conn`, and ``channel.conn.context`` is the place for an
+        application's state of the connection. The connection stays framed: `FrameChannel.unframe`
+        raises `trio.BusyResourceError`.
+
+        A quiet connection has no task, no object and no buffer, and nothing is called for a
+        part of a frame. Plain and async functions, context variables, exceptions in callbacks,
+        draining, cancellation and idle timeouts follow the rules of `serve_events`. An async
+        callback may receive what comes next from the channel itself. Where a receive without
+        waiting would raise anything but `trio.WouldBlock` for what the peer did, it raises
+        `trio.WouldBlock` here, in a callback or between two: the end is told when the callback
+        has returned.
+
+        When the peer has finished sending behind a whole frame, and ``on_frames`` has had every
+        one, the connection is closed gracefully: what ``send_nowait`` left is still sent. Any
+        other end is an error of this connection alone. It goes to ``on_error``, after every
+        whole frame that came before it, and then the connection is closed gracefully, with or
+        without an ``on_error``; serving goes on:
+
+        * `FrameTooLong`, `MalformedFrame`: the next frame was refused at its header. The
+          reason is ``"frame too long"`` or ``"malformed frame"``.
+        * `IncompleteRead`: the peer finished sending inside a frame.
+        * `trio.BrokenResourceError`: the connection broke. Its cause is the `OSError`.
+
+        A frame larger than ``limits.inbound`` is moved out of the connection's buffer in parts;
+        memory for it grows with the bytes that have come. While an async callback runs, up to
+        ``limits.inbound`` bytes of further frames wait, and then TCP holds the peer back.
+
+        Args:
+          framing: how the streams are divided: `LengthPrefixed`, `Delimited`, `FixedLength`
+              or `VarintPrefixed`.
+          on_frames: called with the channel and a list of `bytes`.
+          on_connect: called before ``on_frames``; by default nothing is.
+          on_close: called at the end; by default nothing is.
+          on_error: a plain function, called as ``on_error(channel, exc)`` with an error of the
+              connection, as above, or with the exception of a callback. The connection is
+              closed gracefully afterwards, and serving goes on, unless ``on_error`` raises. By
+              default an exception of a callback ends serving.
+          task_status: for ``nursery.start``; it is started with the listener.
+
+        Raises:
+          trio.ClosedResourceError: if the listener is closed, before or during the call.
+          trio.BusyResourceError: if another task is accepting on this listener.
+          TypeError: if ``framing`` is not one, or a callback is not callable.
+          RuntimeError: if called from another thread, or if the engine is closed.
+        """
+        require_framing(framing)
+        require_callable(on_frames=on_frames)
+        _require_optional(on_connect=on_connect, on_close=on_close, on_error=on_error)
+        await self._serve_by_callbacks(
+            lambda nursery: FrameServing(
+                self, nursery, framing, on_frames, on_connect, on_close, on_error
+            ),
+            task_status,
+        )
+
+    async def _serve_by_callbacks(
+        self, make: Callable[[trio.Nursery], Serving], task_status: trio.TaskStatus[Listener]
+    ) -> None:
         self._ensure_usable()
         self._require_not_served()
         self._require_free()
         self._serving += 1
         try:
             async with trio.open_nursery() as nursery:
-                serving = EventServing(self, nursery, on_data, on_connect, on_close, on_error)
-                self._events = serving
+                self._events = serving = make(nursery)
                 task_status.started(self)
                 await serving.serve()
         finally:
@@ -306,7 +392,8 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
         how the listener is served:
 
         * by `serve`: for the handlers; then `serve` returns.
-        * by `serve_events`: until every connection is gone; then `serve_events` returns.
+        * by `serve_events` or `serve_frames`: until every connection is gone; then that
+          returns.
         * by `accept`, in a loop of the application or by `trio.serve_listeners`, with
           or without TLS in between: until every connection that `accept` returned is
           closed. `accept` waits for that as well, and then raises
@@ -489,9 +576,13 @@ trio.SocketListener.register(Listener)  # as Conn with trio.SocketStream
 
 # The functions whose frame is a handler's first, see _handler_tasks.py.
 _HANDLERS = {
-    function.__code__
-    for function in (Listener._run_handler, EventServing._run, EventServing._run_last)
+    function.__code__ for function in (Listener._run_handler, Serving._run, Serving._run_last)
 }
+
+
+def _require_optional(**callbacks: object) -> None:
+    """Refuse callbacks that are not callable; None is no callback."""
+    require_callable(**{name: fn for name, fn in callbacks.items() if fn is not None})
 
 
 def _says_closed(exc: BaseException) -> bool:

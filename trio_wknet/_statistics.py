@@ -66,7 +66,8 @@ class ListenerStatistics:
     shortages: int
     """The number of times that this has begun."""
     handlers: int
-    """Running handlers of `Listener.serve`, or connections of `Listener.serve_events`."""
+    """Running handlers of `Listener.serve`, or connections of `Listener.serve_events` or
+    `Listener.serve_frames`."""
 
 
 @attrs.frozen(kw_only=True)

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import trio
 
-from trio_wknet import Conn, ConnOptions, Engine, Limits, Listener, open_tcp_stream, serve_tcp
+from trio_wknet import (
+    Conn,
+    ConnOptions,
+    Engine,
+    FixedLength,
+    Limits,
+    Listener,
+    open_tcp_stream,
+    serve_tcp,
+)
 
 
 async def of_socket_stream(stream: trio.SocketStream) -> None:
@@ -31,6 +40,7 @@ async def main(engine: Engine, listener: Listener, conn: Conn) -> None:
     await listener.serve(plain)  # wrong
     await listener.serve(of_bytes)  # wrong
     await listener.serve_events(of_bytes)  # wrong
+    await listener.serve_frames(FixedLength(1), plain)  # wrong
     await serve_tcp(plain, 0)  # wrong
     await engine.connect("localhost", 80)  # wrong
     await engine.connect(("localhost", 80))  # wrong

@@ -274,6 +274,26 @@ async def serve_events(listener: Listener) -> None:
     )
 
 
+def on_frames(channel: FrameChannel, frames: list[bytes]) -> None:
+    channel.send_many_nowait(frames)
+
+
+async def answer(channel: FrameChannel, frames: list[bytes]) -> None:
+    await channel.send_many(frames)
+
+
+async def serve_frames(listener: Listener) -> None:
+    framing = LengthPrefixed(4, max_frame=1000)
+    await listener.serve_frames(framing, on_frames)
+    await listener.serve_frames(
+        framing,
+        answer,
+        on_connect=lambda channel: channel.send_nowait(b"hello"),
+        on_close=lambda channel, reason: print(channel.conn, reason),
+        on_error=lambda channel, exc: print(channel.conn, exc),
+    )
+
+
 # --- what comes with it -----------------------------------------------------------------
 
 

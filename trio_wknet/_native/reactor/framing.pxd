@@ -78,8 +78,10 @@ cdef struct FrameScan:
     uint8_t failure                 # FRAME_TOO_LONG or FRAME_MALFORMED, from then on
     uint8_t knows_announced         # it is a length
     # trio
-    uint32_t users                  # its slot, and the channel that was made for it
+    uint32_t users                  # its slot, and the channels that were made for it
+    uint8_t served                  # event mode: `Listener.serve_frames` receives
     uint32_t filled                 # bytes of `partial` that are written
+    void *channel                   # event mode: the channel over it, borrowed; or NULL
     void *partial                   # bytes, a reference: what was moved and is delivered
     void *head                      # and what was moved and is not; or NULL
     FrameCounters counters

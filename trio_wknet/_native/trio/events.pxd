@@ -5,6 +5,25 @@ from .core cimport Core, Server
 from .listen cimport NativeListener
 from .stream cimport Stream
 
+cdef extern from "Python.h":
+    Py_ssize_t Py_REFCNT(object o)
+
+cdef extern from *:
+    """
+    static inline int wk_has_weakrefs(PyObject *o)
+    {
+        Py_ssize_t offset = Py_TYPE(o)->tp_weaklistoffset;
+        return offset != 0 && *(PyObject **)((char *)o + offset) != NULL;
+    }
+    """
+    bint has_weakrefs "wk_has_weakrefs"(object o)
+
+# What a look at a connection found.
+cdef enum Found:
+    NOTHING = 0         # and the reactor will tell when that changes
+    UNSEEN = 1          # bytes that no callback has seen
+    OVER = 2            # the peer has ended, and every byte was seen
+
 
 cdef class EventServer(Server):
     cdef Core core
@@ -32,6 +51,9 @@ cdef class EventServer(Server):
     cdef void pump(self, Slot *slot) noexcept
     cdef int look(self, Slot *slot, uint32_t *arrived) noexcept
     cdef void call(self, Slot *slot, object callback) noexcept
+    cdef object subject(self, Stream conn)
+    cdef void run_callback(self, Stream conn, object callback, object subject,
+                           list frames) noexcept
     cdef object shared_context(self)
     cdef object context_of(self, Slot *slot)
     cdef void keep_context(self, Stream conn, object context) noexcept
@@ -41,6 +63,7 @@ cdef class EventServer(Server):
     cdef void callback_done(self, Stream conn) noexcept
     cdef void tell_waiter(self) noexcept
     cdef bint reported(self, Stream conn, object exception) noexcept
+    cdef bint report(self, Stream conn, object exception) noexcept
     cdef void end(self, Stream conn, bint dealt_with) noexcept
     cdef void close(self, Slot *slot) noexcept
     cdef void run_on_close(self) noexcept

@@ -78,17 +78,6 @@ import trio
 cdef extern from "Python.h":
     int PyContext_Enter(object context) except -1
     int PyContext_Exit(object context) except -1
-    Py_ssize_t Py_REFCNT(object o)
-
-cdef extern from *:
-    """
-    static inline int wk_has_weakrefs(PyObject *o)
-    {
-        Py_ssize_t offset = Py_TYPE(o)->tp_weaklistoffset;
-        return offset != 0 && *(PyObject **)((char *)o + offset) != NULL;
-    }
-    """
-    bint has_weakrefs "wk_has_weakrefs"(object o)
 
 cdef extern from *:
     """
@@ -147,12 +136,6 @@ cdef inline bint was_set(object context, object before) noexcept:
 
 cdef enum:
     MAX_AT_ONCE = 64           # connections taken in by one drain
-
-# What a look at a connection found.
-cdef enum Found:
-    NOTHING = 0         # and the reactor will tell when that changes
-    UNSEEN = 1          # bytes that no callback has seen
-    OVER = 2            # the peer has ended, and every byte was seen
 
 
 cdef class EventServer(Server):
@@ -289,19 +272,33 @@ cdef class EventServer(Server):
     cdef void call(self, Slot *slot, callback) noexcept:
         """Call back about a connection, and see to what comes of it."""
         cdef Stream conn
-        cdef object context, failure = None
-        cdef bint as_task = False, dealt_with = False
         try:
             conn = self.borrow_conn(slot)
         except BaseException:
             self.core.let_go_blind(slot)
             return
+        self.run_callback(conn, callback, conn, None)
+        if self.spare is None and Py_REFCNT(conn) == 1 and not has_weakrefs(conn):
+            if conn.unmarked():
+                conn.forget()
+                self.spare = conn
+
+    cdef object subject(self, Stream conn):
+        """What a connection's callbacks are called with."""
+        return conn
+
+    cdef void run_callback(self, Stream conn, callback, subject, list frames) noexcept:
+        """Call a callback of a connection, which is open. `frames`: None, or another
+        argument."""
+        cdef Slot *slot = conn.slot
+        cdef object context, failure = None
+        cdef bint as_task = False, dealt_with = False
         slot.phase = RUNNING
         try:
             context = self.context_of(slot)
             PyContext_Enter(context)
             try:
-                awaitable = callback(conn)
+                awaitable = callback(subject) if frames is None else callback(subject, frames)
                 if awaitable is not None:
                     self.spawn(self._run, conn, awaitable)
                     as_task = True
@@ -318,14 +315,8 @@ cdef class EventServer(Server):
             self.end(conn, dealt_with)
             if not dealt_with:
                 self.fail(failure)
-            return
-        if as_task:
-            return
-        self.callback_done(conn)
-        if self.spare is None and Py_REFCNT(conn) == 1 and not has_weakrefs(conn):
-            if conn.unmarked():
-                conn.forget()
-                self.spare = conn
+        elif not as_task:
+            self.callback_done(conn)
 
     cdef object shared_context(self):
         """For a callback of a connection that has no context of its own."""
@@ -420,13 +411,32 @@ cdef class EventServer(Server):
         if self.on_error is None or not isinstance(exception, Exception):
             return False
         try:
-            awaitable = self.on_error(conn, exception)
+            awaitable = self.on_error(self.subject(conn), exception)
             if isinstance(awaitable, Coroutine):
                 awaitable.close()
                 raise TypeError(f"on_error must be a plain function, not {self.on_error!r}")
         except BaseException as another:
             self.fail(another)
         return True
+
+    cdef bint report(self, Stream conn, exception) noexcept:
+        """The same for what no callback raised, in the connection's context."""
+        cdef object context
+        cdef bint dealt_with = False
+        if self.on_error is None:
+            return False
+        try:
+            context = self.context_of(conn.slot)
+            PyContext_Enter(context)
+            try:
+                dealt_with = self.reported(conn, exception)
+            finally:
+                PyContext_Exit(context)
+            if context is self.shared and was_set(context, self.base):
+                self.keep_context(conn, context)
+        except BaseException as failure:        # no memory for a context
+            self.fail(failure)
+        return dealt_with
 
     def _reported(self, Stream conn, exception):
         return self.reported(conn, exception)
@@ -529,7 +539,7 @@ cdef class EventServer(Server):
             context = self.shared_context()
         PyContext_Enter(context)
         try:
-            awaitable = self.on_close(conn, conn._reason())
+            awaitable = self.on_close(self.subject(conn), conn._reason())
             if awaitable is not None:
                 self.spawn(self._run_last, conn, awaitable)
                 return True

@@ -12,6 +12,7 @@ cdef class FrameParts:
     cdef FrameScan *scan            # a reference; the slot's while the connection is framed
 
     cdef bint is_linked(self) noexcept
+    cdef void leave_scan(self) noexcept
     cdef object take_large(self)
     cdef bint move_part(self, bint stay) except -1
     cdef int move_head(self) except -1

@@ -9,6 +9,7 @@ the socket itself, straight into that object, as `fill` in receive.pyx does.
 Memory is taken for what has come, not for what was announced: at most 16 times as much, up
 to 1 MiB, and twice as much beyond.
 """
+cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.ref cimport Py_INCREF
 from libc.stdint cimport uint32_t
@@ -29,11 +30,22 @@ cdef enum:
     PULLED = 64                 # bytes of a header that are received at a time
 
 
+# A channel that the collector frees in another thread may be handed out meanwhile, in
+# event mode, and needs its connection then.
+@cython.no_gc_clear
 cdef class FrameParts:
 
     def __dealloc__(self):
         if self.scan != NULL:
-            framed_drop(self.scan)
+            self.leave_scan()
+
+    cdef void leave_scan(self) noexcept:
+        """Let go of the reference to the scan."""
+        cdef FrameScan *scan = self.scan
+        self.scan = NULL
+        if scan.channel == <void *>self:
+            scan.channel = NULL
+        framed_drop(scan)
 
     cdef bint is_linked(self) noexcept:
         """Whether the connection is open, and framed for this object."""

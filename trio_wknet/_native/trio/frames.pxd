@@ -6,6 +6,8 @@ from .frame_parts cimport FrameParts
 from .receive cimport Receive
 from .send cimport SendHalf
 
+cdef enum:
+    MAX_FRAMES = 1 << 30
 
 # What is to be done where the first frame is not READY.
 cdef enum Step:
@@ -22,12 +24,14 @@ cdef class Frames(FrameParts):
     cdef uint32_t cut_many(self, list frames, Py_ssize_t most, FrameFound *found) except? 1
     cdef object cut(self, Slot *slot, uint32_t base)
     cdef void count(self, uint32_t n) noexcept
-    cdef Step see(self, Slot *slot, bint wait, bint direct, bint *resume) noexcept
     cdef bint go_on(self, FrameFound found, Step step, bint wait, bint *direct) except -1
     cdef object end(self)
     cdef int _succeed(self, SendHalf conn) except -1
     cdef int _add_large(self, list frames) except -1
     cdef int _ensure_turn(self) except -1
+
+
+cdef Step frame_step(Slot *slot, bint wait, bint direct, bint *resume) noexcept
 
 
 cdef class ReceiveFrames(Receive):

@@ -29,7 +29,6 @@ from trio_wknet._errors import FrameTooLong, IncompleteRead, MalformedFrame
 
 cdef enum:
     FRAMES_AT_ONCE = 256        # frames that are taken in one visit
-    MAX_FRAMES = 1 << 30
 
 
 cdef class Frames(FrameParts):
@@ -40,6 +39,8 @@ cdef class Frames(FrameParts):
         if conn.slot == NULL:
             raise trio.ClosedResourceError("this connection was already closed")
         conn.ensure_no_receiver()
+        if conn.is_served_frames():
+            raise trio.BusyResourceError("serve_frames receives from this connection")
         conn.ensure_not_served()
         if conn.slot.by_kind.scan != NULL:
             self._succeed(conn)
@@ -64,6 +65,10 @@ cdef class Frames(FrameParts):
         """The connection's bytes are bytes again, those of an unfinished frame included."""
         self.conn.ensure_usable()
         self.ensure_linked()
+        if self.scan.served:
+            raise trio.BusyResourceError(
+                "serve_frames receives from this connection: it stays framed"
+            )
         self.conn.ensure_no_receiver()
         self.put_back()
         framed_unlink(self.conn.slot)
@@ -87,36 +92,14 @@ cdef class Frames(FrameParts):
             return False
         pthread_mutex_lock(&slot.lock)
         if not slot.paused and frame_scan(self.scan, &slot.inbound, 0) == FRAME_WAIT:
-            nothing = self.see(slot, True, False, &resume) == STEP_WAIT
+            nothing = frame_step(slot, True, False, &resume) == STEP_WAIT
         pthread_mutex_unlock(&slot.lock)
         return nothing
 
-    cdef Step see(self, Slot *slot, bint wait, bint direct, bint *resume) noexcept:
-        """The first frame is not whole. What is to be done, under the lock; for STEP_WAIT a
-        wake is arranged if `wait`. `resume` if the reactor is to read on.
-
-        While reading is paused, and the ring holds less than its bound, this side has
-        received: a large frame, or the one before this. It goes on if `direct`: until it
-        finds nothing."""
-        cdef FrameScan *scan = self.scan
-        cdef uint32_t least = frame_least(scan.spec, slot.limits.inbound)
-        cdef uint32_t held = ring_len(&slot.inbound)
-        if slot.ended or slot.error:
-            return STEP_END
-        if held >= least:
-            return STEP_MOVE
-        if slot.paused:
-            if direct and scan.spec.kind != DELIMITED and not 0 < scan.total <= AT_ONCE:
-                return STEP_MOVE
-            slot.paused = False
-            resume[0] = True
-        if wait:
-            slot.rcvlowat = min(scan.needed, least)
-            slot.open_ended = False
-        return STEP_WAIT
-
     cdef bint go_on(self, FrameFound found, Step step, bint wait, bint *direct) except -1:
         """What comes of a look that found no frame to take: True to look again."""
+        if self.scan.served and not wait and (found != FRAME_WAIT or step == STEP_END):
+            return False        # it is for the server to tell
         if found != FRAME_WAIT:
             raise _refusal(self.scan, found)
         if step == STEP_END:
@@ -163,7 +146,7 @@ cdef class Frames(FrameParts):
             try:
                 found = frame_scan(scan, &slot.inbound, 0)
                 if found == FRAME_WAIT:
-                    step = self.see(slot, wait, direct, &resume)
+                    step = frame_step(slot, wait, direct, &resume)
                 elif found == FRAME_READY and _is_small(scan):
                     data = self.cut(slot, 0)
                     self.conn.consume(scan.total)
@@ -207,7 +190,7 @@ cdef class Frames(FrameParts):
                     self.conn.consume(n)
                     resume = self.conn.resumes()
                 if not frames and found == FRAME_WAIT:
-                    step = self.see(slot, wait, direct, &resume)
+                    step = frame_step(slot, wait, direct, &resume)
             finally:
                 pthread_mutex_unlock(&slot.lock)
             if resume:
@@ -380,6 +363,31 @@ cdef class Frames(FrameParts):
         operation.frames = self
         operation.iterating = True
         return operation
+
+
+cdef Step frame_step(Slot *slot, bint wait, bint direct, bint *resume) noexcept:
+    """The first frame is not whole. What is to be done, under the lock; for STEP_WAIT a
+    wake is arranged if `wait`. `resume` if the reactor is to read on.
+
+    While reading is paused, and the ring holds less than its bound, this side has
+    received: a large frame, or the one before this. It goes on if `direct`: until it
+    finds nothing."""
+    cdef FrameScan *scan = slot.by_kind.scan
+    cdef uint32_t least = frame_least(scan.spec, slot.limits.inbound)
+    cdef uint32_t held = ring_len(&slot.inbound)
+    if slot.ended or slot.error:
+        return STEP_END
+    if held >= least:
+        return STEP_MOVE
+    if slot.paused:
+        if direct and scan.spec.kind != DELIMITED and not 0 < scan.total <= AT_ONCE:
+            return STEP_MOVE
+        slot.paused = False
+        resume[0] = True
+    if wait:
+        slot.rcvlowat = min(scan.needed, least)
+        slot.open_ended = False
+    return STEP_WAIT
 
 
 cdef inline bint _is_small(FrameScan *scan) noexcept nogil:

@@ -1,6 +1,7 @@
 # What both halves of a connection share: the endpoint, whose turn it is, parking.
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 
+from ..reactor.framing cimport FrameScan
 from .core cimport Endpoint
 from .handed cimport Handed
 from .operation cimport Operation
@@ -41,6 +42,7 @@ cdef class Stream(Endpoint):
     cdef object header          # its PROXY header, once let go
     cdef bint buried            # event mode: on_close was called
     cdef object variables       # event mode: its context, once let go, if it has its own
+    cdef FrameScan *scan        # event mode, if framed: a reference, once let go
     cdef Handed handed          # of the listener whose `accept` gave it out; None: closed
     cdef Stream next_gone       # event mode: on_close is due, to this one before
     cdef Counters final         # once let go
@@ -52,6 +54,7 @@ cdef class Stream(Endpoint):
 
     cdef object park_reader(self, Operation operation)
     cdef object park_sender(self, Operation operation)
+    cdef bint is_served_frames(self) noexcept
     cdef int ensure_not_served(self) except -1
     cdef void became_idle(self, uint32_t bits) noexcept
     cdef void wake_reader(self) noexcept

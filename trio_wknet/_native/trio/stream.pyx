@@ -25,6 +25,7 @@ from ..reactor.slot cimport (
 )
 from .addresses cimport Name, ask_local, ask_remote, keep_names
 from .core cimport Core, Server, disown, make_limits, take_entry
+from .framed cimport framed_drop
 from .handed cimport Handed
 from .operation cimport ABORT_FAILED, ABORT_SUCCEEDED, Operation, make_trap
 
@@ -54,11 +55,17 @@ cdef class Stream(Endpoint):
         disown(sock)
         core.start(slot)
 
+    cdef bint is_served_frames(self) noexcept:
+        """Whether `serve_frames` receives from this connection, in whatever phase."""
+        cdef FrameScan *scan = NULL if self.slot == NULL else self.slot.by_kind.scan
+        return scan != NULL and scan.served
+
     cdef int ensure_not_served(self) except -1:
-        """Refuse to wait for bytes where a callback of `serve_events` is to be told
+        """Refuse to wait for bytes where a callback of event mode is to be told
         of them: one of the two would never hear. In a callback it may wait."""
         if self.slot != NULL and self.slot.server != NULL and self.slot.phase == QUIET:
-            raise trio.BusyResourceError("serve_events receives from this connection")
+            how = "serve_frames" if self.is_served_frames() else "serve_events"
+            raise trio.BusyResourceError(f"{how} receives from this connection")
         return 0
 
     # --- parking -------------------------------------------------------------
@@ -250,6 +257,8 @@ cdef class Stream(Endpoint):
 
     def __dealloc__(self):
         free(self.names)
+        if self.scan != NULL:
+            framed_drop(self.scan)
 
     def __del__(self):
         # In event mode the connection goes on without an object.
