@@ -22,6 +22,7 @@ from benchmark_scripts import BENCHMARKS, ROOT, measured, run
 
 import trio_wknet
 from trio_wknet._load.options import LoadOptions
+from trio_wknet._load.protocol import Protocol
 from trio_wknet._load.run import Latency, LoadErrors, LoadResult, run_load
 from trio_wknet._native.load.histogram import Histogram
 
@@ -51,6 +52,11 @@ bench = load_modules()
 SERVERS = list(bench.servers.SERVERS)
 SCENARIOS = {scenario.name: scenario for scenario in bench.scenarios.SCENARIOS}
 DOES_NOT_WAIT = ("-nowait", "-events", "-events-idle")
+FORMS: dict[str, tuple[Protocol, ...]] = {
+    "raw": ("raw",),
+    "length-prefixed": ("length-prefixed",),
+    "websocket": ("websocket", "websocket-text"),
+}
 TINY = bench.measure.Settings(rounds=1, duration=0.02, warmup=0.0, most_connections=20)
 
 
@@ -104,20 +110,22 @@ def test_every_server_echoes(name: str, running: dict[str, Any]) -> None:
     # More than the kernel's buffers take, so that servers send in parts; where sending does
     # not wait, all that can be on its way is within its bound.
     large = 20_000 if name.endswith(DOES_NOT_WAIT) else 3_000_000
-    for size, depth, count in ((64, 1, 30), (large, 2, 6)):
-        options = LoadOptions(
-            "127.0.0.1",
-            running[name].port,
-            connections=3,
-            size=size,
-            depth=depth,
-            count=count,
-            duration=60.0,
-            verify=True,
-        )
-        result = run_load(options)
-        assert (result.ended, result.answered) == ("count", count)
-        assert result.errors == LoadErrors()
+    for protocol in FORMS[bench.servers.protocol(name)]:
+        for size, depth, count in ((64, 1, 30), (large, 2, 6)):
+            options = LoadOptions(
+                "127.0.0.1",
+                running[name].port,
+                protocol=protocol,
+                connections=3,
+                size=size,
+                depth=depth,
+                count=count,
+                duration=60.0,
+                verify=True,
+            )
+            result = run_load(options)
+            assert (result.ended, result.answered) == ("count", count)
+            assert result.errors == LoadErrors()
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
@@ -126,7 +134,10 @@ def test_every_scenario_loads(name: str, running: dict[str, Any]) -> None:
     if scenario.of_trio is not None:
         scenario = attrs.evolve(scenario, rate=1000.0)
     before = os.sched_getaffinity(0)
-    one = bench.measure.measure(scenario, running[scenario.ours[0]], TINY)
+    server = next((name for name in scenario.servers if name in running), None)
+    if server is None:
+        pytest.skip(f"none of {', '.join(scenario.servers)} can run here")
+    one = bench.measure.measure(scenario, running[server], TINY)
     assert one.result.ok
     assert one.result.errors == LoadErrors()
     assert one.result.options.size == scenario.size
@@ -138,6 +149,9 @@ def test_a_scenario_wants_what_it_measures(scenario: Any) -> None:
     assert set(scenario.servers) <= set(SERVERS)
     assert all(set(wanted.ours) <= set(scenario.ours) for wanted in scenario.wanted)
     assert not {wanted.peer for wanted in scenario.wanted} & set(scenario.ours)
+    # A server of bytes echoes frames as well.
+    needed = {bench.servers.protocol(name) for name in scenario.servers} - {"raw"}
+    assert all(scenario.protocol.startswith(protocol) for protocol in needed)
 
 
 def test_names_of_scenarios_are_different() -> None:
@@ -198,6 +212,8 @@ def test_a_peer_that_is_not_installed_is_missing(monkeypatch: pytest.MonkeyPatch
     assert bench.servers.missing("gevent") == "gevent"
     assert bench.servers.missing("anyio-trio") == "anyio"
     assert bench.servers.missing("uvloop-streams") == "uvloop"
+    assert bench.servers.missing("picows-uvloop") == "uvloop and picows"
+    assert bench.servers.missing("trio-websocket") == "trio_websocket"
     assert bench.servers.missing("trio") is None
     assert bench.servers.missing("wknet-inloop") is None
 
@@ -297,6 +313,15 @@ def test_cpu_is_compared_in_rounds_that_could_tell() -> None:
     assert verdict.ratio == pytest.approx(3.0 / 5.5)
     assert (verdict.lowest, verdict.highest) == (1.0, 1.0)
     assert verdict.cpu_ratio == pytest.approx(5.5 / 3.0)
+
+
+def test_a_figure_may_be_wanted_instead_of_a_ratio_to_a_peer() -> None:
+    rounds = {"a": [round_of(n, cpu=1.0) for n in (900, 1100, 1200)]}
+    result = result_of(rounds, ("1,000 messages/s", 1.0, {"figure": 1000.0}), ours="a")
+    (verdict,) = result.verdicts()
+    assert (verdict.ratio, verdict.lowest, verdict.highest) == (1.1, 0.9, 1.2)
+    assert (verdict.peer, verdict.met, verdict.cpu_ratio) == ("1,000 messages/s", True, None)
+    assert result.scenario.servers == ("a",)
 
 
 def test_large_messages_count_as_bytes() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import attrs
 
-PACKAGES = ("trio", "uvloop", "anyio", "gevent")
+PACKAGES = ("trio", "uvloop", "anyio", "gevent", "trio-websocket", "websockets", "picows")
 
 
 @attrs.frozen

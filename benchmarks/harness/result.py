@@ -96,9 +96,9 @@ class Result:
 
     def _verdict(self, wanted: Wanted) -> Verdict | None:
         best = self.best(wanted.of, wanted.ours or self.scenario.ours)
-        if best is None or wanted.peer not in self.rounds:
+        if best is None or (wanted.figure is None and wanted.peer not in self.rounds):
             return None
-        sides = (self.values(best, wanted.of), self.values(wanted.peer, wanted.of))
+        sides = (self.values(best, wanted.of), self._peer_values(wanted))
         ratios = [_ratio(*pair) for pair in zip(*sides, strict=True)]
         known = [ratio for ratio in ratios if ratio is not None]
         ratio = _ratio(*map(_median, sides))
@@ -115,8 +115,16 @@ class Result:
             ratio=ratio,
             lowest=min(known),
             highest=max(known),
-            cpu_ratio=_ratio(self.median(wanted.peer, "cpu"), self.median(best, "cpu")),
+            cpu_ratio=None if wanted.figure else self._cpu_ratio(wanted.peer, best),
         )
+
+    def _peer_values(self, wanted: Wanted) -> list[float | None]:
+        if wanted.figure is None:
+            return self.values(wanted.peer, wanted.of)
+        return [wanted.figure] * len(next(iter(self.rounds.values())))
+
+    def _cpu_ratio(self, peer: str, ours: str) -> float | None:
+        return _ratio(self.median(peer, "cpu"), self.median(ours, "cpu"))
 
     def failures(self) -> list[str]:
         """Rounds in which not all went well, in words."""

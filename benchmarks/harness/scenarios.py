@@ -7,10 +7,15 @@ from typing import Literal
 import attrs
 
 from trio_wknet._load.options import LoadOptions
+from trio_wknet._load.protocol import Protocol
 
 ECHO = ("wknet-threaded", "wknet-inloop")
 ECHO_NOWAIT = ("wknet-threaded-nowait", "wknet-inloop-nowait")
 EVENTS = ("wknet-inloop-events", "wknet-threaded-events")
+FRAMES = ("wknet-threaded-frames", "wknet-inloop-frames")
+FRAMES_NOWAIT = ("wknet-threaded-frames-nowait", "wknet-inloop-frames-nowait")
+FRAMES_MANY = ("wknet-threaded-frames-many", "wknet-inloop-frames-many")
+WEBSOCKETS = ("picows-uvloop", "websockets-uvloop", "trio-websocket")
 PEERS = ("trio", "anyio-trio", "asyncio-streams", "uvloop-streams", "gevent", "c-epoll")
 BULK = 65536
 """Messages of this size or more count as bytes."""
@@ -27,7 +32,10 @@ class Wanted:
     """A ratio of ours to a peer's: of throughput at least, of what should be small at most."""
 
     peer: str
+    """A server, or what `figure` is, in words."""
     ratio: float
+    figure: float | None = attrs.field(default=None, kw_only=True)
+    """The figure that ours is compared with, where that is not a server's."""
     of: Quantity = attrs.field(default="throughput", kw_only=True)
     ours: tuple[str, ...] = attrs.field(default=(), kw_only=True)
     """Which servers of ours may reach it; none: any of the scenario's."""
@@ -47,6 +55,7 @@ class Scenario:
     wanted: tuple[Wanted, ...] = ()
     others: tuple[str, ...] = ()
     """Servers that are measured beside, with nothing wanted."""
+    protocol: Protocol = "raw"
     connections: int = 100
     size: int = 64
     depth: int = 1
@@ -65,7 +74,8 @@ class Scenario:
     @property
     def servers(self) -> tuple[str, ...]:
         """All that are measured, each once."""
-        return tuple(dict.fromkeys((*self.ours, *(w.peer for w in self.wanted), *self.others)))
+        peers = (wanted.peer for wanted in self.wanted if wanted.figure is None)
+        return tuple(dict.fromkeys((*self.ours, *peers, *self.others)))
 
     @property
     def unit(self) -> Unit:
@@ -102,6 +112,7 @@ class Scenario:
         return LoadOptions(
             "127.0.0.1",
             port,
+            protocol=self.protocol,
             connections=self.connections,
             size=self.size,
             depth=None if self.rate else self.depth,
@@ -148,8 +159,86 @@ BY_CONNECTIONS = (
     by_connections(15_000),
 )
 
+MESSAGES = (
+    Scenario(
+        name="frames",
+        what="frames, one received and sent at a time",
+        ours=FRAMES,
+        wanted=(Wanted("trio-frames", 2.2), Wanted("uvloop-frames-readexactly", 1.05)),
+        others=("uvloop-frames-protocol",),
+        protocol="length-prefixed",
+    ),
+    Scenario(
+        name="frames-16",
+        what="frames, one received and sent at a time",
+        ours=FRAMES,
+        wanted=(Wanted("uvloop-frames-readexactly", 2.5),),
+        others=("trio-frames", *FRAMES_NOWAIT),
+        protocol="length-prefixed",
+        depth=16,
+    ),
+    Scenario(
+        name="frames-16-many",
+        what="frames, all that have come received and sent at a time",
+        ours=FRAMES_MANY,
+        wanted=(Wanted("uvloop-frames-writelines", 1.4),),
+        others=("trio-frames", "uvloop-frames-protocol"),
+        protocol="length-prefixed",
+        depth=16,
+    ),
+    Scenario(
+        name="frames-free",
+        what="frames, all that have come received and sent at a time",
+        ours=FRAMES_MANY,
+        wanted=(Wanted("1,000,000 messages/s", 1.0, figure=1e6),),
+        others=("trio-frames", "uvloop-frames-writelines"),
+        protocol="length-prefixed",
+        depth=256,
+        pinned=False,
+    ),
+    Scenario(
+        name="frames-1m",
+        what="frames, beside the same bytes echoed without looking for frames",
+        ours=FRAMES,
+        wanted=(
+            Wanted("wknet-threaded", 0.9, ours=("wknet-threaded-frames",)),
+            Wanted("wknet-inloop", 0.9, ours=("wknet-inloop-frames",)),
+        ),
+        others=("trio-frames", "uvloop-frames-readexactly"),
+        protocol="length-prefixed",
+        connections=4,
+        size=MIB,
+    ),
+)
+
+
+def websocket(
+    name: str, *, size: int = 64, depth: int = 1, text: bool = False, others: tuple[str, ...]
+) -> Scenario:
+    """WebSocket's echo by the peers; this library has no server for it."""
+    return Scenario(
+        name=f"websocket-{name}",
+        what=f"WebSocket echo of {'text' if text else 'binary'} messages",
+        ours=(),
+        others=others,
+        protocol="websocket-text" if text else "websocket",
+        size=size,
+        depth=depth,
+    )
+
+
+WEBSOCKET = (
+    websocket("1", others=WEBSOCKETS),
+    websocket("16", depth=16, others=WEBSOCKETS),
+    websocket("64k", size=64 * KIB, others=WEBSOCKETS),
+    websocket("binary-1k", size=KIB, others=WEBSOCKETS),
+    websocket("text-1k", size=KIB, text=True, others=WEBSOCKETS),
+)
+
 SCENARIOS = (
     *BY_CONNECTIONS,
+    *MESSAGES,
+    *WEBSOCKET,
     Scenario(
         name="echo-free",
         what="stream echo",

@@ -2,46 +2,43 @@
 
 Every server listens on a loopback port, says which one, and echoes until the client
 closes. It answers questions (`worker.py`), all but the one in C, and ends when its standard
-input does. Each receives and sends in its library's own plain way, up to 64 KiB at a time,
-and leaves the socket's options as the library sets them: TCP_NODELAY is on in all of them
-but gevent's.
+input does. Those in this module echo bytes, those of `frame_servers.py` and
+`websocket_servers.py` messages. Each receives and sends in its library's own plain way, up
+to 64 KiB at a time, and leaves the socket's options as the library sets them: TCP_NODELAY
+is on in all of them but gevent's.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import importlib.util
 import os
 import resource
-import sys
-import threading
-import time
-from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from harness.answers import answer_all, say
+from harness import frame_servers, websocket_servers
+from harness.answers import say
 from harness.compiled import compiled, compiler
+from harness.serving import (
+    BACKLOG,
+    HOST,
+    Serve,
+    answer_until_stdin_ends,
+    asyncio_protocol,
+    asyncio_streams,
+    note,
+    serve_handler,
+    trio_streams,
+    wknet,
+)
 
-HOST = "127.0.0.1"
+if TYPE_CHECKING:  # a peer's server imports nothing of this library
+    from trio_wknet._load.protocol import Protocol
+
 RECEIVE = 65536
-BACKLOG = 65535
 IDLE = 300.0  # seconds without bytes that a connection may have, where that is bounded
-
-Serve = Callable[[argparse.Namespace], None]
-
-
-def collect() -> float:
-    """How many seconds a full garbage collection takes."""
-    began = time.perf_counter()
-    gc.collect()
-    return time.perf_counter() - began
-
-
-def answer_until_stdin_ends() -> None:
-    answer_all(sys.stdin, {"collect": collect})
 
 
 # --- Trio and this library: the same handlers on both transports ---------------
@@ -78,67 +75,12 @@ async def echo_nowait(stream: Any) -> None:
         pass
 
 
-async def trio_until_stdin_ends(serve: Callable[[], Awaitable[object]]) -> None:
-    import trio
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(serve)
-        await trio.to_thread.run_sync(answer_until_stdin_ends)
-        nursery.cancel_scope.cancel()
-
-
-def trio_streams(handler: Callable[[Any], Awaitable[None]]) -> Serve:
-    def run(options: argparse.Namespace) -> None:
-        import trio
-
-        async def main() -> None:
-            listeners = await trio.open_tcp_listeners(options.port, host=HOST)
-            say(listeners[0].socket.getsockname()[1])
-            await trio_until_stdin_ends(partial(trio.serve_listeners, handler, listeners))
-
-        trio.run(main)
-
-    return run
-
-
 def echo_event(conn: Any) -> None:
     conn.send_nowait(conn.receive_nowait())
 
 
-async def serve_handler(handler: Callable[[Any], Awaitable[None]], listener: Any) -> None:
-    await listener.serve(handler)
-
-
-def note(conn: Any, exc: Exception) -> None:
-    import trio
-
-    if not isinstance(exc, trio.BrokenResourceError):  # the load generator just leaves
-        print(f"{conn!r} is closed because of {exc!r}", file=sys.stderr)
-
-
 async def serve_events(listener: Any) -> None:
     await listener.serve_events(echo_event, on_error=note)
-
-
-def wknet(reactors: int, serve: Callable[[Any], Awaitable[None]], idle: bool = False) -> Serve:
-    def run(options: argparse.Namespace) -> None:
-        import trio
-
-        from trio_wknet import open_wknet_listener
-
-        async def main() -> None:
-            async with open_wknet_listener(
-                f"tcp://{HOST}:{options.port}",
-                reactors=reactors,
-                reuse_port=options.port != 0,
-                idle_timeout=options.idle_timeout if idle else None,
-            ) as listener:
-                say(listener.address[1])
-                await trio_until_stdin_ends(partial(serve, listener))
-
-        trio.run(main)
-
-    return run
 
 
 # --- asyncio and uvloop -----------------------------------------------------------
@@ -154,64 +96,17 @@ async def asyncio_echo(reader: Any, writer: Any) -> None:
     writer.close()
 
 
-def asyncio_streams(use_uvloop: bool) -> Serve:
-    def run(options: argparse.Namespace) -> None:
-        import asyncio
-
-        async def main() -> None:
-            server = await asyncio.start_server(asyncio_echo, HOST, options.port, backlog=BACKLOG)
-            await serve_asyncio(server)
-
-        run_asyncio(main, use_uvloop)
-
-    return run
-
-
-def asyncio_protocol(use_uvloop: bool) -> Serve:
-    def run(options: argparse.Namespace) -> None:
-        import asyncio
-
-        class Echo(asyncio.Protocol):
-            def connection_made(self, transport: Any) -> None:
-                self.transport = transport
-
-            def data_received(self, data: bytes) -> None:
-                self.transport.write(data)
-
-        async def main() -> None:
-            loop = asyncio.get_running_loop()
-            server = await loop.create_server(Echo, HOST, options.port, backlog=BACKLOG)
-            await serve_asyncio(server)
-
-        run_asyncio(main, use_uvloop)
-
-    return run
-
-
-async def serve_asyncio(server: Any) -> None:
+def echo_protocol() -> Any:
     import asyncio
 
-    say(server.sockets[0].getsockname()[1])
-    loop = asyncio.get_running_loop()
-    ended = asyncio.Event()
+    class Echo(asyncio.Protocol):
+        def connection_made(self, transport: Any) -> None:
+            self.transport = transport
 
-    def watch() -> None:
-        answer_until_stdin_ends()
-        loop.call_soon_threadsafe(ended.set)
+        def data_received(self, data: bytes) -> None:
+            self.transport.write(data)
 
-    threading.Thread(target=watch, daemon=True).start()
-    await ended.wait()
-
-
-def run_asyncio(main: Callable[[], Awaitable[None]], use_uvloop: bool) -> None:
-    import asyncio
-
-    if use_uvloop:
-        import uvloop
-
-        uvloop.run(main())  # type: ignore[arg-type]
-    else:
-        asyncio.run(main())  # type: ignore[arg-type]
+    return Echo
 
 
 # --- anyio --------------------------------------------------------------------------
@@ -293,24 +188,43 @@ SERVERS: dict[str, Serve] = {
     "wknet-inloop-events": wknet(0, serve_events),
     "wknet-threaded-events-idle": wknet(1, serve_events, idle=True),
     "wknet-inloop-events-idle": wknet(0, serve_events, idle=True),
-    "asyncio-streams": asyncio_streams(False),
-    "uvloop-streams": asyncio_streams(True),
-    "asyncio-protocol": asyncio_protocol(False),
-    "uvloop-protocol": asyncio_protocol(True),
+    "asyncio-streams": asyncio_streams(asyncio_echo, False),
+    "uvloop-streams": asyncio_streams(asyncio_echo, True),
+    "asyncio-protocol": asyncio_protocol(echo_protocol, False),
+    "uvloop-protocol": asyncio_protocol(echo_protocol, True),
     "anyio-trio": anyio_streams("trio"),
     "anyio-asyncio": anyio_streams("asyncio"),
     "gevent": gevent_server,
     "c-epoll": plain_c,
+    **frame_servers.SERVERS,
+    **websocket_servers.SERVERS,
 }
+
+PACKAGES = {
+    "anyio": "anyio",
+    "gevent": "gevent",
+    "uvloop": "uvloop",
+    "websockets": "websockets",
+    "picows": "picows",
+    "trio-websocket": "trio_websocket",
+}
+"""What names of servers contain, and the package that these need."""
+
+
+def protocol(server: str) -> Protocol:
+    """What messages it needs."""
+    if server in frame_servers.SERVERS:
+        return "length-prefixed"
+    return "websocket" if server in websocket_servers.SERVERS else "raw"
 
 
 def missing(server: str) -> str | None:
-    """What a server needs and this machine has not, if there is something."""
-    package = server.partition("-")[0]
-    if package == "c":
+    """What a server needs that this machine does not have, if there is anything."""
+    if server == "c-epoll":
         return None if compiler() else "a C compiler"
-    needed = package in ("anyio", "gevent", "uvloop")
-    return package if needed and importlib.util.find_spec(package) is None else None
+    needed = (package for part, package in PACKAGES.items() if part in server)
+    lacking = [package for package in needed if importlib.util.find_spec(package) is None]
+    return " and ".join(lacking) or None
 
 
 def parse() -> argparse.Namespace:
