@@ -96,6 +96,12 @@ class LengthPrefixed:
                                          strip=3``
     ===================================  =============================  ================
 
+    A frame is sent as it is delivered, so what is stripped must follow from it: all framings
+    can send that strip nothing, and without ``offset`` those that strip bytes of the length
+    field only. The length is written for the caller where it is stripped; a frame that begins
+    with its header must tell its own length. With any other framing, sending raises
+    `ValueError`.
+
     Raises:
       TypeError, ValueError: for a value of the wrong type or out of range; the message
           names it.

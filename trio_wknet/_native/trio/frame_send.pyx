@@ -6,6 +6,8 @@ that was begun is left to the reactor, ahead of all that is queued.
 """
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SIZE
+from cpython.list cimport PyList_CheckExact, PyList_GET_SIZE
+from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy
@@ -18,43 +20,66 @@ from .operation cimport DONE
 from .send cimport Sending
 from .send_vector cimport SendSpans, as_tuple
 
+cdef extern from "Python.h":
+    PyObject **list_items "PySequence_Fast_ITEMS"(object items)
+
 cdef extern from "<string.h>" nogil:
     void *memmem(const void *data, size_t n, const void *needle, size_t length)
 
 cdef enum:
     COPY_UP_TO = 2048       # bytes of a payload
+    SMALL_SEND = 8192       # bytes on the wire, of what is written on the stack
 
 
 # --- encoding ----------------------------------------------------------------------------
 
 
-cdef int _check(const FramingSpec *spec, str name, const char *data, size_t n) except -1:
-    """Refuse what the peer would not have delivered as it is."""
+cdef str _objection(const FramingSpec *spec, const char *data, size_t n):
+    """Why a frame would not be delivered to the peer as it is; None if it would."""
     if spec.kind == FIXED_LENGTH:
         if n != spec.max_frame:
-            raise ValueError(f"{name} is {n} bytes, and every frame has {spec.max_frame}")
-        return 0
+            return f"is {n} bytes, and every frame has {spec.max_frame}"
+        return None
     if n > spec.max_frame:
-        raise ValueError(f"{name} is {n} bytes, more than max_frame ({spec.max_frame})")
+        return f"is {n} bytes, more than max_frame ({spec.max_frame})"
     if spec.kind == LENGTH_PREFIXED:
-        return _check_length(spec, name, n)
+        return _objection_to_length(spec, <const unsigned char *>data, n)
     if spec.kind == DELIMITED:
-        return _check_delimiter(spec, name, data, n)
-    return 0
+        return _objection_to_delimiter(spec, data, n)
+    return None
 
 
-cdef int _check_length(const FramingSpec *spec, str name, size_t n) except -1:
-    cdef int64_t length = <int64_t>n - spec.adjustment
-    if spec.offset or spec.strip != spec.size:
-        raise ValueError("a frame can be sent only where its length is all that is stripped")
+cdef inline int64_t _length_of(const FramingSpec *spec, size_t n) noexcept nogil:
+    """What the length field of a frame of `n` delivered bytes says."""
+    return <int64_t>n + spec.strip - spec.offset - spec.size - spec.adjustment
+
+
+cdef inline unsigned char _length_byte(const FramingSpec *spec, int64_t length,
+                                       uint32_t i) noexcept nogil:
+    cdef uint32_t place = i if spec.little_endian else spec.size - 1 - i
+    return <unsigned char>(<uint64_t>length >> (8 * place))
+
+
+cdef str _objection_to_length(const FramingSpec *spec, const unsigned char *data, size_t n):
+    """What is stripped must follow from the frame: it may be bytes of the length field, and
+    nothing else. The other bytes of the header are the frame's own."""
+    cdef uint32_t header = spec.offset + spec.size
+    cdef uint32_t first = min(spec.strip, <uint32_t>spec.size)
+    cdef int64_t length = _length_of(spec, n)
+    cdef uint32_t i
+    if spec.strip > (0 if spec.offset else spec.size):
+        return "cannot be sent: its framing strips bytes that no frame tells"
+    if n + spec.strip < header:
+        return f"is {n} bytes, and its header alone has {header - spec.strip}"
     if length < 0 or (spec.size < 8 and length >> (8 * spec.size)):
-        raise ValueError(
-            f"{name} is {n} bytes: its length, {length}, does not fit the field of {spec.size}"
-        )
-    return 0
+        return f"is {n} bytes: its length, {length}, does not fit the field of {spec.size}"
+    for i in range(first, spec.size):
+        if data[spec.offset + i - spec.strip] != _length_byte(spec, length, i):
+            return f"is {n} bytes, so its length field must say {length}, and does not"
+    return None
 
 
-cdef int _check_delimiter(const FramingSpec *spec, str name, const char *data, size_t n) except -1:
+cdef str _objection_to_delimiter(const FramingSpec *spec, const char *data, size_t n):
     """The first delimiter on the wire must be the one at the frame's end: one that begins in
     the frame, and ends in the delimiter behind it, would end it too early, too."""
     cdef size_t length = spec.delimiter_length
@@ -62,28 +87,26 @@ cdef int _check_delimiter(const FramingSpec *spec, str name, const char *data, s
     cdef const char *found = <const char *>memmem(data, n, spec.delimiter, length)
     if spec.keep:
         if n < length or found != data + n - length:
-            raise ValueError(f"{name} must end with the delimiter, and hold no other one")
-        return 0
+            return "must end with the delimiter, and hold no other one"
+        return None
     if found != NULL:
-        raise ValueError(f"{name} holds the delimiter")
+        return "holds the delimiter"
     for i in range(n - min(n, length - 1), n):
         part = n - i
         if (memcmp(data + i, spec.delimiter, part) == 0
                 and memcmp(spec.delimiter, spec.delimiter + part, length - part) == 0):
-            raise ValueError(f"{name} ends in what, with the delimiter, is one too early")
-    return 0
+            return "ends in what, with the delimiter, is one too early"
+    return None
 
 
 cdef unsigned char *_put_header(const FramingSpec *spec, unsigned char *out, size_t n) noexcept:
-    """Write what goes before a payload; where it ends."""
+    """Write what goes before the delivered bytes; where it ends."""
     cdef uint64_t length = n
-    cdef int i
+    cdef uint32_t i
     if spec.kind == LENGTH_PREFIXED:
-        length = <uint64_t>(<int64_t>n - spec.adjustment)
-        for i in range(spec.size):
-            out[i if spec.little_endian else spec.size - 1 - i] = <unsigned char>length
-            length >>= 8
-        return out + spec.size
+        for i in range(spec.strip):
+            out[i] = _length_byte(spec, _length_of(spec, n), i)
+        return out + spec.strip
     if spec.kind == VARINT_PREFIXED:
         while length > 0x7F:
             out[0] = <unsigned char>(length & 0x7F | 0x80)
@@ -107,8 +130,8 @@ cdef class SendFrames(SendSpans):
     cdef tuple frames           # kept while their bytes are used
     cdef bint single
     cdef unsigned char *scratch
-    cdef size_t *ends           # on the wire, of each frame
-    cdef size_t total
+    cdef size_t *ends           # of each frame: on the wire, and behind all of these, of
+    cdef size_t total           # what is delivered
 
     cdef str name_of(self, Py_ssize_t which):
         return "value" if self.single else f"frames[{which}]"
@@ -121,14 +144,14 @@ cdef class SendFrames(SendSpans):
         """Check all frames, then write what is not sent from where it is."""
         cdef const FramingSpec *spec = &self.channel.compiled.spec
         cdef Py_ssize_t count, i
-        cdef size_t room = 1, n
+        cdef size_t room = 1, delivered = 0, n
         cdef iovec *payloads
         cdef unsigned char *out
         cdef unsigned char *run
         self.frames = (self.argument,) if self.single else _tuple_of(self.argument)
         count = len(self.frames)
         self.reserve(2 * count + 1)
-        self.ends = <size_t *>malloc((count + 1) * sizeof(size_t))
+        self.ends = <size_t *>malloc((2 * count + 1) * sizeof(size_t))
         payloads = <iovec *>malloc((count + 1) * sizeof(iovec))
         try:
             if self.ends == NULL or payloads == NULL:
@@ -136,7 +159,11 @@ cdef class SendFrames(SendSpans):
             for i in range(count):
                 self.look_at(self.frames[i], i, &payloads[i])
                 n = payloads[i].iov_len
-                _check(spec, self.name_of(i), <const char *>payloads[i].iov_base, n)
+                why = _objection(spec, <const char *>payloads[i].iov_base, n)
+                if why is not None:
+                    raise ValueError(f"{self.name_of(i)} {why}")
+                delivered += n
+                self.ends[count + i] = delivered
                 room += MAX_VARINT + spec.delimiter_length + (n if n <= copy_up_to else 0)
             self.scratch = <unsigned char *>malloc(room)
             if self.scratch == NULL:
@@ -173,8 +200,12 @@ cdef class SendFrames(SendSpans):
     cdef bint attempt(self) except -1:
         if not SendSpans.attempt(self):
             return False
-        self.channel.count_sent(len(self.frames), self.total)
+        self.count_first(len(self.frames))
         return True
+
+    cdef void count_first(self, Py_ssize_t n) noexcept:
+        """The first `n` frames are accepted for sending."""
+        self.channel.count_sent(n, self.ends[len(self.frames) + n - 1] if n else 0)
 
     cdef bint tears(self) noexcept:
         self.leave_begun()
@@ -191,7 +222,7 @@ cdef class SendFrames(SendSpans):
         while self.ends[i] < sent:
             i += 1
         rest = self.ends[i] - sent
-        self.channel.count_sent(i + 1, sent + rest)
+        self.count_first(i + 1)
         self.left = 0
         if rest == 0:
             return
@@ -234,19 +265,57 @@ cdef class FrameSend(Frames):
         self.scan.counters.send_batches += 1
 
     cdef int send_now(self, frames, bint single) except -1:
-        cdef SendFrames operation = self.sending(frames, single)
-        operation.state = DONE      # nobody awaits it
+        cdef SendFrames operation
         self.conn.ensure_usable()
         self.ensure_linked()
         if self.conn.sender is not None:
             (<Sending>self.conn.sender).make_way()
         self.conn.may_send()
+        if self.send_bytes(frames, single):
+            return 0
+        operation = self.sending(frames, single)
+        operation.state = DONE      # nobody awaits it
         operation.encode(<size_t>-1)
         if operation.left:
             self.conn._send_or_queue(<const char *>operation.scratch, operation.left)
         operation.let_go_of_data()
-        self.count_sent(len(operation.frames), operation.left)
+        operation.count_first(len(operation.frames))
         return 0
+
+    cdef bint send_bytes(self, frames, bint single) except -1:
+        """`send_now` where all is bytes, and small: without an object. False if it is not, or
+        cannot be sent. Nothing here runs Python code, so a list stays as it is."""
+        cdef const FramingSpec *spec = &self.compiled.spec
+        cdef unsigned char wire[SMALL_SEND]
+        cdef unsigned char *out = wire
+        cdef PyObject *alone = <PyObject *>frames
+        cdef PyObject **items = &alone
+        cdef Py_ssize_t count = 1, i
+        cdef size_t n, delivered = 0, room = 0
+        if not single:
+            if not PyList_CheckExact(frames):
+                return False
+            items = list_items(frames)
+            count = PyList_GET_SIZE(frames)
+        for i in range(count):
+            if not PyBytes_CheckExact(<object>items[i]):
+                return False
+            n = PyBytes_GET_SIZE(<object>items[i])
+            room += n + MAX_VARINT + spec.delimiter_length
+            if room > SMALL_SEND or _objection(
+                spec, PyBytes_AS_STRING(<object>items[i]), n
+            ) is not None:
+                return False
+        for i in range(count):
+            n = PyBytes_GET_SIZE(<object>items[i])
+            out = _put_header(spec, out, n)
+            memcpy(out, PyBytes_AS_STRING(<object>items[i]), n)
+            out = _put_delimiter(spec, out + n)
+            delivered += n
+        if out != wire:
+            self.conn._send_or_queue(<const char *>wire, out - wire)
+        self.count_sent(count, delivered)
+        return True
 
     def send(self, value):
         """Send a frame, and return once the kernel owns every byte. A checkpoint.
@@ -261,7 +330,9 @@ cdef class FrameSend(Frames):
         Raises:
           ValueError: the peer could not have it delivered: it is longer than ``max_frame``,
               or than the length field can tell, or contains the delimiter, or is not of the
-              one length that frames have. Nothing was sent.
+              one length that frames have; or it holds its length field (`LengthPrefixed` with
+              ``strip=0``), which says another length; or its framing strips more than the
+              length. Nothing was sent.
           trio.ClosedResourceError: closed here, before or meanwhile.
           trio.BrokenResourceError: the connection broke. Its cause is the `OSError`.
           trio.BusyResourceError: another task is sending.
