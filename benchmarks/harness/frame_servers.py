@@ -15,6 +15,7 @@ from harness.serving import (
     Serve,
     asyncio_protocol,
     asyncio_streams,
+    note,
     serve_handler,
     trio_streams,
     wknet,
@@ -99,10 +100,14 @@ def frames_protocol(lines: bool) -> Any:
 # --- this library -----------------------------------------------------------------------
 
 
-def framed(conn: Any) -> Any:
+def framing() -> Any:
     from trio_wknet import LengthPrefixed
 
-    return conn.framed(LengthPrefixed(4, max_frame=MAX_FRAME))
+    return LengthPrefixed(4, max_frame=MAX_FRAME)
+
+
+def framed(conn: Any) -> Any:
+    return conn.framed(framing())
 
 
 async def frames(conn: Any) -> None:
@@ -132,7 +137,20 @@ async def frames_many(conn: Any) -> None:
         pass
 
 
-HANDLERS = {"frames": frames, "frames-nowait": frames_nowait, "frames-many": frames_many}
+def frames_event(channel: Any, frames: list[bytes]) -> None:
+    channel.send_many_nowait(frames)
+
+
+async def serve_frames(listener: Any) -> None:
+    await listener.serve_frames(framing(), frames_event, on_error=note)
+
+
+FORMS = {
+    "frames": partial(serve_handler, frames),
+    "frames-nowait": partial(serve_handler, frames_nowait),
+    "frames-many": partial(serve_handler, frames_many),
+    "frames-events": serve_frames,
+}
 
 SERVERS: dict[str, Serve] = {
     "trio-frames": trio_streams(trio_frames),
@@ -140,8 +158,8 @@ SERVERS: dict[str, Serve] = {
     "uvloop-frames-protocol": asyncio_protocol(partial(frames_protocol, False), True),
     "uvloop-frames-writelines": asyncio_protocol(partial(frames_protocol, True), True),
     **{
-        f"wknet-{where}-{name}": wknet(reactors, partial(serve_handler, handler))
+        f"wknet-{where}-{name}": wknet(reactors, serve)
         for where, reactors in (("threaded", 1), ("inloop", 0))
-        for name, handler in HANDLERS.items()
+        for name, serve in FORMS.items()
     },
 }

@@ -15,6 +15,7 @@ EVENTS = ("wknet-inloop-events", "wknet-threaded-events")
 FRAMES = ("wknet-threaded-frames", "wknet-inloop-frames")
 FRAMES_NOWAIT = ("wknet-threaded-frames-nowait", "wknet-inloop-frames-nowait")
 FRAMES_MANY = ("wknet-threaded-frames-many", "wknet-inloop-frames-many")
+FRAMES_EVENTS = ("wknet-inloop-frames-events", "wknet-threaded-frames-events")
 WEBSOCKETS = ("picows-uvloop", "websockets-uvloop", "trio-websocket")
 PEERS = ("trio", "anyio-trio", "asyncio-streams", "uvloop-streams", "gevent", "c-epoll")
 BULK = 65536
@@ -183,6 +184,23 @@ MESSAGES = (
         ours=FRAMES_MANY,
         wanted=(Wanted("uvloop-frames-writelines", 1.4),),
         others=("trio-frames", "uvloop-frames-protocol"),
+        protocol="length-prefixed",
+        depth=16,
+    ),
+    Scenario(
+        name="frames-events",
+        what="frames by callbacks",
+        ours=FRAMES_EVENTS,
+        wanted=(Wanted("uvloop-frames-protocol", 1.0, ours=("wknet-inloop-frames-events",)),),
+        others=("trio-frames", "uvloop-frames-writelines"),
+        protocol="length-prefixed",
+    ),
+    Scenario(
+        name="frames-events-16",
+        what="frames by callbacks",
+        ours=FRAMES_EVENTS,
+        wanted=(Wanted("uvloop-frames-protocol", 1.6),),
+        others=("trio-frames", "uvloop-frames-writelines"),
         protocol="length-prefixed",
         depth=16,
     ),
