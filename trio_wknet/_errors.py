@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+import trio
+
 
 class IncompleteRead(Exception):
     """The peer finished sending before `Conn.receive_exactly`, `Conn.receive_until` or a
@@ -92,3 +96,67 @@ class MalformedFrame(Exception):
 
     def __reduce__(self) -> tuple[type[MalformedFrame], tuple[int | None]]:
         return type(self), (self.announced,)
+
+
+class ConnectionClosed(Exception):
+    """A WebSocket's connection is over.
+
+    It is also what `trio.abc.Channel` raises in that case, so that software for any channel
+    finds what it expects: a `trio.ClosedResourceError` if this program has closed it; else a
+    `trio.EndOfChannel` where a receive finds that the peer has closed it normally, with code
+    1000 or 1001 or without one; else a `trio.BrokenResourceError`. Its cause is the `OSError`,
+    if the connection broke.
+
+    Attributes:
+      code: that of the first close frame; 1005 if that has none; 1006 if there was none.
+      reason: the text of that frame; may be empty.
+      by: whose frame it was: ``"peer"``, or ``"local"`` if it was ours, as it is if the peer
+          has broken the protocol; ``"network"`` if the connection ended without one.
+    """
+
+    def __init__(self, code: int, reason: str, by: Literal["peer", "local", "network"]) -> None:
+        said = f"{code} ({reason})" if reason else str(code)
+        if by == "network":
+            text = "the connection ended without a close frame"
+        else:
+            text = f"the connection was closed {'here' if by == 'local' else 'by the peer'}: {said}"
+        super().__init__(text)
+        self.code = code
+        self.reason = reason
+        self.by = by
+
+    def __reduce__(
+        self,
+    ) -> tuple[type[ConnectionClosed], tuple[int, str, Literal["peer", "local", "network"]]]:
+        return type(self), (self.code, self.reason, self.by)
+
+
+class ConnectionClosedHere(ConnectionClosed, trio.ClosedResourceError):
+    pass
+
+
+class ConnectionClosedNormally(ConnectionClosed, trio.EndOfChannel):
+    pass
+
+
+class ConnectionBroken(ConnectionClosed, trio.BrokenResourceError):
+    pass
+
+
+def connection_closed(
+    code: int,
+    reason: str,
+    by: Literal["peer", "local", "network"],
+    here: bool,
+    sending: bool,
+    cause: BaseException | None,
+) -> ConnectionClosed:
+    """The exception for that: `here` if this program has closed the connection."""
+    kind: type[ConnectionClosed] = ConnectionBroken
+    if here:
+        kind = ConnectionClosedHere
+    elif not sending and by == "peer" and code in (1000, 1001, 1005):
+        kind = ConnectionClosedNormally
+    closed = kind(code, reason, by)
+    closed.__cause__ = cause
+    return closed

@@ -88,6 +88,29 @@ class ReactorStatistics:
 
 
 @attrs.frozen(kw_only=True)
+class WebSocketStatistics:
+    """A WebSocket's counters. Bytes are those of messages, without what frames and masks add;
+    of what was sent, with it."""
+
+    messages_received: int
+    """Messages that were taken."""
+    bytes_received: int
+    """Their bytes."""
+    batches_received: int
+    """Calls that returned messages."""
+    messages_sent: int
+    """Messages that were sent, or queued."""
+    bytes_sent: int
+    """Their bytes, with what frames them."""
+    batches_sent: int
+    """Calls that sent messages."""
+    messages_waiting: int
+    """Whole messages that have come and were not taken."""
+    pings_answered: int
+    """Pings of the peer's that the reactor has answered."""
+
+
+@attrs.frozen(kw_only=True)
 class EngineStatistics:
     """An engine's counters."""
 

@@ -172,6 +172,10 @@ cdef extern from *:
     int setsockopt(int fd, int level, int name, const void *value, socklen_t len) nogil
 
 
+cdef extern from "<sys/random.h>" nogil:
+    ssize_t getrandom(void *buffer, size_t n, unsigned int flags)
+
+
 cdef extern from "<poll.h>" nogil:
     struct pollfd:
         int fd

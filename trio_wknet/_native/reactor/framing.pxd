@@ -35,6 +35,7 @@ cdef enum FramingKind:
     DELIMITED = 2
     FIXED_LENGTH = 3
     VARINT_PREFIXED = 4
+    MESSAGES = 5                    # not scanned: the ring holds a WebSocket's messages
 
 # A framing, as _framing.py has checked it.
 cdef struct FramingSpec:
@@ -85,6 +86,8 @@ cdef struct FrameScan:
     void *partial                   # bytes, a reference: what was moved and is delivered
     void *head                      # and what was moved and is not; or NULL
     FrameCounters counters
+    # of MESSAGES (websocket.pxd), lock: what the reactor is to send by itself
+    uint8_t answer_due
 
 
 cdef inline uint32_t frame_payload(FrameScan *scan) noexcept nogil:

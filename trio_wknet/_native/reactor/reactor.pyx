@@ -15,6 +15,7 @@ from ..base.linux cimport (
     epoll_wait, itimerspec, monotonic_ns, timerfd_settime,
 )
 from .accept cimport close_port, on_acceptable, rearm, retry, watch
+from .answer cimport answer
 from .closing cimport (
     close_gracefully, close_now, forget, leave_listener, on_closing_event, on_closing_timeout,
     reset,
@@ -24,8 +25,8 @@ from .idle cimport idle_due
 from .lists cimport list_empty, list_remove
 from .mailbox cimport Notification, batch_send, notification_take, mailbox_take, mailbox_waiting
 from .slot cimport (
-    ABORT, ADD, CLOSE, DETACH, DROP, FLUSH, FLUSHING, FORGOTTEN, IDLE, LINGERING, LISTENER, NEW,
-    OPEN, PORT, RESUME, WATCH, Link, Slot, slot_of_command, slot_of_ready,
+    ABORT, ADD, ANSWER, CLOSE, DETACH, DROP, FLUSH, FLUSHING, FORGOTTEN, IDLE, LINGERING,
+    LISTENER, NEW, OPEN, PORT, RESUME, WATCH, Link, Slot, slot_of_command, slot_of_ready,
 )
 from .slot_map cimport slot_map_at, slot_map_get, slot_map_return
 from .timeouts cimport timeout_set
@@ -180,6 +181,8 @@ cdef void command(Reactor *reactor, Slot *slot, uint32_t bits) noexcept nogil:
             resume_reading(reactor, slot)
     if bits & FLUSH and slot.state == OPEN:
         flush(reactor, slot)
+    if bits & ANSWER and slot.state == OPEN:
+        answer(reactor, slot)
     if bits & WATCH and slot.state == OPEN:
         timeout_set(reactor, slot)
     if bits & DETACH:

@@ -38,6 +38,10 @@ cdef bint ring_write_spans(
 cdef bint ring_prepend(
     Ring *ring, Pool *pool, const iovec *spans, int count, uint32_t n
 ) noexcept nogil
+cdef bint ring_reserve(Ring *ring, Pool *pool, uint32_t n, uint32_t more) noexcept nogil
+cdef int ring_free_spans(Ring *ring, iovec *spans, uint32_t n) noexcept nogil
+cdef void ring_patch(Ring *ring, uint32_t offset, const void *data, uint32_t n) noexcept nogil
+cdef void ring_retract(Ring *ring, Pool *pool, uint32_t n) noexcept nogil
 cdef void ring_expect(Ring *ring, Pool *pool, uint32_t n, uint32_t size) noexcept nogil
 cdef Block *ring_pin_large(Ring *ring) noexcept nogil
 cdef void ring_adopt(Ring *ring, Block *block, uint32_t n) noexcept nogil

@@ -95,6 +95,42 @@ cdef bint ring_prepend(
     return True
 
 
+cdef bint ring_reserve(Ring *ring, Pool *pool, uint32_t n, uint32_t more) noexcept nogil:
+    """See to it that `n` more bytes fit, 1 or more; if that takes another block, one with room
+    for `more`, which are expected behind them. False without memory."""
+    cdef uint32_t used = ring_len(ring)
+    if ring.block != NULL and ring.block.capacity - used >= n:
+        return True
+    return _move(ring, pool, used + n + more) or (more > 0 and _move(ring, pool, used + n))
+
+
+cdef int ring_free_spans(Ring *ring, iovec *spans, uint32_t n) noexcept nogil:
+    """Where the next `n` bytes (1 or more) will stand, for which there is room: up to two
+    spans. Who has written them adds `n` to `tail`."""
+    cdef uint32_t at = ring.tail & _mask(ring)
+    cdef uint32_t first = _min(n, ring.block.capacity - at)
+    spans[0].iov_base = block_data(ring.block) + at
+    spans[0].iov_len = first
+    if first == n:
+        return 1
+    spans[1].iov_base = block_data(ring.block)
+    spans[1].iov_len = n - first
+    return 2
+
+
+cdef void ring_patch(Ring *ring, uint32_t offset, const void *data, uint32_t n) noexcept nogil:
+    """Overwrite `n` unread bytes from `offset` on. The caller has ensured that nobody else
+    looks at them."""
+    _store(ring, ring.head + offset, data, n)
+
+
+cdef void ring_retract(Ring *ring, Pool *pool, uint32_t n) noexcept nogil:
+    """Drop the last `n` unread bytes; an empty ring returns its block."""
+    ring.tail -= n
+    if ring.head == ring.tail:
+        ring_clear(ring, pool)
+
+
 cdef void ring_expect(Ring *ring, Pool *pool, uint32_t n, uint32_t size) noexcept nogil:
     """Before `n` bytes are written to a ring that will hold `size` in the end: if its
     block is too small, and a pool keeps none that is large enough, take the final one at once.

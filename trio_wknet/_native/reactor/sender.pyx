@@ -14,15 +14,22 @@ from .ring cimport ring_clear, ring_discard, ring_len, ring_prepend, ring_spans
 from .slot cimport Slot
 
 
+cdef inline bint _is_due(Slot *slot) noexcept nogil:
+    """Under the lock: whether the reactor has control frames to send (answer.pyx), perhaps
+    for want of room until now. They count as queued: FLUSH has it try again."""
+    return slot.by_kind.scan != NULL and slot.by_kind.scan.answer_due != 0
+
+
 cdef bint sender_flush(Slot *slot, Pool *mine, uint64_t now) noexcept nogil:
     """By the Trio side, which holds: send what is queued, and let go. Whether the reactor
     is to be told, by FLUSH, to send the rest."""
     cdef ssize_t sent = sender_push(slot, mine, NULL, now)
     cdef bint left
     pthread_mutex_lock(&slot.lock)
-    # The reactor may have added something since.
+    # The reactor may have added something since, or have had no room to.
     left = ring_len(&slot.outbound) > 0
     sender_set(slot, QUEUED if left else 0)
+    left = left or _is_due(slot)
     pthread_mutex_unlock(&slot.lock)
     return left
 
@@ -63,7 +70,7 @@ cdef ssize_t sender_push(Slot *slot, Pool *mine, const iovec *data, uint64_t now
                 ring_discard(&slot.outbound, mine, min(<uint32_t>min(sent, <ssize_t>ahead),
                                                        ring_len(&slot.outbound)))
             if slot.outbound.block == NULL:
-                sender_set(slot, HELD)
+                sender_set(slot, HELD | QUEUED if _is_due(slot) else HELD)
             pthread_mutex_unlock(&slot.lock)
             pool_drop(block, mine)
         if sent > 0:

@@ -83,6 +83,7 @@ cdef enum Completion:
     TRIM = 256          # of the beacon: the Trio side's pool has more than it needs
     SHORTAGE = 512      # of a LISTENER, and of the beacon for connections: something
                         # has begun to wait for descriptors or memory, or goes on
+    CONTROL = 1024      # of a WebSocket: a ping was answered, or nothing more will come
 
 # Bits of `command`: what the Trio side, or the reactor that accepted, asks for.
 cdef enum Command:
@@ -94,6 +95,7 @@ cdef enum Command:
     DROP = 32           # close at once; the kernel still sends what it holds
     ABORT = 64          # close with a reset
     WATCH = 128         # the idle rule has become stricter: look at it again
+    ANSWER = 256        # of a WebSocket: control frames are due to be sent
 
 # The reactor's view of a connection (`state`). Rules:
 #   - Only its reactor changes it; Core.close does after the reactors were joined.

@@ -41,7 +41,9 @@ from .ring cimport (
     ring_adopt, ring_discard, ring_expect, ring_len, ring_spans, ring_write,
 )
 from .sender cimport HAND_OVER, HELD, QUEUED, sender_drop, sender_set, sender_state
-from .slot cimport ENDED, FLUSHED, OPEN, READABLE, WRITABLE, Slot
+from .slot cimport ANSWER, CONTROL, ENDED, FLUSHED, OPEN, READABLE, WRITABLE, Slot
+from .wake cimport reactor_post
+from .websocket cimport Decoder, decoder_feed, decoder_of
 
 cdef enum:
     READ_BUDGET = 4 * RECEIVE_BUFFER    # bytes for each connection and turn
@@ -52,7 +54,13 @@ cdef enum:
 cdef inline uint32_t _mark(Slot *slot) noexcept nogil:
     """The number of bytes that the ring may hold; under the lock. A receiver that waits for
     more than the limit raises it while it waits; a receiver that cannot know how much more it
-    will need raises it by one receive at a time."""
+    will need raises it by one receive at a time. So does a WebSocket's message that is not
+    whole, if it is the first: nothing else could be taken."""
+    cdef Decoder *ws = decoder_of(slot)
+    if ws != NULL:
+        if ws.whole:
+            return slot.limits.inbound
+        return max(slot.limits.inbound, ring_len(&slot.inbound) + RECEIVE_BUFFER)
     if slot.rcvlowat <= slot.limits.inbound:
         return slot.limits.inbound
     return slot.rcvlowat + RECEIVE_BUFFER if slot.open_ended else slot.rcvlowat
@@ -191,6 +199,9 @@ cdef uint32_t _store(Reactor *reactor, Slot *slot, uint32_t n) noexcept nogil:
     if slot.error != 0:     # since this receive began the Trio side has lost some bytes
         pthread_mutex_unlock(&slot.lock)
         return 0
+    if decoder_of(slot) != NULL:
+        pthread_mutex_unlock(&slot.lock)
+        return _store_messages(reactor, slot, n)
     ring_expect(&slot.inbound, reactor.pool, n, slot.rcvlowat)
     stored = (_hand_on(reactor, slot, n)
               or ring_write(&slot.inbound, reactor.pool, block_data(reactor.buffer), n))
@@ -216,6 +227,46 @@ cdef uint32_t _store(Reactor *reactor, Slot *slot, uint32_t n) noexcept nogil:
         end_of_input(reactor, slot, ENOMEM)
         return 0
     notify(reactor, slot, bits)
+    return room
+
+
+cdef uint32_t _store_messages(Reactor *reactor, Slot *slot, uint32_t n) noexcept nogil:
+    """The same for a WebSocket: decode received bytes. The lock is let go of now and then, so
+    the decoder may have gone meanwhile: then so has the Trio side, and nobody wants them."""
+    cdef Decoder *ws
+    cdef const unsigned char *data = block_data(reactor.buffer)
+    cdef uint32_t at = 0
+    cdef uint32_t room = 0
+    cdef uint32_t bits = 0
+    cdef bint news = False
+    cdef bint no_memory = False
+    cdef bint due = False
+    while at < n and not no_memory:
+        pthread_mutex_lock(&slot.lock)
+        ws = decoder_of(slot)
+        if ws == NULL or slot.error != 0:
+            pthread_mutex_unlock(&slot.lock)
+            return 0
+        at += decoder_feed(ws, &slot.inbound, reactor.pool, data + at, n - at, &news, &no_memory)
+        if slot.rcvlowat and (ws.whole or ws.over):
+            slot.rcvlowat = 0
+            bits |= READABLE
+        room = _room(slot)
+        due = ws.scan.answer_due != 0
+        if at == n:
+            if room == 0 and slot.hung_up and slot.end_wanted:
+                slot.end_wanted = False
+                bits |= ENDED
+            wk_u64_bump(&slot.received, n)
+            wk_u64_bump(&slot.receive_calls, 1)
+            _note_received(reactor, slot)
+        pthread_mutex_unlock(&slot.lock)
+    if no_memory:
+        end_of_input(reactor, slot, ENOMEM)
+        return 0
+    notify(reactor, slot, bits | CONTROL if news else bits)
+    if due:
+        reactor_post(slot, ANSWER)
     return room
 
 
@@ -270,6 +321,8 @@ cdef void end_of_input(Reactor *reactor, Slot *slot, int32_t error) noexcept nog
     if slot.end_wanted:
         slot.end_wanted = False
         bits |= ENDED
+    if decoder_of(slot) != NULL:
+        bits |= CONTROL
     pthread_mutex_unlock(&slot.lock)
     notify(reactor, slot, bits)
     if error != 0:
@@ -336,6 +389,13 @@ cdef inline int _spans_ahead(Slot *slot, iovec *spans) noexcept nogil:
     return count
 
 
+cdef inline bint _may_answer(Slot *slot) noexcept nogil:
+    """Under the lock: whether a control frame waits for room, and there is some now."""
+    cdef Decoder *ws = decoder_of(slot)
+    return (ws != NULL and ws.scan.answer_due and not ws.answering
+            and ring_len(&slot.outbound) <= slot.limits.outbound)
+
+
 cdef void flush(Reactor *reactor, Slot *slot) noexcept nogil:
     """Send the outbound ring, if it is the reactor's turn (sender.pxd), until it is empty,
     or somebody's turn is next, or the kernel takes no more.
@@ -349,6 +409,7 @@ cdef void flush(Reactor *reactor, Slot *slot) noexcept nogil:
     cdef ssize_t sent
     cdef int32_t error = 0
     cdef uint32_t bits = 0
+    cdef bint due
     memset(&message, 0, sizeof(message))
     message.msg_iov = spans
     pthread_mutex_lock(&slot.lock)
@@ -373,8 +434,11 @@ cdef void flush(Reactor *reactor, Slot *slot) noexcept nogil:
             wk_u64_store_relaxed(&slot.last_flushed, _stamp(reactor, slot))
         elif error != EINTR:
             break
+    due = _may_answer(slot)
     pthread_mutex_unlock(&slot.lock)
     notify(reactor, slot, bits)
+    if due:
+        reactor_post(slot, ANSWER)
     if error != 0 and error != EAGAIN:
         cannot_flush(reactor, slot, error)
 

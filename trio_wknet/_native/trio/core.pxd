@@ -19,6 +19,12 @@ cdef class Undone:
     cdef void retry(self) noexcept
 
 
+cdef class Observer(Undone):
+    """What a connection tells when control frames have come, or it has ended: a WebSocket.
+    The decoder points to it (websocket.pxd)."""
+    cdef void on_control(self) noexcept
+
+
 cdef class Endpoint(Undone):
     """The layer that a `Conn` and a `Listener` have in common: what a slot's `owner` points
     to. The slot is valid until the endpoint lets go of it."""

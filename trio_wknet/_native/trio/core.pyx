@@ -115,6 +115,11 @@ cdef class Undone:
         pass
 
 
+cdef class Observer(Undone):
+    cdef void on_control(self) noexcept:
+        pass
+
+
 # Without `core` an endpoint cannot leave the list, so the collector lets it be.
 @cython.no_gc_clear
 cdef class Endpoint:

@@ -18,6 +18,7 @@ from ..reactor.framing cimport (
 )
 from ..reactor.ring cimport ring_copy, ring_len
 from ..reactor.slot cimport RESUME, Slot
+from ..reactor.websocket cimport decoder_of
 from .framed cimport CompiledFraming, framed_link, framed_unlink
 from .receive cimport AT_ONCE, Receive, positive
 from .send cimport SendHalf
@@ -53,7 +54,7 @@ cdef class Frames(FrameParts):
 
     cdef int _succeed(self, SendHalf conn) except -1:
         """Take over from a channel that was thrown away."""
-        if conn.slot.by_kind.scan.users > 1:
+        if conn.slot.by_kind.scan.users > 1 or decoder_of(conn.slot) != NULL:
             conn.ensure_unframed()
         self.conn = conn
         self.scan = conn.slot.by_kind.scan

@@ -2,6 +2,7 @@ from libc.stdint cimport uint32_t
 
 from ..reactor.ring cimport ring_len
 from ..reactor.slot cimport Slot
+from ..reactor.websocket cimport Decoder, decoder_of
 from .operation cimport Operation
 from .stream cimport Stream
 
@@ -19,7 +20,11 @@ cdef enum:
 
 cdef inline bint has_room(Slot *slot) noexcept nogil:
     """Whether a reactor that paused is to read again, under the lock: once half is
-    taken, or at the first byte if more is waited for."""
+    taken, or at the first byte if more is waited for. A WebSocket's message that is not whole
+    cannot be taken, so if there is no other it does, too."""
+    cdef Decoder *ws = decoder_of(slot)
+    if ws != NULL and ws.whole == 0:
+        return True
     cdef uint32_t mark = slot.limits.inbound if slot.rcvlowat else slot.limits.inbound // 2 + 1
     return ring_len(&slot.inbound) < mark
 

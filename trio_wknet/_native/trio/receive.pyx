@@ -25,6 +25,7 @@ from ..reactor.ring cimport (
     MAX_RING_BYTES, ring_clear, ring_copy, ring_discard, ring_len, ring_pin_large,
 )
 from ..reactor.slot cimport ASKED, QUIET, RESUME, RUNNING, Slot
+from ..reactor.websocket cimport decoder_of
 from .operation cimport Operation
 from .stream cimport broken
 
@@ -363,6 +364,10 @@ cdef class ReceiveHalf(Stream):
         return 0
 
     cdef int ensure_unframed(self) except -1:
+        if self.slot != NULL and decoder_of(self.slot) != NULL:
+            raise trio.BusyResourceError(
+                "this connection's messages are received by its WebSocket"
+            )
         if self.slot != NULL and self.slot.by_kind.scan != NULL:
             raise trio.BusyResourceError(
                 "this connection's frames are received by the channel that framed() gave; "

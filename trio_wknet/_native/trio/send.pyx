@@ -14,7 +14,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SI
 from libc.stdint cimport int32_t, uint32_t
 
 from ..base.atomics cimport (
-    wk_fence, wk_u32_or, wk_u32_store, wk_u64_bump, wk_u64_load, wk_u64_store_relaxed,
+    wk_fence, wk_u32_load, wk_u32_or, wk_u32_store, wk_u64_bump, wk_u64_load, wk_u64_store_relaxed,
 )
 from ..base.linux cimport (
     EAGAIN, EINTR, ENOMEM, MSG_DONTWAIT, MSG_NOSIGNAL, POLLOUT, SHUT_WR, errno, iovec, poll,
@@ -27,6 +27,7 @@ from ..reactor.sender cimport (
     sender_withdraw, sender_yield,
 )
 from ..reactor.slot cimport FLUSH, Slot
+from ..reactor.websocket cimport Decoder, decoder_of
 from .cork cimport CORK_BYTES, Corks, corks_add
 from .operation cimport PARKED, YIELDING, Operation
 from .send_batch cimport SendBatch
@@ -300,9 +301,13 @@ cdef class SendHalf(ReceiveSized):
         cdef uint32_t queued = 0
         cdef bint stored = True
         cdef int32_t error
+        cdef Decoder *ws
+        cdef bint over          # no message may follow a WebSocket's close frame
         pthread_mutex_lock(&slot.lock)
         error = slot.error or slot.pending_error
-        if sender_state(slot) and not error:
+        ws = decoder_of(slot)
+        over = ws != NULL and wk_u32_load(&ws.goodbye)
+        if sender_state(slot) and not error and not over:
             queued = ring_len(&slot.outbound) + n
             if queued <= slot.limits.outbound:
                 stored = ring_write(&slot.outbound, self.core.hub.pool, data, n)
@@ -312,6 +317,8 @@ cdef class SendHalf(ReceiveSized):
         if error:
             slot.send_error = error
             raise broken(error)
+        if over:
+            raise trio.ClosedResourceError("can't send data after a close frame")
         if not stored:
             raise MemoryError
         return queued

@@ -2,7 +2,7 @@
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 
 from ..reactor.framing cimport FrameScan
-from .core cimport Endpoint
+from .core cimport Endpoint, Observer
 from .handed cimport Handed
 from .operation cimport Operation
 
@@ -56,6 +56,8 @@ cdef class Stream(Endpoint):
     cdef object park_sender(self, Operation operation)
     cdef bint is_served_frames(self) noexcept
     cdef int ensure_not_served(self) except -1
+    cdef Observer observer(self)
+    cdef void tell_observer(self, Observer observer) noexcept
     cdef void became_idle(self, uint32_t bits) noexcept
     cdef void wake_reader(self) noexcept
     cdef void wake_sender(self) noexcept

@@ -12,6 +12,7 @@ the bottom:
     IdleWatch     idle_scopes.pyx     idle_scope, idle_timeout
     Conn          _conn.py            closing, options, addresses, statistics
 """
+from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int32_t, uint8_t, uint32_t
 from libc.stdlib cimport free
@@ -20,14 +21,18 @@ from ..base.atomics cimport wk_u64_load, wk_u64_load_relaxed
 from ..base.linux cimport ECONNRESET, pthread_mutex_lock, pthread_mutex_unlock
 from ..reactor.ring cimport ring_len
 from ..reactor.slot cimport (
-    ABORT, ASKED, CLOSE, DETACH, DETACHED, DROP, ENDED, FLUSHED, IDLE, QUIET, READABLE, RUNNING,
-    WRITABLE, Slot,
+    ABORT, ASKED, CLOSE, CONTROL, DETACH, DETACHED, DROP, ENDED, FLUSHED, IDLE, QUIET, READABLE,
+    RUNNING, WRITABLE, Slot,
 )
+from ..reactor.websocket cimport Decoder, decoder_of
 from .addresses cimport Name, ask_local, ask_remote, keep_names
-from .core cimport Core, Server, disown, make_limits, take_entry
+from .core cimport Core, Observer, Server, disown, make_limits, take_entry
 from .framed cimport framed_drop
 from .handed cimport Handed
 from .operation cimport ABORT_FAILED, ABORT_SUCCEEDED, Operation, make_trap
+
+cdef extern from "Python.h":
+    Py_ssize_t Py_REFCNT(PyObject *object)
 
 import os
 import warnings
@@ -138,9 +143,23 @@ cdef class Stream(Endpoint):
             self.wake_sender()
         if bits & ENDED:
             self._tell_end()
+        if bits & CONTROL:
+            self.tell_observer(self.observer())
         if bits & DETACHED:
             self.detaching = DETACH_DONE
             self.wake_sender()
+
+    cdef Observer observer(self):
+        """Its WebSocket, if there is one. One that another thread is freeing, whose finalizers
+        let this thread run, is gone already."""
+        cdef Decoder *ws = decoder_of(self.slot) if self.slot != NULL else NULL
+        if ws == NULL or ws.observer == NULL or Py_REFCNT(<PyObject *>ws.observer) == 0:
+            return None
+        return <Observer>ws.observer
+
+    cdef void tell_observer(self, Observer observer) noexcept:
+        if observer is not None:
+            observer.on_control()
 
     cdef void became_idle(self, uint32_t bits) noexcept:
         """The idle rule came due. `bits` is everything that was reported with it."""
@@ -173,8 +192,10 @@ cdef class Stream(Endpoint):
         again."""
         cdef Slot *slot = self.slot
         cdef Core core = self.core
+        cdef Observer observer
         if slot == NULL:
             return
+        observer = self.observer()
         core.end_sending(slot, self.sender is not None and self.sender.tears())
         self.count(&self.final)
         self.keep_names()
@@ -192,6 +213,7 @@ cdef class Stream(Endpoint):
         self.wake_reader()
         self.wake_sender()
         self._tell_end()
+        self.tell_observer(observer)
         # Each holds a bound method of this object.
         self.read_trap = None
         self.write_trap = None

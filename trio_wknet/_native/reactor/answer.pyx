@@ -1,0 +1,61 @@
+"""What the reactor sends on a WebSocket by itself: pongs, pings and close frames.
+
+They go between two messages of whoever sends (send.pyx). What is due stays so until it is
+queued. If too much is unsent for that, it waits in the decoder, and whoever makes room sees
+that it is due: the reactor where a flush ends (transfer.pyx), or the Trio side as it lets go of
+the sending side, which it finds QUEUED (sender.pyx). So a pong is never dropped, and at most one
+waits.
+"""
+from libc.stdint cimport uint32_t, uint64_t
+
+from ..base.linux cimport iovec, pthread_mutex_lock, pthread_mutex_unlock
+from .hub cimport Reactor, notify
+from .send cimport ACCEPTED, FULL, Sent, send_message
+from .slot cimport CONTROL, Slot
+from .websocket cimport (
+    CLOSE_DUE, MAX_ANSWER, PONG_DUE, Decoder, Due, decoder_answer, decoder_answered, decoder_of,
+)
+
+
+cdef void answer(Reactor *reactor, Slot *slot) noexcept nogil:
+    """Send everything that is due. By the slot's reactor, as a command of its own or of the
+    Trio side's. Where the connection has ended nothing is due any more."""
+    cdef unsigned char frame[MAX_ANSWER]
+    cdef iovec span
+    cdef Due what = PONG_DUE
+    cdef uint64_t number = 0
+    cdef Sent outcome = ACCEPTED
+    span.iov_base = frame
+    while outcome == ACCEPTED:
+        span.iov_len = _next(slot, frame, &what, &number)
+        if span.iov_len == 0:
+            return
+        outcome = send_message(reactor, slot, &span, 1, slot.limits.outbound + MAX_ANSWER)
+        if _note(slot, what, number, outcome) and what == CLOSE_DUE:
+            notify(reactor, slot, CONTROL)
+
+
+cdef uint32_t _next(Slot *slot, unsigned char *frame, Due *what,
+                    uint64_t *number) noexcept nogil:
+    cdef Decoder *ws
+    cdef uint32_t size = 0
+    pthread_mutex_lock(&slot.lock)
+    ws = decoder_of(slot)
+    if ws != NULL:
+        size = decoder_answer(ws, frame, what, number)
+        ws.answering = size > 0
+    pthread_mutex_unlock(&slot.lock)
+    return size
+
+
+cdef bint _note(Slot *slot, Due what, uint64_t number, Sent outcome) noexcept nogil:
+    """Whether it is due no more."""
+    cdef Decoder *ws
+    pthread_mutex_lock(&slot.lock)
+    ws = decoder_of(slot)
+    if ws != NULL:
+        ws.answering = False
+        if outcome != FULL:
+            decoder_answered(ws, what, number)
+    pthread_mutex_unlock(&slot.lock)
+    return ws != NULL and outcome != FULL

@@ -1,0 +1,39 @@
+from libc.stdint cimport uint32_t, uint64_t
+
+from ..reactor.slot cimport Slot
+from ..reactor.websocket cimport Decoder, Record
+from .core cimport Observer
+from .framed cimport CompiledFraming
+from .receive cimport Receive
+from .send cimport SendHalf
+
+
+cdef class WebSocketReceive(Observer):
+    cdef readonly SendHalf conn
+    cdef Decoder *ws            # a reference; the slot's while the connection is open
+    cdef bint closing           # aclose was called here
+    cdef bint begun_here        # and our close frame was the first
+    cdef int close_code         # with that code
+    cdef str close_text
+    cdef list latches           # of tasks that wait for a control frame, or the end
+    cdef uint64_t pings_sent
+
+    cdef int link(self, bytes unread) except -1
+    cdef bint feed(self, const unsigned char *data, uint32_t n) noexcept
+    cdef bint is_linked(self) noexcept
+    cdef int ensure_ready(self) except -1
+    cdef object take_one(self, bint wait)
+    cdef list take_many(self, Py_ssize_t most, bint wait)
+    cdef int cut_many(self, list messages, Py_ssize_t most, Record *record) except -1
+    cdef object cut(self, Slot *slot, Record *record, uint32_t base)
+    cdef object take_large(self, Record *record)
+    cdef void consume(self, uint32_t n, uint32_t messages) noexcept
+    cdef bint is_over(self, Slot *slot, bint wait) noexcept
+    cdef bint nothing_yet(self) noexcept
+    cdef object why_closed(self, bint sending)
+    cdef void end_at_hole(self) noexcept
+    cdef void free_pings(self, uint64_t up_to) noexcept
+
+
+cdef class ReceiveMessages(Receive):
+    cdef WebSocketReceive channel

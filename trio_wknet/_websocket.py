@@ -1,0 +1,249 @@
+"""WebSocket: Trio's channel contract over a WebSocket's messages.
+
+Receiving and sending are in the native bases (`websocket.pyx`, `websocket_send.pyx`), and the
+protocol itself on the reactor; here is what need not be fast.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
+
+import trio
+
+from trio_wknet._native.trio.latch import Latch
+from trio_wknet._native.trio.websocket_send import WebSocketSend
+from trio_wknet._statistics import WebSocketStatistics
+
+if TYPE_CHECKING:
+    import sys
+    from collections.abc import Callable
+
+    from trio_wknet._conn import Conn
+    from trio_wknet._sockets.address import SocketAddress
+
+    if sys.version_info >= (3, 12):
+        from collections.abc import Buffer
+    else:
+        from typing_extensions import Buffer
+
+_MAX_PAYLOAD = 125  # bytes of a control frame
+
+
+class WebSocket(WebSocketSend, trio.abc.Channel[str | bytes]):
+    """A connection that speaks WebSocket (RFC 6455): a `trio.abc.Channel` of `str` and `bytes`
+    in full.
+
+    ``async for message in ws`` receives until the peer has closed the connection normally.
+    The reactor decodes: Trio is woken for whole messages only, `receive_many` takes all that
+    have come at once, and pings are answered, and close frames, while the program is busy.
+
+    Memory for messages that were not taken is bounded by ``limits.inbound``, at which the
+    reactor stops reading; only a message that is the next to be taken may be larger, up to
+    ``max_message``. So the peer's pings are answered, and its pongs seen, as far as the reactor
+    has read.
+
+    Every async method is a checkpoint. A receive that is cancelled has taken nothing, and a
+    message is sent whole or not at all.
+    """
+
+    __slots__ = ("__weakref__", "_close_timeout", "_request", "_subprotocol")
+
+    conn: Conn
+    _close_timeout: float
+    _request: Any
+    _subprotocol: str | None
+
+    def __init__(self, *_: NoReturn, **__: NoReturn) -> None:
+        raise TypeError("a WebSocket cannot be constructed; serving and connecting return one")
+
+    @classmethod
+    def _over(
+        cls,
+        conn: Conn,
+        role: Literal["server", "client"],
+        *,
+        unread: bytes = b"",
+        max_message: int = 1 << 20,
+        max_fragments: int = 1 << 20,
+        close_timeout: float = 10.0,
+        subprotocol: str | None = None,
+        request: Any = None,
+    ) -> WebSocket:
+        """Speak WebSocket on a connection whose handshake is done. Not a checkpoint.
+
+        Args:
+          conn: the connection; its bytes are the WebSocket's from here on, those that it holds
+              included.
+          role: ``"server"`` or ``"client"``.
+          unread: bytes that were received from it behind the handshake. Default: none.
+          max_message: the most bytes of a message, 1 to 2**29; default 1 MiB.
+          max_fragments: the most fragments of a message, 1 or more; default 2**20.
+          close_timeout: seconds that the closing handshake may take; default 10.
+          subprotocol: what was agreed on; default None.
+          request: what the application is to see of the request; default None.
+
+        Raises:
+          trio.BusyResourceError: if the connection is framed, or a task is receiving from it
+              or detaching it.
+          trio.ClosedResourceError: if it was closed here.
+        """
+        ws = cls.__new__(cls)
+        ws._close_timeout = close_timeout
+        ws._subprotocol = subprotocol
+        ws._request = request
+        ws._begin(conn, role == "client", max_message, max_fragments, unread)
+        return ws
+
+    def __repr__(self) -> str:
+        code = self.close_code
+        state = "open" if code is None else f"closed {code}"
+        return f"<trio_wknet.WebSocket {state} over {self.conn!r}>"
+
+    # --- control frames ------------------------------------------------------
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        """Wait until that is so. It is looked at when a control frame has come that somebody
+        may wait for, and at the end."""
+        await trio.lowlevel.checkpoint()
+        while not condition():
+            latch = Latch(self.conn._core)
+            self._add_latch(latch)
+            try:
+                await latch.wait()
+            finally:
+                self._remove_latch(latch)
+
+    async def ping(self, payload: Buffer | None = None) -> float:
+        """Send a ping, and wait until the peer has answered it, or a later one. A checkpoint.
+
+        The reactor sends it, between two messages of whoever sends, and sees the pong, though
+        nobody receives.
+
+        Args:
+          payload: a bytes-like object of at most 125 bytes, other than those of pings that
+              are waited for; by default, one of its own.
+
+        Returns:
+          The seconds that it took.
+
+        Raises:
+          ConnectionClosed: if a close frame was sent or received, the connection is closed,
+              before or during the call, or it broke.
+          ValueError: if ``payload`` is too long, or that of another ping.
+          TypeError: if it is not bytes-like.
+          RuntimeError: if called from another thread.
+        """
+        number = self._send_ping(None if payload is None else _control_payload(payload))
+        start = trio.current_time()
+        try:
+            await self._until(lambda: self._is_answered(number))
+        finally:
+            self._forget_ping(number)
+        return trio.current_time() - start
+
+    # --- the end -------------------------------------------------------------
+
+    async def aclose(self, code: int = 1000, reason: str = "") -> None:
+        """Close the connection: send a close frame, wait for the peer's, at most
+        ``close_timeout`` seconds, and end the stream. A checkpoint. Idempotent.
+
+        If the peer's came before, or the connection is broken, there is nothing to wait for.
+        Messages that were not received are dropped, and tasks that wait for one get a
+        `ConnectionClosed`. A client waits for the server to end the stream, too.
+
+        If it is cancelled, as by `trio.aclose_forcefully`, the connection is closed at once.
+
+        Args:
+          code: 1000 to 1003, 1007 to 1014, or 3000 to 4999; default 1000, normal.
+          reason: a text of at most 123 bytes in UTF-8, for people. Default: none.
+
+        Raises:
+          ValueError: if ``code`` or ``reason`` is invalid.
+          TypeError: likewise.
+          RuntimeError: if called from another thread.
+        """
+        said = _close_reason(code, reason)
+        self.conn._ensure_thread()
+        self._say_goodbye(code, said)
+        try:
+            with trio.move_on_after(self._close_timeout):
+                await self._until(lambda: self._is_closed(self._is_client))
+        except BaseException:
+            self.conn._drop()
+            raise
+        self.conn._close()
+
+    # --- facts ---------------------------------------------------------------
+
+    @property
+    def subprotocol(self) -> str | None:
+        """The subprotocol that was agreed on; None if none was."""
+        return self._subprotocol
+
+    @property
+    def request(self) -> Any:
+        """The request of the handshake."""
+        return self._request
+
+    @property
+    def remote_address(self) -> SocketAddress:
+        """The peer's address, as `Conn.remote_address`."""
+        return self.conn.remote_address
+
+    @property
+    def close_code(self) -> int | None:
+        """The code of the first close frame, whoever sent it; 1005 if it has none; 1006 if the
+        connection ended without one; None while it is open."""
+        code: int | None = self._close_state()[0]
+        return code
+
+    @property
+    def close_reason(self) -> str | None:
+        """The text of that frame; None while it is open."""
+        code, reason, _ = self._close_state()
+        return None if code is None else reason
+
+    def statistics(self) -> WebSocketStatistics:
+        """A snapshot of the counters. Not a checkpoint.
+
+        Returns:
+          The numbers of messages, bytes, batches and pings.
+
+        Raises:
+          RuntimeError: in another thread, while the connection is open.
+        """
+        self.conn._ensure_thread()
+        counts = self._counters()
+        return WebSocketStatistics(
+            messages_received=counts[0],
+            bytes_received=counts[1],
+            batches_received=counts[2],
+            messages_sent=counts[3],
+            bytes_sent=counts[4],
+            batches_sent=counts[5],
+            messages_waiting=counts[6],
+            pings_answered=counts[7],
+        )
+
+
+def _control_payload(payload: Buffer) -> bytes:
+    try:
+        data = bytes(memoryview(payload))
+    except TypeError:
+        raise TypeError(f"payload must be bytes-like, not {payload!r}") from None
+    if len(data) > _MAX_PAYLOAD:
+        raise ValueError(f"payload must have at most {_MAX_PAYLOAD} bytes, not {len(data)}")
+    return data
+
+
+def _close_reason(code: int, reason: str) -> bytes:
+    if isinstance(code, bool) or not isinstance(code, int):
+        raise TypeError(f"code must be an integer, not {code!r}")
+    if code not in (*range(1000, 1004), *range(1007, 1015)) and not 3000 <= code < 5000:
+        raise ValueError(f"code must be 1000 to 1003, 1007 to 1014, or 3000 to 4999, not {code}")
+    if not isinstance(reason, str):
+        raise TypeError(f"reason must be a str, not {reason!r}")
+    data = reason.encode()
+    if len(data) > _MAX_PAYLOAD - 2:
+        raise ValueError(f"reason must have at most {_MAX_PAYLOAD - 2} bytes, not {len(data)}")
+    return data
