@@ -14,11 +14,21 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from helpers import conn_and_peer, echo, read, send
+from event_servers import served_frames
+from helpers import conn_and_peer, dial, echo, read, send, until
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 import trio_wknet
-from trio_wknet import Conn, Engine, Trace, open_engine, open_wknet_listener
+from trio_wknet import (
+    Conn,
+    Engine,
+    FrameChannel,
+    LengthPrefixed,
+    Limits,
+    Trace,
+    open_engine,
+    open_wknet_listener,
+)
 
 STAGES = ["kernel to ring", "ring to drain", "drain to handler", "handler to socket"]
 
@@ -361,3 +371,87 @@ async def test_a_trace_keeps_no_connection(engine: Engine) -> None:
 def test_bad_limits(limit: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match=f"limit must be .*, not {limit!r}"):
         Trace(limit)
+
+
+# -- frames ----------------------------------------------------------------------------
+
+FRAMES = LengthPrefixed(1, max_frame=255)
+
+
+def counts(trace: Trace) -> list[tuple[int, int | None, int | None, bool]]:
+    return [
+        (it["bytes"], it.get("frames"), it.get("frame_bytes"), it["answered"])
+        for it in messages(trace)
+    ]
+
+
+@pytest.mark.parametrize("one_by_one", [False, True])
+async def test_frames_for_a_task(engine: Engine, kind: str, one_by_one: bool) -> None:
+    """What one wake delivered: with `receive` also those that were found without waiting."""
+
+    async def answer(channel: FrameChannel) -> None:
+        if one_by_one:
+            async for frame in channel:
+                await channel.send(frame)
+        else:
+            while True:
+                await channel.send_many(await channel.receive_many())
+
+    async with conn_and_peer(engine, kind) as (conn, peer):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(answer, conn.framed(FRAMES))
+            await wait_all_tasks_blocked()
+            with Trace() as trace:
+                for wire in (b"\1a", b"\2bc\0\3def"):
+                    await send(peer, wire)
+                    assert await read(peer, len(wire)) == wire
+                    await wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+    # `send` answers a message with its first frame.
+    three = (8, 1, 2, True) if one_by_one else (8, 3, 5, True)
+    assert counts(trace) == [(2, 1, 1, True), three]
+
+
+async def test_frames_for_a_callback(engine: Engine) -> None:
+    got: list[bytes] = []
+
+    def on_frames(channel: FrameChannel, frames: list[bytes]) -> None:
+        got.extend(frames)
+        if frames == [b"close"]:
+            channel.conn.close_nowait()
+        else:
+            channel.send_many_nowait(frames)
+
+    large = b"\xff" + bytes(255)
+    limits = Limits(inbound=200)
+    async with served_frames(engine, FRAMES, on_frames, limits=limits) as listener:
+        with dial(listener) as sock, Trace() as trace:
+            await until(lambda: listener.statistics().handlers == 1)
+            sock.setblocking(False)
+            peer = trio.socket.from_stdlib_socket(sock.dup())
+            for wire in (b"\1a", b"\2bc\0\3def"):
+                await send(peer, wire)
+                assert await read(peer, len(wire)) == wire
+            await send(peer, large)
+            assert await read(peer, 256) == large
+            await send(peer, b"\5close")
+            await until(lambda: b"close" in got)
+            peer.close()
+    found = [it for it in counts(trace) if it[1] != 0]
+    assert found[:3] == [(2, 1, 1, True), (8, 3, 5, True), (found[2][0], 1, 255, True)]
+    # The counters are gone with the connection.
+    assert found[3:] == [(6, None, None, False)]
+    # A part of the large one has left the buffer, or it was received past it.
+    assert all(size <= 200 for size, frames, *_ in counts(trace) if frames == 0)
+
+
+async def test_bytes_have_no_frames(engine: Engine) -> None:
+    async with conn_and_peer(engine) as (conn, peer):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(echo, conn)
+            await wait_all_tasks_blocked()
+            with Trace() as trace:
+                await send(peer, b"hello")
+                assert await read(peer, 5) == b"hello"
+            nursery.cancel_scope.cancel()
+    assert counts(trace) == [(5, None, None, True)]

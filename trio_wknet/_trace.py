@@ -51,8 +51,9 @@ class Trace(Tracer, trio.abc.Instrument):
     It traces every engine of the run. A run has at most one trace at a time. Without one,
     tracing costs nothing; a trace adds nearly half to the cost of an echo.
 
-    A message is what a task, or a callback of `Listener.serve_events`, was woken for.
-    What comes while its task is not waiting to receive is not traced. These are the stages
+    A message is what a task, or a callback of `Listener.serve_events` or
+    `Listener.serve_frames`, was woken for: on a framed connection any number of frames. What
+    comes while its task is not waiting to receive is not traced. These are the stages
     of a message, each beginning where the one before ends:
 
     * *kernel to ring*: from the return of the ``epoll_wait`` that reported it to the end of
@@ -66,6 +67,11 @@ class Trace(Tracer, trio.abc.Instrument):
       callback returned, the stage is called *handler*, and ends there. It is also called
       that if the connection was closed in the step that sent, because its counters are gone
       then.
+
+    Beside its ``bytes``, which were in the buffer when it was drained, a message on a framed
+    connection has ``frames``, the number of frames that were taken in its time, and
+    ``frame_bytes``, as they were delivered. In event mode, 0 frames are a part of one that is
+    larger than ``limits.inbound``. They are unknown if the connection was closed meanwhile.
 
     `to_json` and `save` may be called from any thread.
 
@@ -153,14 +159,19 @@ class Trace(Tracer, trio.abc.Instrument):
 
 
 def _events(number: int, message: _Times) -> Iterator[dict[str, Any]]:
-    conn, size, *times, answered = message
+    conn, size = message[:2]
+    times = message[2:7]
+    answered, frames, frame_bytes = message[7:]
     same = {"cat": "message", "id": number, "pid": os.getpid(), "tid": 0}
 
     def event(phase: str, name: str, time: int, **more: object) -> dict[str, Any]:
         return {"name": name, "ph": phase, "ts": time / 1000, **same, **more}
 
     whole = f"connection {conn}"
-    yield event("b", whole, times[0], args={"bytes": size, "answered": answered})
+    args: dict[str, int | None] = {"bytes": size, "answered": answered}
+    if frames is not None:
+        args |= {"frames": frames, "frame_bytes": frame_bytes}
+    yield event("b", whole, times[0], args=args)
     for name, begin, end in zip(STAGES, times, times[1:], strict=False):
         if name != STAGES[0] or begin != end:
             shown = UNANSWERED if name == STAGES[-1] and not answered else name

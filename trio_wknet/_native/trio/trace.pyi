@@ -6,8 +6,9 @@ from trio_wknet._native.trio.bridge import Hooks
 from trio_wknet._native.trio.core import Core
 
 # Connection, bytes, and five times in ns: noticed, stored, drained, started, ended;
-# whether it was answered.
-_Times = tuple[int, int, int, int, int, int, int, bool]
+# whether it was answered; of a framed connection the frames that were taken, and their
+# bytes.
+_Times = tuple[int, int, int, int, int, int, int, bool, int | None, int | None]
 
 class Message: ...
 

@@ -12,6 +12,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from ..base.atomics cimport wk_u32_load, wk_u64_load, wk_u64_load_relaxed, wk_u64_store_relaxed
 from ..base.linux cimport pthread_mutex_lock, pthread_mutex_unlock
+from ..reactor.framing cimport FrameScan
 from ..reactor.mailbox cimport Notification, mailbox_take, mailbox_waiting
 from ..reactor.ring cimport ring_len
 from ..reactor.slot cimport CONNECTION, EXACT, QUIET, READABLE, RELEASED, Slot, slot_of_completion
@@ -34,6 +35,9 @@ cdef class Message:
     cdef uint64_t started
     cdef bint running           # it has started
     cdef uint64_t sends         # of the connection, when it started
+    cdef FrameScan *scan        # that of a framed connection, and what had been taken
+    cdef uint64_t frames        # before
+    cdef uint64_t frame_bytes
 
     cdef void start(self) noexcept:
         self.running = True
@@ -49,6 +53,17 @@ cdef class Message:
             and wk_u64_load(&self.slot.handle) == self.handle
         )
 
+    cdef void look_at_frames(self) noexcept:
+        """Before anything is taken."""
+        self.scan = self.slot.by_kind.scan
+        if self.scan != NULL:
+            self.frames = self.scan.counters.received
+            self.frame_bytes = self.scan.counters.received_bytes
+
+    cdef bint is_framed(self) noexcept:
+        """Whether the counters are still there: not once it is closed or unframed."""
+        return self.scan != NULL and self.is_held() and self.slot.by_kind.scan == self.scan
+
     cdef bint is_answered(self) noexcept:
         return self.is_held() and wk_u64_load_relaxed(&self.slot.send_calls) != self.sends
 
@@ -58,9 +73,13 @@ cdef class Message:
         return not self.is_held() or self.conn.reader is not None
 
     cdef tuple times(self, uint64_t ended, bint answered):
+        frames = frame_bytes = None
+        if self.is_framed():
+            frames = self.scan.counters.received - self.frames
+            frame_bytes = self.scan.counters.received_bytes - self.frame_bytes
         return (
             self.handle, self.size, self.noticed, self.stored, self.drained, self.started,
-            ended, answered,
+            ended, answered, frames, frame_bytes,
         )
 
 
@@ -96,6 +115,7 @@ cdef class Tracer:
         message.noticed = wk_u64_load(&slot.noticed)
         if message.noticed == 0 or message.noticed > message.stored:
             message.noticed = message.stored
+        message.look_at_frames()
         set_exact(slot)
         return message
 
