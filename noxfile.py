@@ -97,7 +97,7 @@ def types(session: nox.Session) -> None:
     """Types of the package, its tests, and the examples, and of a user's program as pyright
     sees it. ``tests/test_stubs.py`` compares the stubs with the compiled modules."""
     # The types are those of the oldest Python, where trio brings exceptiongroup.
-    session.install(*_requirements("cli", "anyio", "tests"), "nox", "exceptiongroup")
+    session.install(*_requirements("cli", "anyio", "websocket", "tests"), "nox", "exceptiongroup")
     session.run("mypy")
     session.run("mypy", "tests", "examples", "noxfile.py")
     # A node from PyPI; pyright itself comes from npm when it is first run.
@@ -403,7 +403,7 @@ def _fixed_addresses() -> list[str]:
 def _install_instrumented(session: nox.Session, source: Path, kind: str) -> None:
     """Build there, install, and leave only the tests: nothing in that folder can be
     taken for the package."""
-    session.install(*_requirements("cli", "anyio", "tests"))
+    session.install(*_requirements("cli", "anyio", "websocket", "tests"))
     # Here -O1 is enough, and sooner compiled; what setup.py asks for comes last.
     plan = source / "setup.py"
     plan.write_text(plan.read_text().replace('"-O2"', '"-O1"'))

@@ -148,7 +148,8 @@ def test_every_class_is_explained(kind: type) -> None:
 
 @pytest.mark.parametrize("kind", EXCEPTIONS)
 def test_an_exceptions_attributes_are_explained(kind: type) -> None:
-    assert entries(sections(kind)["Attributes"]) == parameters(kind)
+    if "__init__" in vars(kind):
+        assert entries(sections(kind)["Attributes"]) == parameters(kind)
 
 
 @pytest.mark.parametrize("kind", SETTINGS)

@@ -37,7 +37,10 @@ import trio_wknet
 ROOT = Path(__file__).parent.parent
 HERE = str(Path(trio_wknet.__file__).parent.parent)  # whichever is under test
 PATIENCE = 30  # seconds
-SERVERS = ["echo", "unix_echo", "ticker", "chat", "rpc", "upload", "proxy", "graceful", "gateway"]
+SERVERS = [
+    *("echo", "unix_echo", "ticker", "chat", "rpc", "upload", "proxy", "graceful", "gateway"),
+    "websocket_chat",
+]
 
 
 class Example:
@@ -155,11 +158,12 @@ def test_every_example_is_here() -> None:
         "proxy",
         "graceful",
         "gateway",
+        "websocket_chat",
     }
     others = {"either_transport", "tls_echo", "behind_proxy", "systemd_echo", "ctrl_c"}
     integrations = {"anyio_echo", "fetch", "http_server", "hypercorn_app", "websocket"}
     assert found == served | others | integrations
-    at_most = {"rpc": 180}  # lines: a server and a client
+    at_most = {"rpc": 180, "websocket_chat": 100}  # lines: a client is in it, too
     for path in (ROOT / "examples").glob("*.py"):
         assert len(path.read_text().splitlines()) <= at_most.get(path.stem, 80), path
 
@@ -230,6 +234,28 @@ def test_chat(chat: Example) -> None:
         assert receive_line(ann) == b"* that line is too long\n"
         assert ann.recv(1) == b""
     assert chat.end() == ""
+
+
+def test_a_chat_of_websockets() -> None:
+    with running("websocket_chat", "0") as example:
+        host, port = example.address
+        assert example.line() == f"the page is http://{host}:{port}/"
+        page = httpx.get(f"http://{host}:{port}/")
+        assert page.headers["content-type"] == "text/html; charset=utf-8"
+        assert "new WebSocket" in page.text
+        assert httpx.get(f"http://{host}:{port}/other").status_code == 404
+        url = f"ws://{host}:{port}/chat"
+        with connect(url, ping_interval=None) as ann:
+            ann.send("ann")
+            assert ann.recv(PATIENCE) == "* ann is here"
+            with connect(url, ping_interval=None) as bob:
+                bob.send("bob")
+                bob.send("höre")
+                for member in (ann, bob):
+                    assert member.recv(PATIENCE) == "* bob is here"
+                    assert member.recv(PATIENCE) == "bob: höre"
+            assert ann.recv(PATIENCE) == "* bob has left"
+        assert example.end() == ""
 
 
 def test_chat_bounds_what_a_member_says(chat: Example) -> None:

@@ -215,5 +215,5 @@ async def test_open_wknet_listener_on_an_engine(engine: Engine) -> None:
         async with open_wknet_listener(LOCAL, engine=engine, reactors=1):
             pass
     with pytest.raises(TypeError, match="engine"):
-        async with open_wknet_listener(LOCAL, engine="x"):  # type: ignore[arg-type]
+        async with open_wknet_listener(LOCAL, engine="x"):  # type: ignore[call-overload]
             pass

@@ -29,6 +29,8 @@ from trio_wknet import (
     Timer,
     TimingWheel,
     Trace,
+    WebSocket,
+    WebSocketListener,
 )
 from trio_wknet._native.trio.connections import Connections
 from trio_wknet._sockets.facade import _INSTEAD, SocketFacade, _Handle, make_handle
@@ -98,6 +100,40 @@ CHANNEL: dict[str, Callable[[Any], Any] | None] = {
     "__aexit__": lambda channel: channel.__aexit__(None, None, None),
     "__aiter__": None,
     "__anext__": lambda channel: channel.__anext__(),
+}
+WEBSOCKET: dict[str, Callable[[Any], Any] | None] = {
+    "accept": None,  # these three belong to the class
+    "aclose": lambda websocket: websocket.aclose(),
+    "close_code": None,
+    "close_reason": None,
+    "conn": None,
+    "connect": None,
+    "ping": lambda websocket: websocket.ping(),
+    "receive": lambda websocket: websocket.receive(),
+    "receive_many": lambda websocket: websocket.receive_many(),
+    "receive_many_nowait": lambda websocket: websocket.receive_many_nowait(),
+    "receive_nowait": lambda websocket: websocket.receive_nowait(),
+    "remote_address": None,
+    "request": None,
+    "send": lambda websocket: websocket.send("stray"),
+    "send_many": lambda websocket: websocket.send_many(["stray"]),
+    "send_many_nowait": lambda websocket: websocket.send_many_nowait(["stray"]),
+    "send_nowait": lambda websocket: websocket.send_nowait("stray"),
+    "statistics": lambda websocket: websocket.statistics(),
+    "subprotocol": None,
+    "upgrade": None,
+    "__aenter__": None,
+    "__aexit__": lambda websocket: websocket.__aexit__(None, None, None),
+    "__aiter__": None,
+    "__anext__": lambda websocket: websocket.__anext__(),
+}
+WEBSOCKET_LISTENER: dict[str, Callable[[Any], Any] | None] = {
+    "aclose": lambda listener: listener.aclose(),
+    "address": None,
+    "addresses": None,
+    "drain": lambda listener: listener.drain(),
+    "serve": lambda listener: listener.serve(WebSocket.aclose),
+    "statistics": lambda listener: listener.statistics(),
 }
 LISTENER: dict[str, Callable[[Any], Any] | None] = {
     "accept": lambda listener: listener.accept(),
@@ -178,7 +214,8 @@ PROTOCOLS = {"__aenter__", "__aexit__", "__aiter__", "__anext__", "__enter__", "
     ("kind", "known"),
     [
         (Conn, CONN), (FrameChannel, CHANNEL), (Listener, LISTENER), (Engine, ENGINE),
-        (Connections, CONNECTIONS),
+        (Connections, CONNECTIONS), (WebSocket, WEBSOCKET),
+        (WebSocketListener, WEBSOCKET_LISTENER),
         (SocketFacade, SOCKET), (TimingWheel, WHEEL), (Timer, TIMER), (Trace, TRACE),
     ],
     ids=lambda it: getattr(it, "__name__", ""),
@@ -206,7 +243,9 @@ def test_all_is_known(kind: type, known: dict[str, Any]) -> None:
 OF_NO_THREAD = {
     "ConnOptions", "ConnStatistics", "Delimited", "DelimiterNotFound", "EngineStatistics",
     "FixedLength", "FrameStatistics", "FrameTooLong", "IncompleteRead", "LengthPrefixed",
-    "MalformedFrame", "VarintPrefixed",
+    "MalformedFrame", "VarintPrefixed", "ConnectionClosed", "HandshakeError",
+    "HandshakeRejected", "PerMessageDeflate", "Request", "Response", "WebSocketOptions",
+    "WebSocketStatistics",
     "Limits", "ListenerStatistics", "ProxyHeader", "ReactorStatistics", "RingBuffer",
     "WheelStatistics",
 }  # fmt: skip
@@ -216,6 +255,7 @@ def test_all_classes_are_known() -> None:
     classes = {name for name in trio_wknet.__all__ if isinstance(getattr(trio_wknet, name), type)}
     assert classes - OF_NO_THREAD == {
         "Conn", "Engine", "FrameChannel", "Listener", "TLSStream", "Timer", "TimingWheel", "Trace",
+        "WebSocket", "WebSocketListener",
     }  # fmt: skip
 
 
@@ -317,6 +357,20 @@ async def test_a_frame_channel(pair: tuple[Conn, Conn]) -> None:
     await peer.send_all(b"ok\n")
     assert await channel.receive() == b"ok"
     assert channel.statistics().frames_sent == 0
+
+
+async def test_a_websocket(pair: tuple[Conn, Conn]) -> None:
+    conn, peer = pair
+    websocket = WebSocket._over(conn, "server")
+    await refuses(websocket, WEBSOCKET)
+    await peer.send_all(b"\x81\x82\0\0\0\0ok")
+    assert await websocket.receive() == "ok"
+    assert websocket.statistics().messages_sent == 0
+
+
+async def test_a_websocket_listener(engine: Engine) -> None:
+    async with await engine.listen(LOCAL) as listener:
+        await refuses(WebSocketListener(listener), WEBSOCKET_LISTENER)
 
 
 async def test_what_may_be_read(pair: tuple[Conn, Conn]) -> None:

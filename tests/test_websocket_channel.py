@@ -37,7 +37,7 @@ from websocket_model import (
 
 from trio_wknet import Conn, Engine, LengthPrefixed, Limits
 from trio_wknet._errors import ConnectionClosed
-from trio_wknet._websocket import WebSocket
+from trio_wknet._websocket.channel import WebSocket
 
 Made = tuple[WebSocket, Any]
 Message = str | bytes
@@ -751,5 +751,5 @@ async def test_conn_type(made: Made) -> None:
     assert isinstance(ws.conn, Conn)
     assert isinstance(ws, trio.abc.Channel)
     assert ws.remote_address == ws.conn.remote_address
-    assert (ws.subprotocol, ws.request, ws.close_code, ws.close_reason) == (None, None, None, None)
+    assert (ws.subprotocol, ws.close_code, ws.close_reason) == (None, None, None)
     assert "open" in repr(ws)

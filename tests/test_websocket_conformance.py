@@ -29,7 +29,7 @@ from websocket_model import (
 
 from trio_wknet import Engine, open_engine
 from trio_wknet._errors import ConnectionClosed
-from trio_wknet._websocket import WebSocket
+from trio_wknet._websocket.channel import WebSocket
 
 MAX_MESSAGE = 200_000
 MAX_FRAGMENTS = 1000

@@ -13,8 +13,11 @@ from trio_wknet._drop_in.functions import (
 from trio_wknet._drop_in.install import install, run, uninstall
 from trio_wknet._engine import Engine, open_engine, open_wknet_listener
 from trio_wknet._errors import (
+    ConnectionClosed,
     DelimiterNotFound,
     FrameTooLong,
+    HandshakeError,
+    HandshakeRejected,
     IncompleteRead,
     MalformedFrame,
 )
@@ -32,11 +35,17 @@ from trio_wknet._statistics import (
     FrameStatistics,
     ListenerStatistics,
     ReactorStatistics,
+    WebSocketStatistics,
     WheelStatistics,
 )
 from trio_wknet._timing_wheel import TimingWheel
 from trio_wknet._tls import TLSStream
 from trio_wknet._trace import Trace
+from trio_wknet._websocket.channel import WebSocket
+from trio_wknet._websocket.client import open_websocket
+from trio_wknet._websocket.http import Request, Response
+from trio_wknet._websocket.listener import WebSocketListener
+from trio_wknet._websocket.options import PerMessageDeflate, WebSocketOptions
 
 __version__ = "0.1.0"
 
@@ -44,6 +53,7 @@ __all__ = [
     "Conn",
     "ConnOptions",
     "ConnStatistics",
+    "ConnectionClosed",
     "Delimited",
     "DelimiterNotFound",
     "Engine",
@@ -52,20 +62,29 @@ __all__ = [
     "FrameChannel",
     "FrameStatistics",
     "FrameTooLong",
+    "HandshakeError",
+    "HandshakeRejected",
     "IncompleteRead",
     "LengthPrefixed",
     "Limits",
     "Listener",
     "ListenerStatistics",
     "MalformedFrame",
+    "PerMessageDeflate",
     "ProxyHeader",
     "ReactorStatistics",
+    "Request",
+    "Response",
     "RingBuffer",
     "TLSStream",
     "Timer",
     "TimingWheel",
     "Trace",
     "VarintPrefixed",
+    "WebSocket",
+    "WebSocketListener",
+    "WebSocketOptions",
+    "WebSocketStatistics",
     "WheelStatistics",
     "install",
     "open_engine",
@@ -74,6 +93,7 @@ __all__ = [
     "open_tcp_listeners",
     "open_tcp_stream",
     "open_unix_socket",
+    "open_websocket",
     "open_wknet_listener",
     "run",
     "serve_ssl_over_tcp",

@@ -9,7 +9,7 @@ import sys
 import threading
 from contextlib import nullcontext, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypedDict, overload
 
 import trio
 
@@ -30,11 +30,34 @@ from trio_wknet._sockets.listening import open_listening_sockets
 from trio_wknet._sockets.unix_connect import connect_unix
 from trio_wknet._statistics import EngineStatistics, ReactorStatistics
 from trio_wknet._usage_errors import for_async_with, one_address
+from trio_wknet._websocket.address import split_websocket
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Mapping
+    from contextlib import AbstractAsyncContextManager
+
+    from typing_extensions import Unpack
 
     from trio_wknet._proxy.trust import Network, Trusted
+    from trio_wknet._websocket.listener import WebSocketListener
+    from trio_wknet._websocket.options import WebSocketOptions
+
+    class ListenSettings(TypedDict, total=False):
+        """What can be set of any listener."""
+
+        backlog: int | None
+        reuse_port: bool
+        idle_timeout: float | None
+        proxy_protocol: Collection[Network] | None
+        limits: Limits
+        options: ConnOptions
+
+    class OwnEngine(ListenSettings, total=False):
+        """The same, and the engine."""
+
+        engine: Engine | None
+        reactors: int | None
+
 
 MAX_REACTORS = 1024
 _SOCKET_STREAM_OPTIONS = ((socket.TCP_NODELAY, 1), (socket.TCP_NOTSENT_LOWAT, 2**14))
@@ -161,18 +184,29 @@ class Engine:
         """
         return self._connections
 
+    @overload
+    async def listen(
+        self, address: str | int, *, websocket: None = None, **settings: Unpack[ListenSettings]
+    ) -> Listener: ...
+
+    @overload
+    async def listen(
+        self, address: str | int, *, websocket: WebSocketOptions, **settings: Unpack[ListenSettings]
+    ) -> WebSocketListener: ...
+
     @one_address
     async def listen(
         self,
         address: str | int,
         *,
+        websocket: WebSocketOptions | None = None,
         backlog: int | None = None,
         reuse_port: bool = False,
         idle_timeout: float | None = None,
         proxy_protocol: Collection[Network] | None = None,
         limits: Limits = Limits(),
         options: ConnOptions = ConnOptions(),
-    ) -> Listener:
+    ) -> Listener | WebSocketListener:
         """Open a listener on this engine's reactors. A checkpoint.
 
         Args:
@@ -181,7 +215,11 @@ class Engine:
               several addresses, the listener binds all of them, with the same port. A
               path is used literally, without escapes. ``"unix://@name"`` is a name in
               Linux's abstract namespace, without a file: anybody in the same network
-              namespace may connect.
+              namespace may connect. ``"ws://host:port[/path]"`` serves WebSockets, all
+              paths or that one.
+          websocket: serve WebSockets at the address, whatever it begins with, with these
+              options. None, the default, does so only for ``ws://``, with
+              ``WebSocketOptions()``.
           backlog: the length of the kernel's queue of connections not yet accepted. None,
               the default, is the most that the kernel allows.
           reuse_port: give each reactor a listening socket of its own
@@ -206,7 +244,8 @@ class Engine:
           options: their socket options; by default ``ConnOptions()``.
 
         Returns:
-          A `Listener`. Close it, or use it in an ``async with`` block.
+          A `Listener`, or for WebSockets a `WebSocketListener`. Close it, or use it in an
+          ``async with`` block.
 
         Raises:
           ValueError, TypeError: if an argument is invalid.
@@ -218,11 +257,12 @@ class Engine:
         _check(limits, Limits, "limits")
         _check(options, ConnOptions, "options")
         timeout = timeout_rule(idle_timeout)
+        address, over = split_websocket(address, websocket)
         parsed = parse_address(address)
         trusted = parse_trusted(proxy_protocol, unix=parsed.path is not None)
         copies = max(1, self.reactors) if reuse_port else 1
         sockets = await open_listening_sockets(parsed, backlog, reuse_port, copies, options)
-        return self._make_listener(
+        listener = self._make_listener(
             sockets,
             limits,
             timeout=timeout,
@@ -230,6 +270,7 @@ class Engine:
             path=parsed.file,
             trusted=trusted,
         )
+        return listener if over is None else over(listener)
 
     def _make_listener(
         self,
@@ -509,11 +550,24 @@ async def open_engine(
 _default: trio.lowlevel.RunVar[Engine] = trio.lowlevel.RunVar("trio_wknet default engine")
 
 
+@overload
+def open_wknet_listener(
+    address: str | int, *, websocket: None = None, **settings: Unpack[OwnEngine]
+) -> AbstractAsyncContextManager[Listener]: ...
+
+
+@overload
+def open_wknet_listener(
+    address: str | int, *, websocket: WebSocketOptions, **settings: Unpack[OwnEngine]
+) -> AbstractAsyncContextManager[WebSocketListener]: ...
+
+
 @one_address
 @for_async_with
 async def open_wknet_listener(
     address: str | int,
     *,
+    websocket: WebSocketOptions | None = None,
     engine: Engine | None = None,
     reactors: int | None = None,
     backlog: int | None = None,
@@ -522,7 +576,7 @@ async def open_wknet_listener(
     proxy_protocol: Collection[Network] | None = None,
     limits: Limits = Limits(),
     options: ConnOptions = ConnOptions(),
-) -> AsyncIterator[Listener]:
+) -> AsyncIterator[Any]:
     """Open a listener for the duration of an ``async with`` block::
 
         async with open_wknet_listener("tcp://127.0.0.1:5100") as listener:
@@ -532,8 +586,10 @@ async def open_wknet_listener(
     listener, and closed with it. Entering and leaving are checkpoints.
 
     Args:
-      address: ``"tcp://host:port"``, ``"unix:///path"``, ``"unix://@name"``, or a port
-          number, as in `Engine.listen`.
+      address: ``"tcp://host:port"``, ``"unix:///path"``, ``"unix://@name"``,
+          ``"ws://host:port[/path]"``, or a port number, as in `Engine.listen`.
+      websocket: serve WebSockets, with these options; by default only for ``ws://``, as in
+          `Engine.listen`.
       engine: the engine to use. None, the default, opens one for this listener.
       reactors: the number of reactor threads of the listener's own engine, as in
           `open_engine`. It must be None, the default, if ``engine`` is given.
@@ -548,7 +604,7 @@ async def open_wknet_listener(
       options: their socket options; by default ``ConnOptions()``.
 
     Returns:
-      An async context manager, whose value is the `Listener`.
+      An async context manager, whose value is the `Listener`, or the `WebSocketListener`.
 
     Raises:
       ValueError, TypeError: if an argument is invalid.
@@ -565,6 +621,7 @@ async def open_wknet_listener(
     async with open_engine(reactors) if engine is None else nullcontext(engine) as used:
         listener = await used.listen(
             address,
+            websocket=websocket,
             backlog=backlog,
             reuse_port=reuse_port,
             idle_timeout=idle_timeout,

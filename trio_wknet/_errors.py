@@ -160,3 +160,28 @@ def connection_closed(
     closed = kind(code, reason, by)
     closed.__cause__ = cause
     return closed
+
+
+class HandshakeError(Exception):
+    """A server did not answer a WebSocket's handshake properly."""
+
+
+class HandshakeRejected(HandshakeError):
+    """A server answered a WebSocket's handshake with something else.
+
+    Attributes:
+      status: the HTTP status, such as 404.
+      headers: name and value of each header.
+      body: the response's body, up to 64 KiB.
+    """
+
+    def __init__(self, status: int, headers: tuple[tuple[str, str], ...], body: bytes) -> None:
+        super().__init__(f"the server answered with HTTP status {status}")
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+    def __reduce__(
+        self,
+    ) -> tuple[type[HandshakeRejected], tuple[int, tuple[tuple[str, str], ...], bytes]]:
+        return type(self), (self.status, self.headers, self.body)

@@ -6,20 +6,27 @@ protocol itself on the reactor; here is what need not be fast.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 import trio
 
+from trio_wknet._conn import Conn
 from trio_wknet._native.trio.latch import Latch
 from trio_wknet._native.trio.websocket_send import WebSocketSend
 from trio_wknet._statistics import WebSocketStatistics
+from trio_wknet._usage_errors import require_callable
+from trio_wknet._websocket.extra import opening
+from trio_wknet._websocket.http import check_headers
+from trio_wknet._websocket.options import WebSocketOptions, check_options, with_subprotocols
+from trio_wknet._websocket.url import parse_url
 
 if TYPE_CHECKING:
     import sys
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Mapping
 
-    from trio_wknet._conn import Conn
     from trio_wknet._sockets.address import SocketAddress
+    from trio_wknet._websocket.http import Request
+    from trio_wknet._websocket.opening import OnRequest
 
     if sys.version_info >= (3, 12):
         from collections.abc import Buffer
@@ -50,7 +57,7 @@ class WebSocket(WebSocketSend, trio.abc.Channel[str | bytes]):
 
     conn: Conn
     _close_timeout: float
-    _request: Any
+    _request: Request | None
     _subprotocol: str | None
 
     def __init__(self, *_: NoReturn, **__: NoReturn) -> None:
@@ -67,7 +74,7 @@ class WebSocket(WebSocketSend, trio.abc.Channel[str | bytes]):
         max_fragments: int = 1 << 20,
         close_timeout: float = 10.0,
         subprotocol: str | None = None,
-        request: Any = None,
+        request: Request | None = None,
     ) -> WebSocket:
         """Speak WebSocket on a connection whose handshake is done. Not a checkpoint.
 
@@ -93,6 +100,124 @@ class WebSocket(WebSocketSend, trio.abc.Channel[str | bytes]):
         ws._request = request
         ws._begin(conn, role == "client", max_message, max_fragments, unread)
         return ws
+
+    @classmethod
+    async def connect(
+        cls,
+        conn: Conn,
+        url: str,
+        *,
+        subprotocols: Iterable[str] | None = None,
+        headers: Mapping[str, str] | Iterable[tuple[str, str]] = (),
+        options: WebSocketOptions = WebSocketOptions(),
+    ) -> WebSocket:
+        """Make a connection a WebSocket, as a client: for one that `open_websocket` cannot
+        open, such as a unix socket. A checkpoint.
+
+        There is no bound in time but the caller's. If this raises, or is cancelled, the
+        connection is still the caller's, to be closed.
+
+        Args:
+          conn: the connection; its bytes are the WebSocket's from here on.
+          url: ``"ws://host[:port][/path][?query]"``, of which the server is told.
+          subprotocols: those that are offered, the preferred one first; by default
+              ``options.subprotocols``.
+          headers: more headers of the request: a mapping, or pairs of name and value. By
+              default none.
+          options: by default ``WebSocketOptions()``.
+
+        Returns:
+          A `WebSocket`.
+
+        Raises:
+          HandshakeRejected: if the server answers with something else than a WebSocket.
+          HandshakeError: if it does not answer properly.
+          trio.ClosedResourceError, trio.BusyResourceError: as the connection's own methods do.
+          ValueError, TypeError: if an argument is invalid.
+          ImportError: if h11 is not installed (the extra ``websocket``).
+        """
+        parsed = parse_url(url)
+        _check_conn(conn)
+        opened: WebSocket = await opening().connect(
+            conn,
+            parsed,
+            check_headers(headers, "headers"),
+            with_subprotocols(options, subprotocols),
+        )
+        return opened
+
+    @classmethod
+    async def accept(
+        cls,
+        conn: Conn,
+        *,
+        on_request: OnRequest | None = None,
+        options: WebSocketOptions = WebSocketOptions(),
+    ) -> WebSocket | None:
+        """Make a connection a WebSocket, as a server that accepts connections by itself:
+        `WebSocketListener` does this for each. A checkpoint.
+
+        Args:
+          conn: the connection, whose first bytes are a request.
+          on_request: called with the `Request`, as in `WebSocketListener.serve`. By default
+              None.
+          options: by default ``WebSocketOptions()``.
+
+        Returns:
+          A `WebSocket`; or None if the request did not become one, and was answered as far as
+          possible. Then the connection is to be closed.
+
+        Raises:
+          TypeError: if an argument is invalid, or ``on_request`` returns something else.
+          ImportError: if h11 is not installed (the extra ``websocket``).
+        """
+        _check_conn(conn)
+        check_options(options)
+        if on_request is not None:
+            require_callable(on_request=on_request)
+        opened: WebSocket | None = await opening().accept(conn, None, options, on_request)
+        return opened
+
+    @classmethod
+    def upgrade(
+        cls,
+        conn: Conn,
+        headers: Mapping[str, str] | Iterable[tuple[str, str]],
+        target: str = "/",
+        *,
+        unread: bytes = b"",
+        options: WebSocketOptions = WebSocketOptions(),
+    ) -> WebSocket:
+        """Make a connection a WebSocket whose request was read already, as by an HTTP server:
+        send the answer. Not a checkpoint.
+
+        Args:
+          conn: the connection, from which the request was received.
+          headers: those of the request, which was a GET of HTTP/1.1: a mapping, or pairs of
+              name and value.
+          target: the request's path and query; by default ``"/"``.
+          unread: what was received behind the request; by default nothing. Bytes that were not
+              received stay in the connection, and come after these.
+          options: by default ``WebSocketOptions()``.
+
+        Returns:
+          A `WebSocket`.
+
+        Raises:
+          HandshakeError: if the request cannot become a WebSocket. Nothing was sent: the
+              server is to answer it, with status 400 or 426.
+          trio.WouldBlock: if more than ``limits.outbound`` bytes would be unsent.
+          trio.ClosedResourceError, trio.BrokenResourceError: as `Conn.send_nowait` does.
+          trio.BusyResourceError: if a task is receiving from the connection.
+          ValueError, TypeError: if an argument is invalid.
+          ImportError: if h11 is not installed (the extra ``websocket``).
+        """
+        _check_conn(conn)
+        check_options(options)
+        opened: WebSocket = opening().upgrade(
+            conn, check_headers(headers, "headers"), target, unread, options
+        )
+        return opened
 
     def __repr__(self) -> str:
         code = self.close_code
@@ -181,8 +306,9 @@ class WebSocket(WebSocketSend, trio.abc.Channel[str | bytes]):
         return self._subprotocol
 
     @property
-    def request(self) -> Any:
+    def request(self) -> Request:
         """The request of the handshake."""
+        assert self._request is not None
         return self._request
 
     @property
@@ -224,6 +350,11 @@ class WebSocket(WebSocketSend, trio.abc.Channel[str | bytes]):
             messages_waiting=counts[6],
             pings_answered=counts[7],
         )
+
+
+def _check_conn(conn: object) -> None:
+    if not isinstance(conn, Conn):
+        raise TypeError(f"conn must be a Conn, not {conn!r}")
 
 
 def _control_payload(payload: Buffer) -> bytes:

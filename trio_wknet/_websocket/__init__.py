@@ -1,0 +1,1 @@
+"""WebSocket: handshakes, listeners and clients around the native channel."""

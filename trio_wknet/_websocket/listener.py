@@ -1,0 +1,190 @@
+"""Listening for WebSockets."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import attrs
+import trio
+
+from trio_wknet._errors import ConnectionClosed
+from trio_wknet._listener import Listener
+from trio_wknet._usage_errors import call_handler, require_callable
+from trio_wknet._websocket.extra import opening
+from trio_wknet._websocket.options import WebSocketOptions, check_options
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from trio_wknet._conn import Conn
+    from trio_wknet._sockets.address import SocketAddress
+    from trio_wknet._statistics import ListenerStatistics
+    from trio_wknet._websocket.channel import WebSocket
+    from trio_wknet._websocket.opening import OnRequest
+
+GOING_AWAY = 1001
+INTERNAL_ERROR = 1011
+
+
+class WebSocketListener:
+    """Accepts WebSockets. `open_wknet_listener` and `Engine.listen` open one, for an address
+    that begins with ``ws://`` or with ``websocket=WebSocketOptions(...)``.
+
+    Its methods belong to the Trio run and the thread in which its engine was opened.
+
+    Args:
+      listener: the `Listener` of its connections, which is closed along with it.
+      options: by default ``WebSocketOptions()``.
+      path: the only path that may become a WebSocket; None, the default: any may.
+
+    Raises:
+      TypeError, ValueError: if an argument is invalid.
+      ImportError: if h11 is not installed (the extra ``websocket``).
+    """
+
+    def __init__(
+        self,
+        listener: Listener,
+        *,
+        options: WebSocketOptions = WebSocketOptions(),
+        path: str | None = None,
+    ) -> None:
+        if not isinstance(listener, Listener):
+            raise TypeError(f"listener must be a Listener, not {listener!r}")
+        check_options(options)
+        if path is not None and not isinstance(path, str):
+            raise TypeError(f"path must be a string or None, not {path!r}")
+        if path is not None and not path.startswith("/"):
+            raise ValueError(f"path must begin with '/', not {path!r}")
+        self._accept = opening().accept
+        self.listener = listener
+        self.options = options
+        self.path = path
+
+    def __repr__(self) -> str:
+        return f"<trio_wknet.WebSocketListener over {self.listener!r}>"
+
+    async def serve(
+        self,
+        handler: Callable[[WebSocket], Awaitable[object]],
+        *,
+        on_request: OnRequest | None = None,
+        handler_nursery: trio.Nursery | None = None,
+        task_status: trio.TaskStatus[WebSocketListener] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Accept connections, and run ``handler(websocket)`` in a task for each that becomes a
+        WebSocket. A checkpoint.
+
+        In all else like `Listener.serve`. When the handler returns, the WebSocket is closed
+        properly, with code 1000; if it raises, with 1011 and at once; if it is cancelled, with
+        1001 and at once. `ConnectionClosed` out of a handler whose WebSocket is closed
+        does not end serving.
+
+        A handshake that is not complete within ``options.handshake_time`` ends its
+        connection. A request that cannot become a WebSocket gets an HTTP error, behind which
+        its connection is closed.
+
+        Args:
+          handler: an async function of one argument, the `WebSocket`.
+          on_request: called as ``on_request(request)`` with every `Request`, before it is
+              answered; it may be an async function. It returns a `Response`, which is sent
+              instead of any other answer, as for a page, a health check, or a user who may
+              not connect; or None, with which the handshake goes on. By default None.
+          handler_nursery: where the handlers run; by default in a nursery of this call.
+          task_status: for ``nursery.start``; it is started with this listener.
+
+        Raises:
+          trio.ClosedResourceError: if the listener is closed, before or during the call.
+          trio.BusyResourceError: if another task is accepting on this listener.
+          TypeError: if the handler or ``on_request`` is not callable.
+          RuntimeError: if called from another thread, or if the engine is closed.
+        """
+        require_callable(handler=handler)
+        if on_request is not None:
+            require_callable(on_request=on_request)
+        await self.listener.serve(
+            partial(self._run_handler, handler, on_request),
+            handler_nursery=handler_nursery,
+            task_status=_Started(task_status, self),
+        )
+
+    async def _run_handler(
+        self,
+        handler: Callable[[WebSocket], Awaitable[object]],
+        on_request: OnRequest | None,
+        conn: Conn,
+    ) -> None:
+        websocket: WebSocket | None = await self._accept(conn, self.path, self.options, on_request)
+        if websocket is None:
+            return
+        try:
+            await call_handler(handler, websocket)
+        except trio.Cancelled:
+            websocket._say_goodbye(GOING_AWAY, b"")
+            raise
+        except BaseException as exc:
+            if websocket.close_code is None:
+                websocket._say_goodbye(INTERNAL_ERROR, b"")
+            elif _says_closed(exc):
+                return
+            raise
+        await websocket.aclose()
+
+    async def drain(self) -> None:
+        """Stop accepting, and wait until the accepted connections have been served, like
+        `Listener.drain`. A checkpoint.
+
+        Raises:
+          RuntimeError: if called from a handler, which it would wait for; or from another
+              thread.
+        """
+        await self.listener.drain()
+
+    async def aclose(self) -> None:
+        """Stop listening, like `Listener.aclose`. A checkpoint.
+
+        Raises:
+          RuntimeError: if called from another thread.
+        """
+        await self.listener.aclose()
+
+    @property
+    def address(self) -> SocketAddress:
+        """The first address, as `Listener.address`."""
+        return self.listener.address
+
+    @property
+    def addresses(self) -> list[SocketAddress]:
+        """All addresses that it is bound to, each once."""
+        return self.listener.addresses
+
+    def statistics(self) -> ListenerStatistics:
+        """Return a snapshot of the listener's counters. Not a checkpoint.
+
+        Returns:
+          A `ListenerStatistics`.
+
+        Raises:
+          RuntimeError: if called from another thread.
+        """
+        return self.listener.statistics()
+
+
+@attrs.frozen
+class _Started:
+    """A task status that is started with the WebSocketListener, not its Listener."""
+
+    outer: trio.TaskStatus[WebSocketListener]
+    listener: WebSocketListener
+
+    def started(self, value: object = None) -> None:
+        self.outer.started(self.listener)
+
+
+def _says_closed(exc: BaseException) -> bool:
+    """Whether an exception, or every one of an exception group, is `ConnectionClosed`."""
+    members = getattr(exc, "exceptions", None)
+    if members is not None:
+        return all(map(_says_closed, members))
+    return isinstance(exc, ConnectionClosed)

@@ -1,0 +1,187 @@
+"""Opening a WebSocket over a connection: the handshake's bytes in and out."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Literal
+
+import h11
+import trio
+
+from trio_wknet._errors import DelimiterNotFound, HandshakeError, HandshakeRejected, IncompleteRead
+from trio_wknet._websocket.channel import WebSocket
+from trio_wknet._websocket.handshake import (
+    END_OF_HEADER,
+    BadResponse,
+    ClientSide,
+    Handshake,
+    Refused,
+    ServerSide,
+)
+from trio_wknet._websocket.http import Request, Response, check_headers, plain
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
+
+    from trio_wknet._conn import Conn
+    from trio_wknet._websocket.http import HeaderList
+    from trio_wknet._websocket.options import WebSocketOptions
+    from trio_wknet._websocket.url import URL
+
+    OnRequest = Callable[[Request], Response | Awaitable[Response | None] | None]
+
+MAX_REFUSAL = 65_536  # bytes of a refusal's body that are kept
+
+
+def _opened(
+    conn: Conn,
+    role: Literal["server", "client"],
+    options: WebSocketOptions,
+    request: Request,
+    handshake: Handshake,
+    unread: bytes = b"",
+) -> WebSocket:
+    return WebSocket._over(
+        conn,
+        role,
+        unread=unread,
+        max_message=options.max_message,
+        max_fragments=options.max_fragments,
+        close_timeout=options.close_time,
+        subprotocol=handshake.subprotocol,
+        request=request,
+    )
+
+
+# --- the server's side --------------------------------------------------------------------
+
+
+async def accept(
+    conn: Conn, path: str | None, options: WebSocketOptions, on_request: OnRequest | None
+) -> WebSocket | None:
+    """Answer one request. None if it has not become a WebSocket: then it was answered, if
+    that was possible."""
+    side = ServerSide(options, path)
+    try:
+        request = await _read_request(conn, side)
+        if request is None:
+            return None
+        if on_request is not None:
+            await _ask(on_request, request)
+        handshake, response = side.accept(request)
+    except Refused as refused:
+        await _answer(conn, side, refused.response)
+        return None
+    try:
+        conn.send_nowait(response)
+    except (trio.BrokenResourceError, trio.ClosedResourceError):
+        return None
+    return _opened(conn, "server", options, request, handshake)
+
+
+def upgrade(
+    conn: Conn, headers: HeaderList, target: str, unread: bytes, options: WebSocketOptions
+) -> WebSocket:
+    """Answer a request that was read already."""
+    side = ServerSide(options, None)
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers)
+    try:
+        request = side.read(f"GET {target} HTTP/1.1\r\n{lines}\r\n".encode("latin-1"))
+        handshake, response = side.accept(request)
+    except Refused as refused:
+        raise HandshakeError(refused.response.body.decode().strip()) from None
+    conn.send_nowait(response)
+    return _opened(conn, "server", options, request, handshake, unread)
+
+
+async def _read_request(conn: Conn, side: ServerSide) -> Request | None:
+    """The request; None if none came."""
+    header: bytes | None = None
+    with trio.move_on_after(side.options.handshake_time):
+        try:
+            header = await conn.receive_until(END_OF_HEADER, side.options.max_header)
+        except DelimiterNotFound:
+            raise Refused(plain(431, f"at most {side.options.max_header} bytes")) from None
+        except (IncompleteRead, trio.BrokenResourceError, trio.ClosedResourceError):
+            return None
+    return None if header is None else side.read(header + END_OF_HEADER)
+
+
+async def _ask(on_request: OnRequest, request: Request) -> None:
+    """Let the application answer.
+
+    Raises:
+      Refused: with its answer, if it has one.
+    """
+    answer = on_request(request)
+    if inspect.isawaitable(answer):
+        answer = await answer
+    check_answer(answer)
+    if answer is not None:
+        raise Refused(answer)
+
+
+def check_answer(answer: object) -> None:
+    if answer is not None and not isinstance(answer, Response):
+        raise TypeError(f"on_request must return a Response or None, not {answer!r}")
+
+
+async def _answer(conn: Conn, side: ServerSide, response: Response) -> None:
+    """Send a response that is not an upgrade, in as much time as the handshake has."""
+    data = side.answer(response)
+    with trio.move_on_after(side.options.handshake_time):
+        try:
+            await conn.send_all(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            return
+
+
+# --- the client's side --------------------------------------------------------------------
+
+
+async def connect(
+    conn: Conn,
+    url: URL,
+    headers: Mapping[str, str] | Iterable[tuple[str, str]],
+    options: WebSocketOptions,
+) -> WebSocket:
+    """Ask for a WebSocket over a connection.
+
+    Raises:
+      HandshakeRejected: if the server answers something else.
+      HandshakeError: if it gives no proper answer.
+    """
+    side = ClientSide(options, url.authority, url.target, check_headers(headers, "headers"))
+    request, data = side.request()
+    try:
+        await conn.send_all(data)
+        handshake = None
+        while handshake is None:  # interim responses
+            header = await conn.receive_until(END_OF_HEADER, options.max_header)
+            handshake = side.read(header + END_OF_HEADER)
+    except DelimiterNotFound:
+        raise HandshakeError(
+            f"the server's answer has a header of more than {options.max_header} bytes"
+        ) from None
+    except (IncompleteRead, trio.BrokenResourceError) as exc:
+        raise HandshakeError("the connection ended before the server answered") from exc
+    except BadResponse as exc:
+        raise HandshakeError(str(exc)) from None
+    if not isinstance(handshake, Handshake):
+        raise await _rejection(conn, side, handshake)
+    return _opened(conn, "client", options, request, handshake)
+
+
+async def _rejection(conn: Conn, side: ClientSide, response: h11.Response) -> HandshakeRejected:
+    body = b""
+    try:
+        while len(body) < MAX_REFUSAL and (part := side.next_of_body()) is not None:
+            if not part:
+                side.feed_body(await conn.receive_some())
+            body += part
+    except trio.BrokenResourceError:
+        pass  # what came will do
+    headers: HeaderList = tuple(
+        (name.decode("latin-1"), value.decode("latin-1")) for name, value in response.headers
+    )
+    return HandshakeRejected(response.status_code, headers, body[:MAX_REFUSAL])
