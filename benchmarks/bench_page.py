@@ -1,12 +1,13 @@
 """The figures of docs/benchmarks.md: ``python benchmarks/bench_page.py BENCHMARKS.json
 docs/benchmarks.md``.
 
-``BENCHMARKS.json`` comes from ``python benchmarks/run.py --json BENCHMARKS.json``. What
-stands between the page's two comments is replaced.
+``BENCHMARKS.json`` comes from ``python benchmarks/run.py --json BENCHMARKS.json``. The text
+between the page's two comments is replaced.
 """
 
 from __future__ import annotations
 
+from harness.legend import TARGETS, legend
 from harness.pages import Json, machine_text, markdown, run
 from harness.result import cells
 
@@ -15,7 +16,7 @@ OF = {"throughput": "throughput", "p99": "p99", "cpu": "server's CPU for each"}
 ENOUGH = 7
 """Rounds."""
 FULL = 0.9
-"""Of a core: where the load generator keeps it so busy, that may be what holds things up."""
+"""Of a core: a load generator that is busier than this may be what limits the throughput."""
 
 
 def machine_lines(found: Json) -> list[str]:
@@ -60,7 +61,7 @@ def wanted_lines(found: Json) -> list[str]:
         for verdict in verdicts
     ]
     head = ["work", "of", "ours", "against", "ratio", "rounds", "target", "", "by CPU"]
-    return [*markdown(head, rows), *unmeasured_lines(found)]
+    return [TARGETS, "", *markdown(head, rows), *unmeasured_lines(found)]
 
 
 def unmeasured_lines(found: Json) -> list[str]:
@@ -112,6 +113,18 @@ def server_cells(server: Json) -> list[str]:
     return [*others, f"**{load}**" if (server["load_busy"] or 0) >= FULL else load]
 
 
+def legend_lines(found: Json) -> list[str]:
+    """What the servers' names stand for, of all that were measured."""
+    servers = [name for result in found["results"] for name in result["servers"]]
+    if found["memory"] is not None:
+        servers += found["memory"]["servers"]
+    text = (
+        "A *cell* below is one kind of work, for one number of connections; all its servers do "
+        "the same. They are called:"
+    )
+    return ["### Servers", "", text, "", *legend(servers)]
+
+
 def memory_lines(found: Json) -> list[str]:
     memory = found["memory"]
     heads = ["", *(f"{count:,} idle, MiB" for count in memory["counts"]), "bytes for each"]
@@ -135,6 +148,7 @@ def page(found: Json) -> str:
     """All of it, as far as it was measured."""
     lines = [
         *machine_lines(found),
+        *legend_lines(found),
         "### Beside Trio's own transport",
         "",
         *beside_lines(found),

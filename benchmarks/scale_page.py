@@ -1,17 +1,24 @@
 """The figures of docs/scale.md: ``python benchmarks/scale_page.py SCALE.json docs/scale.md``.
 
-``SCALE.json`` comes from ``python benchmarks/scale.py --json SCALE.json``. What stands
-between the page's two comments is replaced.
+``SCALE.json`` comes from ``python benchmarks/scale.py --json SCALE.json``. The text between
+the page's two comments is replaced.
 """
 
 from __future__ import annotations
 
+from harness.legend import SERVERS, legend
 from harness.pages import Json, machine_text, markdown, run
 from trio_wknet._cli.text import time_text
 
 SCRIPT = "benchmarks/scale_page.py"
 MEGABYTE = 1e6
 MILLION = 1_000_000
+WANTED = (
+    "*Wanted* is a target that was set before anything was measured, for the figure beside it: "
+    "ours, or ours divided by the first of the others. **Missed** means that the median was on "
+    "the wrong side of it in this run, and nothing else; a row without a target is for "
+    "comparison."
+)
 
 
 def figure_text(value: float, unit: str) -> str:
@@ -58,7 +65,16 @@ def rows_lines(found: Json) -> list[str]:
     """Every row, and whether it is what was wanted."""
     met = {None: "", True: "met", False: "**missed**"}
     rows = [[row["what"], *row_cells(row, "; "), met[row["met"]]] for row in found["rows"]]
-    return markdown(["what", "ours", "others", "figure", "wanted", ""], rows)
+    return [WANTED, "", *markdown(["what", "ours", "others", "figure", "wanted", ""], rows)]
+
+
+def legend_lines(found: Json) -> list[str]:
+    """What the servers' names stand for, of all that were measured."""
+    rows = [name for row in found["rows"] for name in row["medians"]]
+    crowds = [crowd["plan"]["server"] for crowd in found["crowds"]]
+    # A row may say more behind the name: "trio, 15,000 idle".
+    names = [name.partition(",")[0] for name in (*rows, *crowds)]
+    return ["### Servers", "", *legend(name for name in names if name in SERVERS)]
 
 
 def timers_lines(found: Json) -> list[str]:
@@ -129,7 +145,7 @@ def claim_rows(found: Json) -> list[list[str]]:
     best = max(row["medians"][row["ours"]] for row in echo)
     doubled = max(row["medians"][row["ours"]] / row["medians"]["trio"] for row in echo)
     trio_tail = row_of(found, "tail-trio")
-    faster = 1 - tail["medians"][tail["ours"]] / trio_tail["medians"][trio_tail["ours"]]
+    times = tail["medians"][tail["ours"]] / trio_tail["medians"][trio_tail["ours"]]
     million = base + added / connections * MILLION
     timers, wheel = found["million"], found["timers"][0][2]
     timers_size = timers["connections"] * timers["bytes_each"] / MEGABYTE
@@ -187,7 +203,7 @@ def claim_rows(found: Json) -> list[list[str]]:
         ],
         [
             "80 % less latency than with one thread of control for each connection",
-            f"p99 of the same, {faster:.0%} less than on Trio with as many idle ones beside",
+            f"p99 of the same: {times:.2g} times Trio's with as many idle ones beside",
             "",
         ],
         [
@@ -214,6 +230,7 @@ def page(found: Json) -> str:
     """All of it."""
     lines = [
         *machine_lines(found),
+        *legend_lines(found),
         "### Figures",
         "",
         *rows_lines(found),

@@ -31,6 +31,7 @@ FIGURES = ROOT / "docs" / "_static" / "benchmarks.json"
 MODULES = (
     "experiments.floor",
     "harness.compiled",
+    "harness.legend",
     "harness.measure",
     "harness.result",
     "harness.rounds",
@@ -152,6 +153,10 @@ def test_a_scenario_wants_what_it_measures(scenario: Any) -> None:
     # A server of bytes echoes frames as well.
     needed = {bench.servers.protocol(name) for name in scenario.servers} - {"raw"}
     assert all(scenario.protocol.startswith(protocol) for protocol in needed)
+
+
+def test_every_server_is_explained() -> None:
+    assert set(bench.legend.SERVERS) == set(SERVERS)
 
 
 def test_names_of_scenarios_are_different() -> None:
@@ -400,6 +405,8 @@ def test_a_quick_run_becomes_a_page(tmp_path: Path) -> None:
     assert text.startswith("before\n")
     assert text.endswith("<!-- end -->\nafter\n")
     assert "**This was a quick run, with at most 200 connections" in text
+    assert "| `trio` | Trio's own sockets" in text
+    assert "**Missed** means that" in text
     assert "### half-load: stream echo by the clock, 64 B, 100 connections, at 50%" in text
     assert "old" not in text
 

@@ -30,7 +30,7 @@ def machine_text(machine: Json) -> str:
 
 
 def put_into(page: Path, script: str, text: str) -> None:
-    """Replace what stands between the page's comment of that script, and the next end.
+    """Replace the text between the page's comment of that script and the next end.
 
     A page without them is the end of the program.
     """
