@@ -10,7 +10,7 @@ import types
 from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
@@ -18,7 +18,7 @@ from helpers import SMALL, conn_and_peer, content, read, until
 from test_send import reset
 from trio.testing import wait_all_tasks_blocked
 
-from trio_wknet import Conn, ConnOptions, Engine
+from trio_wknet import Conn, ConnOptions, Engine, FixedLength
 
 AT_MOST = 128
 """Sends that are deferred before they are all done, although tasks are left to run."""
@@ -26,6 +26,26 @@ LARGE = 16_385
 """Bytes of a message that is sent at once."""
 
 Pair = tuple[Conn, Any]
+Form = Callable[[Conn, Any], Any]
+
+
+def send_vectored(conn: Conn, data: Any) -> Any:
+    return conn.send_vectored([data])
+
+
+def send_frame(conn: Conn, data: Any) -> Any:
+    """A framing whose frames are their bytes, and nothing else."""
+    return conn.framed(FixedLength(len(data))).send(data)
+
+
+def send_frames(conn: Conn, data: Any) -> Any:
+    return conn.framed(FixedLength(len(data))).send_many([data])
+
+
+@pytest.fixture(params=[Conn.send_all, send_vectored, send_frame, send_frames])
+def form(request: pytest.FixtureRequest) -> Form:
+    """All that wait for the kernel to own their bytes are deferred alike."""
+    return cast("Form", request.param)
 
 
 @pytest.fixture
@@ -62,21 +82,21 @@ def watched(awaitable: Any, started: Callable[[], object]) -> Generator[Any, Any
         return stop.value
 
 
-async def send_watched(conn: Conn, data: Any, sent_at_once: list[int]) -> None:
+async def send_watched(form: Form, conn: Conn, data: Any, sent_at_once: list[int]) -> None:
     before = conn.statistics().bytes_sent
 
     def note() -> None:
         sent_at_once.append(conn.statistics().bytes_sent - before)
 
-    await watched(conn.send_all(data), note)
+    await watched(form(conn, data), note)
 
 
-async def test_it_is_sent_when_the_tasks_have_run(deferring: Engine) -> None:
+async def test_it_is_sent_when_the_tasks_have_run(deferring: Engine, form: Form) -> None:
     async with pairs(deferring, 20) as crowd:
         at_once: list[int] = []
         async with trio.open_nursery() as nursery:
             for n, (conn, _) in enumerate(crowd):
-                nursery.start_soon(send_watched, conn, b"%03d" % n, at_once)
+                nursery.start_soon(send_watched, form, conn, b"%03d" % n, at_once)
         assert at_once == [0] * 20
         for n, (conn, peer) in enumerate(crowd):
             assert conn.statistics().bytes_sent == 3
@@ -90,12 +110,12 @@ async def test_send_all_returns_once_the_kernel_owns_the_bytes(deferring: Engine
         assert await read(peer, 3) == b"bye"
 
 
-async def test_few_tasks_and_large_messages_are_sent_at_once(engine: Engine) -> None:
+async def test_few_tasks_and_large_messages_are_sent_at_once(engine: Engine, form: Form) -> None:
     async with conn_and_peer(engine) as (conn, _):
         at_once: list[int] = []
-        await send_watched(conn, b"alone", at_once)
+        await send_watched(form, conn, b"alone", at_once)
         engine._core.send_batch.threshold = 0
-        await send_watched(conn, bytes(LARGE), at_once)
+        await send_watched(form, conn, bytes(LARGE), at_once)
         assert at_once == [5, LARGE]
 
 
@@ -105,7 +125,7 @@ async def test_a_crowd_defers(engine: Engine, reactors: int) -> None:
 
     async def answer(conn: Conn) -> None:
         assert await conn.receive_some() == b"?!"
-        await send_watched(conn, b"yes", at_once)
+        await send_watched(Conn.send_all, conn, b"yes", at_once)
 
     async with pairs(engine, 60) as crowd, trio.open_nursery() as nursery:
         for conn, _ in crowd:
@@ -143,7 +163,7 @@ async def test_more_than_are_deferred_at_most(deferring: Engine) -> None:
     assert sent == started[: 2 * AT_MOST], "sent before the last task has run"
 
 
-async def test_cancelled_before_it_is_sent(deferring: Engine) -> None:
+async def test_cancelled_before_it_is_sent(deferring: Engine, form: Form) -> None:
     """Then nothing is: the stream can be gone on with. The first of a turn is sent: it
     is at a schedule point that is no cancellation point any more."""
     async with pairs(deferring, 20) as crowd:
@@ -158,7 +178,7 @@ async def test_cancelled_before_it_is_sent(deferring: Engine) -> None:
                         scope.cancel()
 
                 async def send(conn: Conn) -> None:
-                    await watched(conn.send_all(b"abc"), one_more)
+                    await watched(form(conn, b"abc"), one_more)
                     sent.append(conn)
 
                 for conn, _ in crowd:
@@ -172,13 +192,13 @@ async def test_cancelled_before_it_is_sent(deferring: Engine) -> None:
             assert await read(peer, len(expected)) == expected
 
 
-async def test_closed_before_it_is_sent(deferring: Engine) -> None:
+async def test_closed_before_it_is_sent(deferring: Engine, form: Form) -> None:
     async with pairs(deferring, 4) as crowd:
         async with trio.open_nursery() as nursery:
 
             async def send(conn: Conn) -> None:
                 with pytest.raises(trio.ClosedResourceError):
-                    await watched(conn.send_all(b"abc"), conn.close_nowait)
+                    await watched(form(conn, b"abc"), conn.close_nowait)
 
             for conn, _ in crowd:
                 nursery.start_soon(send, conn)
@@ -187,7 +207,7 @@ async def test_closed_before_it_is_sent(deferring: Engine) -> None:
             assert await peer.recv(10) == b""
 
 
-async def test_closed_between_being_sent_and_the_next_step(deferring: Engine) -> None:
+async def test_closed_between_being_sent_and_the_next_step(deferring: Engine, form: Form) -> None:
     """What the kernel owns was sent, whatever becomes of the connection then."""
     count = AT_MOST + 1
     async with pairs(deferring, count) as crowd, trio.open_nursery() as nursery:
@@ -204,7 +224,7 @@ async def test_closed_between_being_sent_and_the_next_step(deferring: Engine) ->
                 if len(started) == count:
                     close_those_sent()
 
-            await watched(conn.send_all(b"abc"), look)
+            await watched(form(conn, b"abc"), look)
 
         for conn, _ in crowd:
             nursery.start_soon(send, conn)
@@ -213,13 +233,13 @@ async def test_closed_between_being_sent_and_the_next_step(deferring: Engine) ->
     assert sum(conn.close_reason == "closed" for conn, _ in crowd) == AT_MOST
 
 
-async def test_a_broken_connection_is_told_to_its_sender(deferring: Engine) -> None:
+async def test_a_broken_connection_is_told_to_its_sender(deferring: Engine, form: Form) -> None:
     async with pairs(deferring, 4) as crowd:
         async with trio.open_nursery() as nursery:
 
             async def send(conn: Conn, peer: Any) -> None:
                 with pytest.raises(trio.BrokenResourceError) as caught:
-                    await watched(conn.send_all(b"abc"), partial(reset, peer))
+                    await watched(form(conn, b"abc"), partial(reset, peer))
                 assert isinstance(caught.value.__cause__, OSError)
                 with pytest.raises(trio.BrokenResourceError):
                     await conn.send_all(b"abc")
@@ -228,7 +248,7 @@ async def test_a_broken_connection_is_told_to_its_sender(deferring: Engine) -> N
                 nursery.start_soon(send, conn, peer)
 
 
-async def test_a_full_kernel(deferring: Engine) -> None:
+async def test_a_full_kernel(deferring: Engine, form: Form) -> None:
     """What it does not take is waited for; the order is kept."""
     async with pairs(deferring, 4, SMALL) as crowd:
         data = content("full", LARGE - 1)
@@ -236,7 +256,7 @@ async def test_a_full_kernel(deferring: Engine) -> None:
 
             async def send(conn: Conn) -> None:
                 for _ in range(20):
-                    await conn.send_all(data)
+                    await form(conn, data)
 
             for conn, _ in crowd:
                 nursery.start_soon(send, conn)
@@ -245,17 +265,17 @@ async def test_a_full_kernel(deferring: Engine) -> None:
                 assert await read(peer, 20 * len(data)) == 20 * data
 
 
-async def test_behind_what_send_nowait_left(deferring: Engine) -> None:
+async def test_behind_what_send_nowait_left(deferring: Engine, form: Form) -> None:
     async with conn_and_peer(deferring, options=SMALL) as (conn, peer):
         data = content("left", 400_000)
         conn.send_nowait(data)
         assert conn.statistics().buffered_outbound
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(conn.send_all, b"behind")
+            nursery.start_soon(form, conn, b"behind")
             assert await read(peer, len(data) + 6) == data + b"behind"
 
 
-async def test_the_data_is_held_until_it_is_sent(deferring: Engine) -> None:
+async def test_the_data_is_held_until_it_is_sent(deferring: Engine, form: Form) -> None:
     async with conn_and_peer(deferring) as (conn, peer):
         data = bytearray(b"abc")
 
@@ -263,7 +283,7 @@ async def test_the_data_is_held_until_it_is_sent(deferring: Engine) -> None:
             with pytest.raises(BufferError):
                 data.append(0)
 
-        await watched(conn.send_all(data), change)
+        await watched(form(conn, data), change)
         data.append(0)
         assert await read(peer, 3) == b"abc"
 
@@ -301,3 +321,40 @@ async def test_a_send_nowait_goes_behind(deferring: Engine) -> None:
         for conn, peer in crowd:
             assert await read(peer, 6) == b"abcdef"
             assert conn.statistics().bytes_sent == 6
+
+
+async def test_a_frame_of_send_nowait_goes_behind(deferring: Engine) -> None:
+    async with pairs(deferring, 3) as crowd:
+        async with trio.open_nursery() as nursery:
+
+            async def send(conn: Conn) -> None:
+                channel = conn.framed(FixedLength(3))
+
+                def send_another() -> None:
+                    channel.send_nowait(b"def")
+                    assert conn.statistics().bytes_sent == 6
+
+                await watched(channel.send(b"abc"), send_another)
+                assert channel.statistics().frames_sent == 2
+
+            for conn, _ in crowd:
+                nursery.start_soon(send, conn)
+        for _, peer in crowd:
+            assert await read(peer, 6) == b"abcdef"
+
+
+async def test_frames_are_counted_once(deferring: Engine) -> None:
+    """Those of a send that was cancelled before it was done are not."""
+    async with pairs(deferring, 2) as ((first, _), (conn, peer)):
+        channel = conn.framed(FixedLength(2))
+        awake = first.send_all(b"the first of a turn cannot be cancelled")
+        awake.send(None)
+        with trio.CancelScope() as scope:
+            await watched(channel.send_many([b"no", b"no"]), scope.cancel)
+        awake.close()
+        assert scope.cancelled_caught
+        assert channel.statistics().frames_sent == 0
+        await channel.send_many([b"ab", b"cd"])
+        assert channel.statistics().frames_sent == 2
+        assert conn.statistics().bytes_sent == 4
+        assert await read(peer, 4) == b"abcd"

@@ -48,6 +48,10 @@ cdef class Sending(Operation):
 cdef class SendingData(Sending):
     cdef size_t left            # bytes
     cdef bint begun             # a part was sent
+    cdef bint sent              # all of them, and the sending side is let go of
+    cdef bint deferred          # until the tasks of this turn have run
+    cdef bint may_defer(self) noexcept
+    cdef object defer(self)
     cdef bint push_behind(self) except -1
     cdef int push(self) except -1
     cdef void let_go_of_data(self) noexcept

@@ -444,74 +444,6 @@ cdef class Sending(Operation):
 cdef class SendingData(Sending):
     """What sends bytes, which are held until they are sent. Subclasses say from where."""
 
-    cdef bint attempt(self) except -1:
-        self.conn.ensure_usable()       # since it began there may have been a fork
-        self.conn.may_send()
-        if not self.acquire():
-            return False
-        if self.behind:
-            self.behind = False
-            if not self.push_behind():
-                self.wait_behind()
-                if not self.holding:
-                    return False
-        self.push()
-        if self.left:
-            return False
-        # The caller may resize its bytearray as soon as the bytes are gone.
-        self.let_go_of_data()
-        self.release()
-        return True
-
-    cdef bint push_behind(self) except -1:
-        """Send what is queued, and perhaps some bytes with it. False if the kernel does not
-        take all that is queued."""
-        raise NotImplementedError
-
-    cdef int push(self) except -1:
-        """Hand bytes to the kernel until it takes no more; it will tell when it does again
-        (`SendHalf.push`)."""
-        raise NotImplementedError
-
-    cdef void let_go_of_data(self) noexcept:
-        pass
-
-    cdef object park(self):
-        # Without memory to wait for the rest there would be a hole behind the part that
-        # was sent, if the stream went on.
-        try:
-            return self.conn.park_sender(self)
-        except MemoryError:
-            if self.begun and self.conn.slot != NULL:
-                self.conn.slot.send_error = ENOMEM
-            raise
-
-    cdef bint tears(self) noexcept:
-        return self.begun and self.left > 0
-
-    cdef void finish(self) noexcept:
-        self.let_go_of_data()
-        Sending.finish(self)
-
-
-@cython.final
-cdef class SendAll(SendingData):
-    cdef Py_buffer view
-    cdef bint held
-    cdef const char *at
-    cdef bint sent
-    cdef bint deferred
-
-    cdef object validate(self):
-        if PyBytes_CheckExact(self.argument):
-            self.at = PyBytes_AS_STRING(self.argument)
-            self.left = PyBytes_GET_SIZE(self.argument)
-        else:
-            _get_buffer(self.argument, &self.view)
-            self.held = True
-            self.at = <const char *>self.view.buf
-            self.left = self.view.len
-
     cdef object start(self):
         self.take_turn()
         if self.may_defer():
@@ -564,8 +496,71 @@ cdef class SendAll(SendingData):
         return None if self.sent else Sending.proceed(self)
 
     cdef bint attempt(self) except -1:
-        self.sent = SendingData.attempt(self)
-        return self.sent
+        self.conn.ensure_usable()       # since it began there may have been a fork
+        self.conn.may_send()
+        if not self.acquire():
+            return False
+        if self.behind:
+            self.behind = False
+            if not self.push_behind():
+                self.wait_behind()
+                if not self.holding:
+                    return False
+        self.push()
+        if self.left:
+            return False
+        # The caller may resize its bytearray as soon as the bytes are gone.
+        self.let_go_of_data()
+        self.release()
+        self.sent = True
+        return True
+
+    cdef bint push_behind(self) except -1:
+        """Send what is queued, and perhaps some bytes with it. False if the kernel does not
+        take all that is queued."""
+        raise NotImplementedError
+
+    cdef int push(self) except -1:
+        """Hand bytes to the kernel until it takes no more; it will tell when it does again
+        (`SendHalf.push`)."""
+        raise NotImplementedError
+
+    cdef void let_go_of_data(self) noexcept:
+        pass
+
+    cdef object park(self):
+        # Without memory to wait for the rest there would be a hole behind the part that
+        # was sent, if the stream went on.
+        try:
+            return self.conn.park_sender(self)
+        except MemoryError:
+            if self.begun and self.conn.slot != NULL:
+                self.conn.slot.send_error = ENOMEM
+            raise
+
+    cdef bint tears(self) noexcept:
+        return self.begun and self.left > 0
+
+    cdef void finish(self) noexcept:
+        self.let_go_of_data()
+        Sending.finish(self)
+
+
+@cython.final
+cdef class SendAll(SendingData):
+    cdef Py_buffer view
+    cdef bint held
+    cdef const char *at
+
+    cdef object validate(self):
+        if PyBytes_CheckExact(self.argument):
+            self.at = PyBytes_AS_STRING(self.argument)
+            self.left = PyBytes_GET_SIZE(self.argument)
+        else:
+            _get_buffer(self.argument, &self.view)
+            self.held = True
+            self.at = <const char *>self.view.buf
+            self.left = self.view.len
 
     cdef bint push_behind(self) except -1:
         cdef Py_ssize_t sent = self.conn.push_behind(self.at, self.left)

@@ -8,8 +8,8 @@ costs the sender.
 Consequence. A hundred handlers that each send in between cost more than the same sends
 one after the other. (64 B, 100 connections, pinned: 0.87 of the CPU for each message.)
 
-Decision. Where many tasks run in one turn of Trio's loop, a small `send_all` is noted
-here, and sent by the bridge's hook when they have run. Its task goes on in the next
+Decision. Where many tasks run in one turn of Trio's loop, a small send (of `send_all`,
+`send_vectored`, or a channel's frames) is noted here, and done by the bridge's hook when they have run. Its task goes on in the next
 turn, as behind any schedule point, when the kernel owns the bytes. Where few tasks run,
 it is sent at once: there is nothing to gain, and a reply would wait for Trio's next turn.
 
@@ -20,7 +20,7 @@ No deferred send is forgotten while Trio sleeps. The first one of a turn comes t
 schedule point, so Trio has a task to run, and turns without waiting; the hook comes
 before the tasks of that turn. The others park, which costs less than a schedule point,
 and are woken by what sends for them. If that is cancelled before, nothing was sent. It is
-`SendAll` in send.pyx that keeps to this.
+`SendingData` in send.pyx that keeps to this.
 """
 from libc.stdint cimport uint32_t
 
