@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from event_servers import LOCAL, STYLES, styled, take
-from helpers import dialled, until
+from event_servers import LOCAL, STYLES, served_frames, styled, take
+from helpers import dial, dialled, until
 
-from trio_wknet import Conn, Engine
+from trio_wknet import Conn, Engine, FixedLength, FrameChannel
 
 var: contextvars.ContextVar[Any] = contextvars.ContextVar("var", default="nothing")
 
@@ -276,3 +276,34 @@ async def test_on_connect_and_the_end_of_serving(engine: Engine) -> None:
             nursery.cancel_scope.cancel()
     assert len(seen) == 3
     assert all(known == value for known, value in seen)
+
+
+async def test_frames_have_them_too(engine: Engine) -> None:
+    """What a callback sets, those of the same connection see, and what a peer did wrong is
+    reported there."""
+    log: list[object] = []
+
+    def on_frames(channel: FrameChannel, frames: list[bytes]) -> None:
+        log.append(var.get())
+        var.set(frames[0].decode())
+
+    def on_error(channel: FrameChannel, exc: Exception) -> None:
+        log.append((var.get(), type(exc)))
+        var.set("reported")
+
+    def on_close(channel: FrameChannel, reason: str) -> None:
+        log.append(var.get())
+
+    framing = FixedLength(1)
+    async with served_frames(
+        engine, framing, on_frames, on_error=on_error, on_close=on_close
+    ) as listener:
+        with dial(listener) as one, dial(listener) as other:
+            before = var.get()
+            for sock, data in ((one, b"a"), (other, b"b"), (one, b"c")):
+                count = len(log)
+                sock.send(data)
+                await until(lambda: len(log) > count)  # noqa: B023
+        await until(lambda: len(log) == 5)
+    assert log[:3] == [before, before, "a"]
+    assert set(log[3:]) == {"c", "b"}

@@ -258,6 +258,58 @@ async def test_the_collector_finds_a_channel_that_is_handed_out_meanwhile(engine
             await hear(peer)
 
 
+REACHED, GO = threading.Event(), threading.Event()
+
+
+class Untracked:
+    """A gate that the collector does not know: its turn comes while garbage is cleared."""
+
+    __slots__ = ()
+
+    def __del__(self) -> None:
+        REACHED.set()
+        assert GO.wait(30)
+
+
+async def test_the_collector_clears_what_is_handed_out_meanwhile(engine: Engine) -> None:
+    """It has come to clear a cycle, and the channel in it, which it may have cleared before,
+    is still there for a frame that arrives."""
+    held: list[Any] = []
+    kept: list[FrameChannel] = []
+
+    def on_connect(channel: FrameChannel) -> None:
+        cycle: list[Any] = [channel, Untracked()]  # cleared from the end
+        cycle.append(cycle)
+        held.append(cycle)
+
+    def on_frames(channel: FrameChannel, frames: list[bytes]) -> None:
+        kept.append(channel)
+        echo(channel, frames)
+
+    gc.collect()
+    REACHED.clear()
+    GO.clear()
+    async with served_frames(engine, FOUR, on_frames, on_connect=on_connect) as listener:
+        with caller(listener) as peer:
+            await until(lambda: held)
+            identity = id(held[0][0])
+            gc.disable()
+            try:
+                held.clear()
+                collector = threading.Thread(target=gc.collect)
+                collector.start()
+                await until(REACHED.is_set)
+                await hear(peer)
+                assert [id(channel) for channel in kept] == [identity]
+                GO.set()
+                await until(lambda: not collector.is_alive())
+                collector.join()
+            finally:
+                gc.enable()
+            await hear(peer)
+            assert kept[0] is kept[1]
+
+
 async def test_a_channel_that_another_thread_is_freeing(engine: Engine) -> None:
     """Deep in a structure that is being freed, it waits without a reference left (CPython's
     trashcan): it is not there any more for anybody."""

@@ -20,7 +20,7 @@ import trio
 from helpers import PATIENCE, dial, plain_pair, until
 from trio.testing import wait_all_tasks_blocked
 
-from trio_wknet import Conn, Engine, Limits, Listener
+from trio_wknet import Conn, Engine, FrameChannel, LengthPrefixed, Limits, Listener
 
 _testcapi = pytest.importorskip("_testcapi", reason="this interpreter comes without its tests")
 pytestmark = [
@@ -355,3 +355,49 @@ async def test_the_engines_end_in_event_mode(engine: Engine, kept: bool) -> None
         assert trio.ClosedResourceError in failures or MemoryError in failures
         assert len(closed) == 2 or MemoryError in failures
     assert len(engine.connections) == 0
+
+
+async def test_frames_by_callbacks(engine: Engine) -> None:
+    """A connection is answered, or closed with on_close, or `serve_frames` says why not."""
+    framing = LengthPrefixed(1, max_frame=200)
+    wire = b"\5hello" * 3 + b"\xc8" + bytes(200)
+
+    async def serve(listener: Listener, closed: list[str], failures: list[Any]) -> None:
+        def on_frames(channel: FrameChannel, frames: list[bytes]) -> None:
+            channel.send_many_nowait(frames)
+
+        def on_close(channel: FrameChannel, reason: str) -> None:
+            closed.append(reason)
+
+        try:
+            await listener.serve_frames(framing, on_frames, on_close=on_close)
+        except BaseException as exc:
+            failures.extend(kinds(exc))
+
+    for request in range(1, REQUESTS):
+        closed: list[str] = []
+        failures: list[type[BaseException]] = []
+        received = bytearray()
+        listener = await engine.listen(LOCAL, limits=Limits(inbound=100))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve, listener, closed, failures)
+            with dial(listener) as client, FailingDrains(engine) as drains:
+                client.setblocking(False)
+                drains.request = request
+                client.send(wire)
+
+                def is_over() -> bool:
+                    with suppress(BlockingIOError):
+                        data = client.recv(1000)
+                        received.extend(data)  # noqa: B023
+                        return data == b"" or len(received) == len(wire)  # noqa: B023
+                    return False
+
+                with suppress(ConnectionResetError):
+                    await until(is_over)
+                drains.request = 0
+            await until(lambda: closed or failures)  # noqa: B023
+            nursery.cancel_scope.cancel()
+        assert received == wire[: len(received)]
+        assert len(received) == len(wire) or closed or MemoryError in failures
+        assert len(engine.connections) == 0

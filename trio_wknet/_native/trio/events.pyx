@@ -24,7 +24,7 @@ The phase (`slot.phase`). Rules:
   from      event                                          to       by
   --------  ---------------------------------------------  -------  -------------------------
   (taken)   the server takes the connection in             QUIET    Core.claim, admit_conn
-  QUIET     on_connect or on_data is due                   RUNNING  call
+  QUIET     on_connect or on_data is due                   RUNNING  run_callback
   QUIET     the peer ended, and on_data has seen all       RUNNING  close, then `ended`
   QUIET     let go of by the application, by its idle      (gone)   left, then run_on_close
             timeout or with the engine
@@ -182,7 +182,7 @@ cdef class EventServer(Server):
             if conn is None and bits & IDLE:
                 conn = self.core.conn_of(slot)
             if conn is not None:
-                # For whoever waits on the connection itself, in an async callback.
+                # For a task that waits on the connection itself, in an async callback.
                 conn.completed(bits)
                 # What has come is the part of who takes the descriptor back.
                 if conn.slot == NULL or (<Stream>conn).detaching:
@@ -237,8 +237,8 @@ cdef class EventServer(Server):
             self.close(slot)
 
     cdef int look(self, Slot *slot, uint32_t *arrived) noexcept:
-        """See what is new. If nothing is, arrange to be told: of one more byte
-        than is there, or of the end. If the reactor paused, it reads on, unless
+        """See what is new. If nothing is, arrange for a wake: by one more byte
+        than is there, or by the end. If the reactor paused, it reads on, unless
         the bytes that callbacks left have reached the bound; then nothing more can
         come, and a broken connection is over without the bytes behind them.
 
@@ -395,7 +395,7 @@ cdef class EventServer(Server):
             self.ended(conn)
             return
         if slot.phase == ASKED:
-            # What it left it will look at again, if only to be told that the end came
+            # What it left it will look at again, if only to find that the end came
             # first: as good as not seen.
             slot.seen = slot.taken - 1
         slot.phase = QUIET
@@ -483,7 +483,7 @@ cdef class EventServer(Server):
             Py_DECREF(<object>context)
 
     cdef void left(self, Endpoint conn, str reason) noexcept:
-        """A connection is being let go of, by whomever."""
+        """A connection is being let go of."""
         cdef Stream stream = <Stream>conn
         stream.variables = take_entry(self.contexts, stream.slot)
         if conn.slot.phase == QUIET:
@@ -580,7 +580,7 @@ cdef class EventServer(Server):
         try:
             self.nursery.start_soon(self._raise, exception)
         except BaseException:
-            # Somebody must raise it: `serve_events`, once it is told.
+            # Somebody must raise it: `serve_events`, once it is woken.
             self.failure = exception
             self.tell_waiter()
 

@@ -133,7 +133,7 @@ cdef class FrameParts:
         return 0
 
     cdef uint32_t reserve(self, uint32_t there) except 0:
-        """Have memory for the frame, of which so many bytes to deliver have come. How many
+        """Have memory for the frame, of which `there` bytes to deliver have come. How many
         more than those that were moved it has room for, 1 or more."""
         cdef FrameScan *scan = self.scan
         cdef uint32_t most = scan.spec.max_frame if scan.total == 0 else frame_payload(scan)

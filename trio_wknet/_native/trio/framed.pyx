@@ -1,8 +1,8 @@
 """A framing as the scanners know it, and linking its state to a connection's slot.
 
 The state of a scan is memory of its own, so that a connection without frames pays for a
-pointer. Its slot refers to it, and so does the channel that was made for it; who is last
-frees it. The Trio side alone counts, under the GIL. The reactor looks at it under the
+pointer. Its slot refers to it, and so do the channel that was made for it and, in event mode,
+the object of a connection that was let go of; the last of them frees it. The Trio side alone counts, under the GIL. The reactor looks at it under the
 slot's lock, through the slot, so unlinking under the lock is enough: from there on the
 reactor knows nothing of it.
 """
