@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import socket
 import sys
+import weakref
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -333,7 +334,9 @@ async def test_it_stays_framed_in_callbacks(engine: Engine) -> None:
             with pytest.raises(trio.BusyResourceError) as raised:
                 way()
             refused.append(str(raised.value))
+        gone = weakref.ref(channel)
         del channel, raised, way  # with all that refers to it
+        assert gone() is None
         with pytest.raises(trio.BusyResourceError):
             conn.framed(FixedLength(1))
         conn.send_nowait(b"done")
