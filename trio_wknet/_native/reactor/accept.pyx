@@ -4,11 +4,11 @@ Ports are watched level triggered: a batch that leaves connections in the
 kernel's queue is continued in the next turn. Two things stop a port for a
 while, by clearing its events in epoll:
 
-* as many connections as `limits.accept_queue` allows wait for accept(): resumed
-  by the Trio side once half of them are taken;
-* descriptors or memory run out (EMFILE and similar errors): tried again when the reactor
-  closes something, or by its timer. Nothing is dropped to make room, and no
-  thread spins meanwhile (pitfall: libuv's spare descriptor, gnet stopping).
+* as many connections wait for accept() as `limits.accept_queue` allows: the Trio side
+  resumes the port once half of them are taken;
+* descriptors or memory run out (EMFILE and similar errors): the reactor tries again when it
+  closes something, or by its timer. Nothing is dropped to make room, and no thread spins
+  meanwhile (pitfall: libuv's spare descriptor, gnet stopping).
 
 epoll has a limit of its own (ENOSPC, see fs.epoll.max_user_watches; or ENOMEM). What it
 cannot watch waits in the same way: a port does not accept, and a connection, accepted or
@@ -21,15 +21,14 @@ Accepted sockets inherit their options (TCP_NODELAY, buffer sizes, keepalive)
 from the listening socket, so an accept costs one accept4 and one epoll_ctl.
 
 Closing a listening socket resets the connections in its queue. So a port that closes
-gracefully first accepts what is there (`_accept_rest`). What comes between that
-and `close` would be lost. If it is the only listener on its port, these clients would be
-refused a moment later anyway. But other sockets may listen on the port (reuse_port), and the
-kernel still gives this one its share. A filter on the socket, which drops SYNs, ends that:
-the clients retry after a second, when the socket is gone, and reach the others. For
-handshakes that have begun the reactor waits GRACE_MS, once in a port's life. A longer wait
-would cost more clients that second than it could save from a reset. A port without
-descriptors for what is queued closes once it has them, or once the listener is closed for
-good.
+gracefully first accepts what is there (`_accept_rest`). What comes between that and `close`
+would be lost. If this is the only socket that listens on its port, these clients would be
+refused a moment later anyway. But others may listen there, too (reuse_port), and the kernel
+still gives this one its share. So a filter on the socket drops SYNs: the clients retry after a
+second, when the socket is gone, and reach the others. For handshakes that have begun the
+reactor waits GRACE_MS, once in a port's life. A longer wait would cost more clients that second
+than it could save from a reset. A port without descriptors for what is queued closes once it
+has them, or once the listener is closed for good.
 """
 from libc.stdint cimport uint32_t, uint64_t
 

@@ -4,7 +4,8 @@ Closing a socket that holds unread input makes Linux send a reset, which
 destroys what the peer has not yet read. So a graceful close flushes the
 outbound ring, sends FIN, and then lingers: it reads and discards until the peer
 finishes too, bounded in bytes and in time (RFC 1122, 4.2.2.13; nginx calls it
-lingering_close). The time is a tenth once the peer's kernel has acknowledged everything.
+lingering_close). Once the peer's kernel has acknowledged everything, it lingers for a tenth of
+that time at most.
 """
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
@@ -30,7 +31,7 @@ from .transfer cimport flush
 
 cdef enum:
     DISCARD_BUDGET = 4 * RECEIVE_BUFFER     # bytes per connection and turn
-    LINGER_LOOKS = 20       # within the time that lingering may take
+    LINGER_CHECKS = 20      # within the time that lingering may take
     HANDLER_BYTES = 2560        # of an idle connection's task, as in docs/scale.md
 
 
@@ -67,23 +68,23 @@ cdef void _finish(Reactor *reactor, Slot *slot) noexcept nogil:
         shutdown(slot.fd, SHUT_WR)
         slot.shut = True
     slot.state = LINGERING
-    _look_later(reactor, slot)
+    _check_later(reactor, slot)
 
 
-cdef void _look_later(Reactor *reactor, Slot *slot) noexcept nogil:
+cdef void _check_later(Reactor *reactor, Slot *slot) noexcept nogil:
     slot.deadline = min(
         slot.linger_until,
-        reactor.now + <uint64_t>slot.limits.linger_ms * (1000000 // LINGER_LOOKS),
+        reactor.now + <uint64_t>slot.limits.linger_ms * (1000000 // LINGER_CHECKS),
     )
     timeout_set(reactor, slot)
 
 
 cdef void on_closing_timeout(Reactor *reactor, Slot *slot) noexcept nogil:
-    """Look at a closing connection: now and then while it lingers, and when its time is
-    up. A peer that goes on sending, and never finishes, must not hold it for all of that
-    time. Once the peer's kernel has everything that we sent, and FIN, no reset can destroy it
-    in flight; but a reset would report an error to the application before it has read. So the
-    application gets the time from one look to the next, after the look that found everything
+    """Check a closing connection: now and then while it lingers, and when its time is up. A peer
+    that goes on sending, and never finishes, must not hold the connection for all of that time.
+    Once the peer's kernel has everything that we sent, and FIN, no reset can destroy it in
+    flight; but a reset would report an error to the application before it has read. So the
+    application gets the time from one check to the next, after the check that found everything
     acknowledged."""
     on_closing_event(reactor, slot)
     if slot.state != LINGERING:
@@ -92,7 +93,7 @@ cdef void on_closing_timeout(Reactor *reactor, Slot *slot) noexcept nogil:
         close_now(reactor, slot)
         return
     slot.acknowledged = _is_acknowledged(slot)
-    _look_later(reactor, slot)
+    _check_later(reactor, slot)
 
 
 cdef bint _is_acknowledged(Slot *slot) noexcept nogil:
@@ -143,9 +144,9 @@ cdef void reset(Reactor *reactor, Slot *slot) noexcept nogil:
 
 
 cdef void close_now(Reactor *reactor, Slot *slot) noexcept nogil:
-    """Unlink, EPOLL_CTL_DEL, close, in this order, so that no event of this
-    descriptor can be taken for one of the next owner of its number (otherwise a duplicate in
-    another process keeps a closed descriptor registered)."""
+    """Unlink, EPOLL_CTL_DEL, close, in this order, so that no event of this descriptor can be
+    taken for one of the next owner of its number. (Without EPOLL_CTL_DEL a duplicate in another
+    process would keep a closed descriptor registered.)"""
     cdef epoll_event unused
     end_shortage(reactor, slot)
     list_remove(&slot.ready)

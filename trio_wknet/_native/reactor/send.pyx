@@ -1,5 +1,5 @@
-"""What a reactor sends by itself on a connection: a whole message, between two messages of
-the Trio side's. The rules for both stand in sender.pxd."""
+"""What a reactor sends by itself on a connection: a whole message, between two messages of the
+Trio side's. sender.pxd has the rules for both."""
 from libc.stdint cimport uint32_t
 from libc.string cimport memset
 
@@ -21,13 +21,13 @@ cdef enum:
 cdef Sent send_message(
     Reactor *reactor, Slot *slot, const iovec *spans, int count, uint32_t limit
 ) noexcept nogil:
-    """Send a message of one or more bytes, in at most MAX_SPANS pieces, or all of it not.
-    By the slot's reactor, in its turn. What the kernel does not take is copied.
+    """Send a message of one or more bytes, in at most MAX_SPANS pieces: all of it or nothing.
+    Called by the slot's reactor, in its turn. What the kernel does not take is copied.
 
-    If it is nobody's turn the reactor takes it, and sends without the lock. Meanwhile the
-    Trio side, which finds QUEUED and an empty ring, may queue a message, or wait for its
-    turn: the rest of this one goes before that. Else it goes behind what is queued; the
-    Trio side, if it holds, sees that when it lets go."""
+    If it is nobody's turn to send, the reactor takes the turn, and sends without the lock.
+    Meanwhile the Trio side, which finds QUEUED and an empty ring, may queue a message, or wait
+    for its turn: the rest of this message goes before that. If it is somebody's turn, the
+    message goes behind what is queued; if the Trio side holds, it sees that when it lets go."""
     cdef uint32_t n = 0
     cdef uint32_t state
     cdef int i
@@ -42,7 +42,7 @@ cdef Sent send_message(
         outcome = FULL
     else:
         state = wk_u32_or(&slot.mail.sending.owner, QUEUED)
-        # Without memory QUEUED says too much, which does no harm: its owner looks.
+        # Without memory QUEUED is wrong, which does no harm: the owner checks the ring.
         if state and not ring_write_spans(&slot.outbound, reactor.pool, spans, count, n):
             outcome = FULL
     pthread_mutex_unlock(&slot.lock)
@@ -101,6 +101,6 @@ cdef bint _keep_rest(
     pthread_mutex_lock(&slot.lock)
     stored = ring_prepend(&slot.outbound, reactor.pool, rest, kept, left)
     if stored:
-        slot.mail.sending.ahead += left     # whoever waits is behind it
+        slot.mail.sending.ahead += left     # a task that waits is behind it
     pthread_mutex_unlock(&slot.lock)
     return stored

@@ -1,11 +1,11 @@
-# Who may send on a connection. Both sides may: the Trio side sends from its own thread, and
-# a reactor sends what was queued, and messages of its own (send.pyx). What they send are
-# messages, and none may land inside another, or overtake one that its sender sent before.
+# Which side may send on a connection. The Trio side sends from its own thread; a reactor sends
+# what was queued, and messages of its own (send.pyx). No message may land inside another one, or
+# overtake one that the same side sent before.
 #
 # The outbound ring holds whole messages, behind what is being sent. One word, `owner`, says
 # whose turn it is to write to the socket and to take bytes out of the ring:
 #
-#   0               nobody's. The ring is empty, and whoever has a message may send it
+#   0               nobody's. The ring is empty, and either side may take the turn
 #   HELD            the Trio side's: it is in a call to send; or inside a message of which a
 #                   part was sent; or it keeps the connection corked (trio/cork.pyx)
 #   HELD | QUEUED   the same, and the ring holds messages
@@ -13,26 +13,27 @@
 #   SHUT            beside any of these: nothing is added any more (FIN was sent, or the
 #                   descriptor is handed over)
 #
-# 1. Nobody but the owner writes to the socket or takes bytes out of the ring. (When the
-#    connection breaks the reactor clears the ring, whoever the owner is. It does that under
-#    the lock, and the owner looks again after each call.)
+# 1. Only the owner writes to the socket or takes bytes out of the ring. (When the connection
+#    breaks, the reactor clears the ring even if it is not the owner. It does that under the
+#    lock, and the owner checks the ring again after each call.)
 # 2. Either side adds whole messages at the ring's end, under the lock, and sets QUEUED in
 #    the same visit. The owner alone may put the rest of the message that it has begun at
 #    the ring's beginning.
 # 3. The Trio side takes 0 -> HELD, and lets go HELD -> 0, by one compare-and-swap each,
 #    without the lock. Every other step is under the lock. So a reactor that finds 0 or HELD
-#    may only add QUEUED, by a fetch-or, and learns from it what it was added to. Once
-#    QUEUED is set the word changes under the lock alone, and a plain store will do; so it
-#    does for the Trio side while it holds.
+#    may only add QUEUED, by a fetch-or, whose result says what it was added to. Once QUEUED is
+#    set the word changes only under the lock, and a plain store is enough. The same is true
+#    of the Trio side while it holds.
 # 4. No message is stranded. What is added while the word is HELD | QUEUED is seen by the
 #    Trio side as it lets go: its compare-and-swap fails, and it sends what is there, or
 #    leaves it to the reactor with a FLUSH. What is added to QUEUED is seen by the reactor,
-#    which does not leave the ring before it has found it empty under the lock, unless the
-#    kernel was full, which it will hear of. And whoever turns 0 into QUEUED sends.
-# 5. A task that wants the turn while it is the reactor's says so under the lock
-#    (HAND_OVER), and counts what goes `ahead` of it. When that is sent the reactor hands
-#    the word over as HELD, and what was added meanwhile stays behind that task's message:
-#    a stream of messages from elsewhere cannot starve it. TELL only asks to be told.
+#    which leaves the ring only when it has found it empty under the lock, or when the kernel
+#    is full, and then epoll reports when it is not. The side that turns 0 into QUEUED sends.
+# 5. A task that wants the turn while it is the reactor's asks for it under the lock
+#    (HAND_OVER), and counts the bytes `ahead` of its message. When these are sent, the reactor
+#    hands the word over as HELD, and what was added meanwhile stays behind that task's message.
+#    So a stream of messages from elsewhere cannot starve a task. TELL only asks for a
+#    completion.
 #
 # In-loop both sides are one thread, and commands are carried out in the middle of what the
 # Trio side does; the word means the same.
@@ -73,8 +74,8 @@ cdef inline bint sender_acquire(Slot *slot) noexcept nogil:
 
 
 cdef inline bint sender_release(Slot *slot) noexcept nogil:
-    """By the Trio side: let go of it. False if messages are queued, and it has to be
-    `sender_flush` that lets go."""
+    """By the Trio side: let go of the turn. False if messages are queued; then `sender_flush`
+    must let go of it."""
     cdef uint32_t seen = HELD
     while not wk_u32_cas(&slot.mail.sending.owner, &seen, 0):
         if seen != HELD:

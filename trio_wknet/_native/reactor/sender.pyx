@@ -1,6 +1,6 @@
-"""The steps of the word that says who may send, and what goes with them. Its rules stand in
-sender.pxd. All here is the Trio side's, but for `sender_drop`; the reactor's other steps are in
-transfer.pyx (`flush`) and send.pyx."""
+"""The steps of the word that says which side may send, and what goes with them. sender.pxd has
+the rules. All steps here are the Trio side's, except `sender_drop`; the reactor's other steps
+are in transfer.pyx (`flush`) and send.pyx."""
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 
@@ -21,8 +21,8 @@ cdef inline bint _is_due(Slot *slot) noexcept nogil:
 
 
 cdef bint sender_flush(Slot *slot, Pool *mine, uint64_t now) noexcept nogil:
-    """By the Trio side, which holds: send what is queued, and let go. Whether the reactor
-    is to be told, by FLUSH, to send the rest."""
+    """By the Trio side, which holds: send what is queued, and let go. Returns whether a rest is
+    left to the reactor; then the caller posts FLUSH."""
     cdef ssize_t sent = sender_push(slot, mine, NULL, now)
     cdef bint left
     pthread_mutex_lock(&slot.lock)
@@ -35,9 +35,9 @@ cdef bint sender_flush(Slot *slot, Pool *mine, uint64_t now) noexcept nogil:
 
 
 cdef ssize_t sender_push(Slot *slot, Pool *mine, const iovec *data, uint64_t now) noexcept nogil:
-    """By the Trio side, which holds: send what is queued, and `data` behind it (or NULL), in
-    one call. How many bytes of `data` the kernel took; -1 if it did not take all that is
-    ahead of them, or sending failed.
+    """By the Trio side, which holds: send what is queued, and `data` behind it (or NULL), in one
+    call. Returns how many bytes of `data` the kernel took; -1 if it did not take all of what is
+    queued, or sending failed.
 
     The lock is not held in sendmsg. The reference keeps the spans alive: meanwhile the
     reactor may add messages, even move the ring to a larger block, or clear it."""
@@ -89,13 +89,14 @@ cdef void sender_failed(Slot *slot, Pool *mine, int error) noexcept nogil:
     """By the Trio side, which holds: sending failed for good. Receiving goes on to the end of
     what came before.
 
-    A socket tells of an error once, to whoever calls it first. If that was the
-    call here, reading ends in what looks like a FIN, but the peer sent none, and
-    bytes may be missing. So the reactor is told, under the lock under which it
-    marks the end; and where it read to the end between the call and this, the
-    mark is mended. Nobody can have seen that: who receives is in this thread.
-    EPIPE is no news. It is told where the error itself was told before, which then says
-    more, or where the peer's FIN had come, and then the end is one."""
+    A socket reports an error once, to the first call. If that was the call here, reading ends
+    in what looks like a FIN, but the peer sent none, and bytes may be missing. So the error is
+    left to the reactor, under the lock under which it marks the end. If it read to the end
+    between the call and this, the mark is corrected. No receiver can have seen the wrong mark,
+    because receivers run in this thread.
+
+    EPIPE says nothing new. Either the error itself was reported before, and says more; or the
+    peer's FIN had come, and then the end is a real one."""
     pthread_mutex_lock(&slot.lock)
     ring_clear(&slot.outbound, mine)
     if sender_state(slot) & QUEUED:
@@ -114,9 +115,9 @@ cdef void sender_failed(Slot *slot, Pool *mine, int error) noexcept nogil:
 cdef bint sender_leave(Slot *slot, Pool *mine, const iovec *rest, int count,
                        uint32_t n) noexcept nogil:
     """By the Trio side, which holds: leave the rest of the message that was begun to the
-    reactor, ahead of all that is queued, and let go: `n` bytes (1 or more), in pieces. FLUSH
-    is to tell it. False without memory; then the stream has a hole in it, and nothing has
-    changed here."""
+    reactor, ahead of all that is queued, and let go. It is `n` bytes (1 or more), in pieces. The
+    caller posts FLUSH. False without memory: then nothing was changed, and the stream has a
+    hole in it."""
     cdef bint stored
     pthread_mutex_lock(&slot.lock)
     stored = ring_prepend(&slot.outbound, mine, rest, count, n)
@@ -127,8 +128,8 @@ cdef bint sender_leave(Slot *slot, Pool *mine, const iovec *rest, int count,
 
 
 cdef bint sender_wait(Slot *slot, uint32_t how) noexcept nogil:
-    """By the Trio side: have the reactor tell, or hand over, once it has sent what is queued
-    now. False if it is not the reactor's turn any more."""
+    """By the Trio side: ask the reactor for a completion, or to hand over its turn, once it has
+    sent what is queued now. False if it is not the reactor's turn any more."""
     cdef bint waits
     pthread_mutex_lock(&slot.lock)
     waits = sender_state(slot) & QUEUED != 0
@@ -140,12 +141,12 @@ cdef bint sender_wait(Slot *slot, uint32_t how) noexcept nogil:
 
 
 cdef bint sender_waits(Slot *slot) noexcept nogil:
-    """Whether what was asked of the reactor by `sender_wait` is still to come."""
+    """Whether what `sender_wait` asked of the reactor is still to come."""
     cdef bint waits
     pthread_mutex_lock(&slot.lock)
     waits = slot.flush_wanted != 0
-    # A connection that broke loses its ring; sending will find the error,
-    # but the error itself says more than the EPIPE that sending would give.
+    # A connection that broke loses its ring. Sending would find that out by EPIPE, but the
+    # error itself says more.
     if not slot.send_error:
         slot.send_error = slot.error or slot.pending_error
     pthread_mutex_unlock(&slot.lock)
@@ -153,8 +154,8 @@ cdef bint sender_waits(Slot *slot) noexcept nogil:
 
 
 cdef bint sender_withdraw(Slot *slot) noexcept nogil:
-    """Take that back. False if it has come already: then the Trio side holds, if it had
-    asked for HAND_OVER."""
+    """Take back what `sender_wait` asked for. False if it has come already: then the Trio side
+    holds the turn, if it had asked for HAND_OVER."""
     cdef bint waited
     pthread_mutex_lock(&slot.lock)
     waited = slot.flush_wanted != 0
@@ -164,8 +165,8 @@ cdef bint sender_withdraw(Slot *slot) noexcept nogil:
 
 
 cdef bint sender_yield(Slot *slot) noexcept nogil:
-    """By the Trio side, which holds: give the reactor its turn for what is queued, and have it
-    hand over after that. FLUSH is to tell it. False if nothing is queued."""
+    """By the Trio side, which holds: give the reactor the turn for what is queued, and have it
+    handed back after that. The caller posts FLUSH. False if nothing is queued."""
     cdef bint left
     pthread_mutex_lock(&slot.lock)
     left = ring_len(&slot.outbound) > 0
@@ -178,8 +179,8 @@ cdef bint sender_yield(Slot *slot) noexcept nogil:
 
 
 cdef bint sender_shut(Slot *slot) noexcept nogil:
-    """By the Trio side, which holds: let nobody add anything any more. False if something
-    is queued."""
+    """By the Trio side, which holds: refuse all that would be added from here on. False if
+    something is queued."""
     cdef bint left
     pthread_mutex_lock(&slot.lock)
     left = ring_len(&slot.outbound) > 0
@@ -197,8 +198,8 @@ cdef void sender_reopen(Slot *slot) noexcept nogil:
 
 
 cdef void sender_end(Slot *slot, Pool *mine, bint torn) noexcept nogil:
-    """By the Trio side, before it lets go of the connection: what is queued is the reactor's
-    to send. Nothing may follow a message of which the rest will not be sent."""
+    """By the Trio side, before it lets go of the connection: the reactor sends what is queued. If
+    a message is torn, its rest will not be sent, so nothing may follow it."""
     pthread_mutex_lock(&slot.lock)
     slot.flush_wanted = 0
     if torn:
@@ -208,7 +209,7 @@ cdef void sender_end(Slot *slot, Pool *mine, bint torn) noexcept nogil:
 
 
 cdef void sender_drop(Slot *slot, Pool *mine) noexcept nogil:
-    """By the reactor, under the lock: nothing will be sent any more, whoever the owner is."""
+    """By the reactor, under the lock: nothing will be sent any more, by either side."""
     cdef uint32_t state = sender_state(slot)
     ring_clear(&slot.outbound, mine)
     if state & QUEUED:      # else the word is the Trio side's to write

@@ -23,10 +23,10 @@ cdef void eventfd_clear(int fd) noexcept nogil:
 cdef void hub_wake(Hub *hub) noexcept nogil:
     """Wake Trio if it sleeps, once for any number of callers.
 
-    The caller has pushed completions, or has found some; Trio stores `asleep`
-    and then looks for completions. With a full fence between the two steps on
-    either side at least one of them sees the other's store (Dekker), so Trio
-    never sleeps on mail."""
+    The caller has pushed completions, or has found some, and then loads `asleep`; Trio stores
+    `asleep`, and then checks for completions. With a full fence between the two steps on each
+    side, at least one of them sees the other's store (Dekker), so Trio never sleeps while there
+    is mail."""
     wk_fence()
     if wk_u32_load(&hub.asleep) and wk_u32_exchange(&hub.asleep, 0):
         wk_u64_add(&hub.wakes, 1)
@@ -50,8 +50,8 @@ cdef void reactor_post(Slot *slot, uint32_t command) noexcept nogil:
 
 
 cdef void reactor_give(Reactor *reactor, Job *job) noexcept nogil:
-    """Have a reactor run a job in its next turn; any thread may. The job is the reactor's
-    from here on."""
+    """Have a reactor run a job in its next turn; callable in any thread. The reactor owns the
+    job from here on."""
     mailbox_push(&reactor.jobs, &job.link, &job.link)
     kick(reactor)
 

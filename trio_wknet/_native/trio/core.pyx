@@ -363,8 +363,8 @@ cdef class Core:
             hub_wake(self.hub)
 
     cdef bint catches_up(self) noexcept:
-        """After a drain: if a deadline of Trio's has passed, and something may have
-        arrived before it that was not looked at, look. Returns whether there may be more to
+        """After a drain: if a deadline of Trio's has passed, and something may have arrived
+        before it that was not read, have it read. Returns whether there may be more to
         drain. stall.pyx has the argument."""
         if self.hub == NULL or self.forked:
             return False
@@ -381,11 +381,11 @@ cdef class Core:
         return True
 
     cdef bint puts_off(self, Undone waiter) noexcept:
-        """Trio is about to abort a wait. Returns whether the next drain wakes its task
-        instead, after a look at what has arrived: if a deadline of Trio's has passed, and the
-        last hook was too long ago to say that nothing had arrived by then. No task runs
-        while Trio expires deadlines; a cancellation from a task takes effect at once, and so
-        does that of a task that waits again."""
+        """Trio is about to abort a wait. Returns whether the next drain wakes its task instead,
+        after reading what has arrived. That is so if a deadline of Trio's has passed, and the
+        last hook was too long ago to know that nothing had arrived by then. No task runs while
+        Trio expires deadlines, so this does not delay a cancellation by a task, nor that of a
+        task that waits again."""
         if self.hub == NULL or self.forked or not stall_begins(&self.stall, self.hub):
             return False
         if in_trio_task():
@@ -395,7 +395,7 @@ cdef class Core:
         return True
 
     def still(self):
-        """Read the eventfd that woke Trio, so that it can wake Trio again. Raises the exception
+        """Clear the eventfd that woke Trio, so that it can wake Trio again. Raises the exception
         that must end the run, if there is one."""
         self.require_hub()
         if not self.hub.in_loop and not self.forked:
@@ -404,8 +404,8 @@ cdef class Core:
             raise self.failure
 
     def wait_with(self, scope):
-        """Keep this cancel scope's deadline at the next timeout, in virtual
-        time: the system's timer cannot, and a clock that jumps asks Trio how far."""
+        """In virtual time: keep this cancel scope's deadline at the next timeout. The system's
+        timer cannot follow such a clock, and a clock that jumps asks Trio how far."""
         self.alarm = scope
         self.show_alarm()
 
@@ -415,8 +415,8 @@ cdef class Core:
         return self.hub.in_loop and not list_empty(&self.hub.reactors[0].ready)
 
     cdef void drain(self) noexcept:
-        """Hand completions to their endpoints: those that are there now. What
-        they do is reschedule tasks, or post commands."""
+        """Hand the completions that are there now to their endpoints, which reschedule tasks
+        or post commands."""
         cdef Notification *notification
         cdef Notification *following
         if not mailbox_waiting(&self.hub.completions):
@@ -431,9 +431,9 @@ cdef class Core:
         if bits & TRIM:
             pool_trim_idle(self.hub.pool)
         if bits & ENDED and self.on_quiet is not None:
-            told, self.on_quiet = self.on_quiet, None
+            callback, self.on_quiet = self.on_quiet, None
             try:
-                told()
+                callback()
             except BaseException as failure:
                 self.fail_run(failure)
         if bits & SHORTAGE and self.on_shortage is not None:
@@ -558,8 +558,8 @@ cdef class Core:
 
     cdef Slot *next_claimed(self, uint32_t *cursor) noexcept:
         """The next connection that the Trio side holds, moving the cursor (0 at
-        first); NULL at the end. Other threads may take and return slots meanwhile:
-        only the Trio side writes the fields that are looked at."""
+        first); NULL at the end. Other threads may take and return slots meanwhile, which is
+        harmless: only the Trio side writes the fields that are read here."""
         cdef Slot *slot
         if self.closed:
             return NULL
@@ -590,10 +590,10 @@ cdef class Core:
         return <uint64_t>(<double>self.clock() * 1e9)
 
     cdef void show_alarm(self) noexcept:
-        """Under a clock of Trio's that may jump: show it the next timeout, as the
-        deadline with which the pump waits. It is a microsecond late: a clock that counts
-        seconds in floating point must not stop just before the nanosecond of the timeout,
-        where nothing is due and no more time would pass."""
+        """Under a clock of Trio's that may jump: show it the next timeout, as the deadline with
+        which the pump waits. The deadline is a microsecond late, because a clock that counts
+        seconds in floating point must not stop just before the timeout, where nothing is due
+        and no more time would pass."""
         cdef uint64_t at
         if self.clock is None or self.alarm is None:
             return
@@ -740,9 +740,9 @@ cdef class Core:
         self.hub = NULL
 
     def quiet(self, on_quiet):
-        """Whether no connection is left, not even one that lingers. If not,
-        `on_quiet()` is called when a reactor has closed its last one, once:
-        look again then."""
+        """Whether no connection is left, not even one that lingers. If there is one,
+        `on_quiet()` is called once, when a reactor has closed its last one; then call this
+        again."""
         cdef uint32_t i
         self.require_hub()
         self.on_quiet = on_quiet
@@ -804,11 +804,9 @@ cdef void woke(Core core, bint rung) noexcept:
     """What comes before each drain: do the sends that the last turn's tasks deferred; and
     in-loop, turn the reactor if its epoll was ready, or may be, or something is unfinished."""
     wk_u32_store(&core.hub.asleep, 0)
-    core.send_batch.woken = 0
     if core.undone is not None:
         core.try_undone()
-    if core.send_batch.due:
-        core.send_batch.carry_out()
+    core.send_batch.begin_turn()
     if core.hub.in_loop:
         if rung or not list_empty(&core.hub.reactors[0].ready) or core.hub.virtual:
             _turn_in_loop(core)

@@ -1,8 +1,8 @@
 """Corking: what one turn of Trio's loop sends to a connection by `send_nowait` leaves in few
 calls.
 
-Facts. A send costs the kernel some microseconds, however few bytes it has. Who sends many
-small messages to a connection in one turn pays that for each.
+Facts. A send costs the kernel some microseconds, however few bytes it has. A program that sends
+many small messages to a connection in one turn pays that for each.
 
 Decision. The first `send_nowait` of a turn goes to the socket at once. What follows in the
 same turn is kept in the connection's outbound ring, and is sent in one call when the turn
@@ -14,9 +14,9 @@ A turn ends where Trio is about to wait (`before_io_wait`); and, as callbacks of
 in the drain, where the drain ends. Outside of turns nothing is corked, since nobody would send
 it: guest mode's host, and signal handlers, run while Trio waits.
 
-Trade-off. Those that follow the first are copied once more than they need be. To cork the
-first one, too, would cost every turn that sends one message, which is most of them, two visits
-to the lock and a copy, and would not send it any sooner. (docs/decisions.md has the figures.)
+Trade-off. The sends that follow the first are copied once more than necessary. Corking the first
+one, too, would cost two visits to the lock and a copy in every turn that sends only one message,
+which is most of them, and would not send it any sooner. (docs/decisions.md has the figures.)
 """
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free, realloc

@@ -1,8 +1,9 @@
 """Latch: a `trio.Event` whose `set` does not fail.
 
-If Trio's own runs out of memory in `set`, it is set, and has woken some of its waiters, or
-none; setting it again does nothing. But an end is reported here only once, and every task
-that waits for it must be woken. So a task that cannot be woken is tried again (`Core.again`).
+If Trio's own `set` runs out of memory, the event is set, but only some of its waiters were
+woken, or none; setting it again does nothing. Here an end is reported only once, and every
+task that waits for it must be woken. So waking a task is tried again if there is no memory
+for it (`Core.again`).
 """
 cimport cython
 
@@ -49,7 +50,7 @@ cdef class Latch(Undone):
     cdef void retry(self) noexcept:
         cdef list waiters = self.waiters
         cdef Operation operation
-        # Without taking memory, and list.pop may.
+        # Counted, because list.pop may take memory.
         while self.woken < len(waiters):
             operation = <Operation>waiters[self.woken]
             if not self.core.wake_task(self, operation):
@@ -59,8 +60,8 @@ cdef class Latch(Undone):
         waiters.clear()
 
     def wait(self, bint shielded=False):
-        """Wait until it is set. A checkpoint; shielded, a schedule point: without a
-        scope, which Trio cannot leave without memory."""
+        """Wait until it is set. A checkpoint. If `shielded`, only a schedule point, without a
+        cancel scope, because Trio needs memory to leave one."""
         cdef WaitLatch operation = WaitLatch.__new__(WaitLatch)
         operation.latch = self
         operation.shielded = shielded

@@ -6,11 +6,11 @@
 #   its lender, an object that owns the ring, and the count below;
 #   a pin: while there are any, the lender refuses to take or discard bytes.
 #
-# So what a view shows is unread until it goes, and nobody writes there: who adds to a
-# ring, in any thread, writes to what is free, or moves to another block.
+# So what a view shows stays unread until the view goes, and is not overwritten: bytes that
+# are added to the ring, by any thread, go to free space, or to another block.
 #
-# The last view may go in any thread that collects garbage, so the block is
-# given back as a foreign one. The pin goes in that thread, under the GIL.
+# The last view may go in any thread that collects garbage, so the block is returned as by a
+# foreign thread. The pin is released in that thread, under the GIL.
 from libc.stdint cimport uint32_t
 
 from ..base.atomics cimport wk_u32_add
@@ -31,7 +31,7 @@ cdef object pinned(Py_ssize_t n)
 
 cdef inline void lease_pin(Lease lease, Block *block, const unsigned char *data,
                            Py_ssize_t length) noexcept:
-    """Show bytes of a block. No Python code runs, so any lock may be held."""
+    """Show bytes of a block. No Python code runs, so the caller may hold any lock."""
     lease.data = data
     lease.length = length
     wk_u32_add(&block.refs, 1)

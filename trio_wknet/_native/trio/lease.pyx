@@ -1,4 +1,4 @@
-"""Views that pin. Their rules stand in lease.pxd."""
+"""Views that pin. lease.pxd has their rules."""
 cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo
 from libc.stdint cimport uint32_t
@@ -34,5 +34,5 @@ cdef Lease new_lease(object lender, uint32_t *pins):
 
 
 cdef object pinned(Py_ssize_t n):
-    """The exception for who takes bytes that a view shows."""
+    """The exception for taking bytes that a view shows."""
     return BufferError(f"cannot remove {n} bytes while a view from peek() is alive")

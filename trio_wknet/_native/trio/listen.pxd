@@ -14,7 +14,7 @@ cdef class NativeListener(Endpoint):
     cdef uint64_t refused       # the gate's counter, as it was last seen
     cdef object trap
     cdef list ports             # addresses of their slots
-    cdef bint closing           # the ports have been told to close
+    cdef bint closing           # the ports have been asked to close
     cdef object on_ended        # to be called when they have
     cdef Handed handed          # the open connections that `accept` returned
     cdef uint32_t accepts       # calls of `accept` in progress

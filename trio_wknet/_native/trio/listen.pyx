@@ -115,7 +115,7 @@ cdef class NativeListener(Endpoint):
         return operation
 
     cdef int ensure_free(self) except -1:
-        """Refuse a second acceptor: which of them gets a connection would be chance."""
+        """Refuse a second acceptor: it would be chance which of them gets a connection."""
         if self.acceptor is not None or self.server is not None:
             raise trio.BusyResourceError("another task is accepting on this listener")
         return 0
@@ -130,8 +130,8 @@ cdef class NativeListener(Endpoint):
             self.core.requeue(self.slot, ACCEPTED)
 
     cdef object take_one(self):
-        """A waiting connection, which a drain waits for from here on; None after
-        arranging for a wake."""
+        """A waiting connection, for which a drain waits from here on. If there is none, arrange
+        for a wake and return None."""
         cdef Slot *slot = self.take_slots(1, True)
         if slot == NULL:
             return None
@@ -144,8 +144,8 @@ cdef class NativeListener(Endpoint):
         return conn
 
     cdef list take(self, Py_ssize_t most):
-        """Up to `most` waiting connections, as objects; an empty list after
-        arranging for a wake."""
+        """Up to `most` waiting connections, as objects. If there are none, arrange for a wake
+        and return an empty list."""
         cdef list conns = []
         cdef Slot *slot = self.take_slots(most)
         cdef Slot *following
@@ -170,9 +170,9 @@ cdef class NativeListener(Endpoint):
         return conns
 
     cdef Slot *take_slots(self, Py_ssize_t most, bint hold=False) except? NULL:
-        """Up to `most` waiting connections, as a chain; NULL after arranging for a
-        wake, under the lock under which ports add. With `hold` the end is reported only
-        after the connections that `accept` returned are closed."""
+        """Up to `most` waiting connections, as a chain. If there are none, arrange for a wake,
+        under the lock under which ports add, and return NULL. With `hold` the end is reported
+        only after the connections that `accept` returned are closed."""
         cdef Slot *listener = self.slot
         cdef Slot *first
         cdef uint32_t n
@@ -251,7 +251,7 @@ cdef class NativeListener(Endpoint):
             self._heed_shortage()       # last: handlers of logging may do anything
 
     cdef void heed_gate(self) noexcept:
-        """Refused connections make room for others."""
+        """Make room in the gate if ports have stopped, and let them resume if there is room."""
         cdef uint32_t many = self.too_many()
         cdef bint room
         if many:
@@ -266,7 +266,8 @@ cdef class NativeListener(Endpoint):
             self.resume_ports()
 
     cdef uint32_t too_many(self) noexcept:
-        """How many must go before stopped ports resume; 0 if none has stopped."""
+        """How many waiting connections must go before stopped ports resume; 0 if none has
+        stopped."""
         cdef uint32_t many = 0
         cdef bint stopped = False
         if self.slot == NULL or self.closing:
@@ -295,11 +296,11 @@ cdef class NativeListener(Endpoint):
             self.tell_ended()
 
     cdef void tell_ended(self) noexcept:
-        told, self.on_ended = self.on_ended, None
-        if told is None:
+        callback, self.on_ended = self.on_ended, None
+        if callback is None:
             return
         try:
-            told()
+            callback()
         except BaseException as failure:
             self.core.fail_run(failure)
 
@@ -313,9 +314,8 @@ cdef class NativeListener(Endpoint):
     # --- the end -------------------------------------------------------------
 
     def _wake_nobody(self):
-        """For a finalizer, which the collector may run in another thread, where no task
-        may be woken. None needs to be: a task that waits refers to this object, and is
-        garbage, too."""
+        """For a finalizer, which the collector may run in another thread, where no task may be
+        woken. No task needs to be: one that waits refers to this object, and is garbage, too."""
         self.acceptor = None
         self.server = None
         self.on_ended = None
@@ -341,12 +341,12 @@ cdef class NativeListener(Endpoint):
         self._close()
 
     cdef void remove_file(self) noexcept:
-        """Remove a unix socket's file, before the ports are told to close. While our
-        socket is open it keeps its inode, so a file with that inode number on the same
-        device is ours. Later the number may be any other file's, even the successor's;
-        and the kernel could still queue a client that found the file, after accepting has
-        ended. A successor may still come between the check and the removal,
-        for some microseconds: the kernel has no call that does both."""
+        """Remove a unix socket's file, before the ports are asked to close. While our socket is
+        open it keeps its inode, so a file with that inode number on the same device is ours.
+        Later the number may be that of any other file, even of a successor's socket; and the
+        kernel could queue a client that found the file after accepting has ended. For some
+        microseconds, a successor may still come between the check and the removal: the kernel
+        has no call that does both."""
         try:
             self._remove_file()
         except MemoryError:
@@ -355,8 +355,8 @@ cdef class NativeListener(Endpoint):
     def _remove_file(self):
         """The subclass removes the file."""
 
-    def _close_ports(self, told):
-        """Close every port, and every connection that was not accepted; call `told`
+    def _close_ports(self, callback):
+        """Close every port, and every connection that was not accepted. `callback` is called
         once the reactors have done it and the addresses are free again."""
         cdef Slot *listener = self.slot
         cdef Slot *slot
@@ -384,7 +384,7 @@ cdef class NativeListener(Endpoint):
         for address in self.ports:
             self.core.post(<Slot *><size_t>address, DROP)
         self.ports.clear()
-        self.on_ended = told
+        self.on_ended = callback
         if self.server is not None:
             self.server.closed()
         self.wake_acceptor()
@@ -419,16 +419,17 @@ cdef class NativeListener(Endpoint):
         busy with such connections."""
         return self.accepts > 0 or self.handed.count > 0
 
-    def _drain_by_accept(self, told, none_left):
-        """Stop as `_stop` does, and call `told` once every port has closed, and
-        `none_left` whenever the last connection that `accept` gave out is closed."""
+    def _drain_by_accept(self, callback, none_left):
+        """Stop as `_stop` does. `callback` is called once every port has closed, and
+        `none_left` whenever the last connection that `accept` returned is closed."""
         self.handed.on_none = none_left
         self._stop()
-        self.on_ended = told
+        self.on_ended = callback
         self.tell_if_ended()
 
     def _gave_all_back(self):
-        """Whether `accept` has nothing more to give, and what it gave is closed."""
+        """Whether `accept` has no more connections to return, and those it returned are
+        closed."""
         cdef bint over = self.handed.count == 0
         if not over or self.slot == NULL or self.closing:
             return over
@@ -441,7 +442,7 @@ cdef class NativeListener(Endpoint):
         self.wake_acceptor()
 
     def _gave(self, Stream conn):
-        """Whether a drain waits for a connection that `accept` gave out."""
+        """Whether a drain waits for a connection because `accept` returned it."""
         return conn.handed is self.handed
 
     # --- facts ---------------------------------------------------------------
@@ -456,7 +457,7 @@ cdef class NativeListener(Endpoint):
         return [(<Slot *><size_t>address).fd for address in self.ports]
 
     cdef void count(self) noexcept:
-        """Note the counters, which are kept from when the listener is closed."""
+        """Read the counters, unless the listener is closed: then they stay as they were."""
         if self.slot == NULL or self.closing:
             return
         pthread_mutex_lock(&self.slot.lock)
@@ -467,8 +468,8 @@ cdef class NativeListener(Endpoint):
         self.shortages = wk_u32_load_relaxed(&self.slot.shortages)
 
     def _counters(self):
-        """(accepted, waiting, ports that are out of descriptors, refused, how often
-        ports ran out of them)"""
+        """(accepted, waiting, ports that are out of descriptors, refused, how often ports ran
+        out of descriptors)"""
         self.count()
         refused = 0 if self.gate is None else self.gate.refused
         return self.accepted, self.waiting, self.starved, refused, self.shortages

@@ -34,9 +34,9 @@ cdef class Operation:
     # next, or None when the operation is complete.
     cdef object start(self)
     cdef object proceed(self)
-    # What was deferred is due (send_batch.pyx): between tasks, or in the step of another one.
+    # A deferred send is due (send_batch.pyx). Called between tasks, or in another task's step.
     cdef void carry_out(self) noexcept
-    # Its connection is let go of: whether that leaves half a message behind.
+    # Its connection is let go of. Whether that leaves half a message behind.
     cdef bint tears(self) noexcept
     # Called exactly once, however the operation ends.
     cdef void finish(self) noexcept

@@ -131,10 +131,9 @@ cdef class Operation:
         return trap
 
     cdef Wake wake(self) noexcept:
-        """Reschedule the parked task. Once for each wait: the caller has taken
-        the operation from where wakers look for it, and puts it back if this is
-        UNDONE. If memory ran out in the middle of Trio's own doing, the next try
-        is HALF_DONE."""
+        """Reschedule the parked task. Once for each wait: the caller has removed the operation
+        from where wakers find it, and puts it back if this returns UNDONE. If memory ran out
+        in the middle of Trio's own code, the next try returns HALF_DONE."""
         try:
             reschedule(self.task, WOKEN)
         except MemoryError:
@@ -187,7 +186,7 @@ cdef class Operation:
     # collections.abc.Coroutine in full, so that nursery.start_soon takes it.
 
     def __await__(self):
-        # Or a second task, of another thread's run perhaps, would go on with it.
+        # Otherwise a second task, perhaps of another thread's run, would continue it.
         if self.state != CREATED and self.state != DONE:
             raise RuntimeError("operation is being awaited already")
         return self
@@ -211,8 +210,8 @@ cdef class Operation:
 
     cdef void _return(self) noexcept:
         """Set StopIteration with the result. The result may be bytes that were taken out of
-        their stream already; so if there is no memory for the exception, which up to
-        Python 3.11 is not made here, `lost` is called."""
+        their stream already. So if there is no memory for the exception, `lost` is called. (Up
+        to Python 3.11 the exception is not made here.)"""
         result = self.result
         if PyTuple_Check(result) or PyExceptionInstance_Check(result):
             result = (result,)      # or it would be the exception's arguments, or itself

@@ -19,7 +19,7 @@ cdef class ProxyGate(Server):
     cdef readonly uint64_t refused
     cdef double lines           # the log lines still allowed at `lines_at`
     cdef uint64_t lines_at      # ns
-    cdef uint64_t unsaid        # refusals without a line since the last one
+    cdef uint64_t unsaid        # refusals since the last line that were not logged
 
     cdef void open(self, Core core, Slot *listener) noexcept
     cdef void close(self) noexcept
@@ -36,7 +36,7 @@ cdef class ProxyGate(Server):
     cdef void note_grace(self, Slot *slot) noexcept
     cdef void make_room(self, uint32_t wanted) noexcept
     cdef list past_grace(self, uint32_t most)
-    cdef bint stands(self, address) noexcept
+    cdef bint is_pending(self, address) noexcept
     cdef bint may_say(self, int level) noexcept
     cdef void say_rest(self) noexcept
     cdef void refuse(self, Slot *slot, uint32_t command, int level, why) noexcept

@@ -1,8 +1,8 @@
 """A listener's gate: accepted connections wait here for their PROXY header.
 
-It is their server (slot.server) meanwhile, so the drain reports their bytes to it. While
-a header is awaited there is no task and no object, the application does not know the
-connection, and it does not delay others:
+The gate is their server (slot.server) meanwhile, so the drain reports their bytes to it. While
+a header is awaited there is no task and no object, the application does not know of the
+connection, and the connection does not delay others:
 
     ports -> listener's queue -> gate: pending -> gate: passed -> accept
 
@@ -10,22 +10,22 @@ The listener counts all of them as waiting. So they are bounded together
 (limits.accept_queue), and a drained listener is not reported as empty while
 one may still come.
 
-What moves between drains posts ACCEPTED to the listener, which does the rest: it
-wakes the accepting task, and lets ports resume.
+When a connection is admitted or refused outside of `take_in`, ACCEPTED is posted to the
+listener, so that it wakes the accepting task, and lets ports resume.
 
 The time for a header is an idle rule of the connection, for writing: nothing is sent
-before the connection is admitted, so the rule comes due when it was not admitted for that
+before the connection is admitted, so the rule comes due if it was not admitted for that
 time, whatever arrived.
 
-Silent connections would take the places of others for all of that time. So
-there are two times: after its grace, a short part, a connection may stay only while
-its place is not needed. When ports have stopped, because the queue is full, those that
-have waited longest are refused until ports resume. Connections that come with their header
-pass at once, however many are pending. The grace keeps a burst of honest ones, whose headers
-are still in flight, from displacing each other.
+Silent connections would take the places of others for all of that time. So there are two
+times: after its grace, a short part of the time, a connection may stay only while its place is
+not needed. When ports have stopped because the queue is full, the connections that have waited
+longest are refused until ports resume. Connections that come with their header pass at once,
+however many are pending. The grace keeps a burst of honest connections, whose headers are still
+in flight, from displacing each other.
 
-The log gets LINES refusals at once, and then one per second; the next line, or the last one
-when the listener closes, says how many got none.
+LINES refusals are logged at once, and then one per second. The next line, or the last one when
+the listener closes, says how many were not logged.
 """
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
@@ -141,17 +141,17 @@ cdef class ProxyGate(Server):
             self.refuse(slot, ABORT, INFO, "proxy_protocol does not trust it")
 
     cdef void completed(self, Slot *slot, uint32_t bits) noexcept:
-        cdef ProxyGate alive = self      # whatever is collected meanwhile
+        cdef ProxyGate alive = self      # even if garbage is collected meanwhile
         if bits & (READABLE | IDLE):
             alive.examine(slot, bits & IDLE)
-        if bits & IDLE and alive.stands(<size_t>slot):
+        if bits & IDLE and alive.is_pending(<size_t>slot):
             alive.note_grace(slot)
 
     # --- looking -------------------------------------------------------------
 
     cdef void examine(self, Slot *slot, bint time_is_up) noexcept:
-        """Let a connection pass, or refuse it, or have it wait for more. Only the
-        reactor says that time may be up: it has looked at the socket before."""
+        """Admit a connection, or refuse it, or have it wait for more. Only the reactor says that
+        time may be up, because it has read the socket before."""
         cdef bint over
         cdef uint32_t size
         while True:
@@ -177,7 +177,7 @@ cdef class ProxyGate(Server):
         return self.core.now() - slot.opened >= self.patience
 
     cdef void note_grace(self, Slot *slot) noexcept:
-        """Its grace is over, and the reactor has looked at its socket since."""
+        """A connection's grace is over, and the reactor has read its socket since."""
         try:
             self.pending[<size_t>slot] = True
         except MemoryError:
@@ -195,9 +195,9 @@ cdef class ProxyGate(Server):
             return
         for address in old:
             slot = <Slot *><size_t>address
-            if self.stands(address):    # and was not let go of by what ran for another
+            if self.is_pending(address):    # it may have gone while others were examined
                 self.examine(slot, False)
-            if self.stands(address):
+            if self.is_pending(address):
                 self.refuse(slot, ABORT, WARNING, "no PROXY header yet, and others wait")
 
     cdef list past_grace(self, uint32_t most):
@@ -210,7 +210,7 @@ cdef class ProxyGate(Server):
                     break
         return old
 
-    cdef bint stands(self, address) noexcept:
+    cdef bint is_pending(self, address) noexcept:
         return self.pending is not None and address in self.pending
 
     cdef bytes look(self, Slot *slot, bint *over):
@@ -227,8 +227,8 @@ cdef class ProxyGate(Server):
         return data
 
     cdef bint wait_for(self, Slot *slot, uint32_t size, uint32_t seen) noexcept:
-        """Arrange for a wake at `size` bytes, or the end, or when time is up. False if
-        there is more already than was seen."""
+        """Arrange for a wake at `size` bytes, or the end, or when time is up. False if there is
+        more by now than was seen."""
         cdef bint news, resume = False
         pthread_mutex_lock(&slot.lock)
         news = ring_len(&slot.inbound) > seen or slot.ended or slot.error != 0
@@ -245,7 +245,8 @@ cdef class ProxyGate(Server):
         return True
 
     cdef void watch(self, Slot *slot) noexcept:
-        """Let the reactor report when its grace is over, and then when time is up."""
+        """Have the reactor report when the connection's grace is over, and then when its time
+        is up."""
         cdef uint64_t time = self.patience
         if self.core.now() - slot.opened < self.grace:
             time = self.grace
@@ -256,7 +257,7 @@ cdef class ProxyGate(Server):
     # --- going on ------------------------------------------------------------
 
     cdef void admit(self, Slot *slot, header, uint32_t size) noexcept:
-        """Pass it on to accept, with its header and without the header's bytes."""
+        """Pass a connection on to `accept`, with its header and without the header's bytes."""
         cdef bint resume
         try:
             self.core.headers[wk_u64_load(&slot.handle)] = header
@@ -286,7 +287,7 @@ cdef class ProxyGate(Server):
             pass        # `close` sees that it is gone
 
     cdef void give_up(self, Slot *slot, data) noexcept:
-        """It ended before its header was complete, or takes too long."""
+        """Refuse a connection that ended before its header was complete, or takes too long."""
         cdef uint32_t command = DROP
         cdef int level = WARNING
         cdef str why = "it ended before its PROXY header, after"
@@ -294,7 +295,7 @@ cdef class ProxyGate(Server):
             command = ABORT
             why = "no PROXY header in time, but"
         elif not data:
-            level = DEBUG   # without a byte: balancers check so whether a server listens
+            level = DEBUG   # without a byte: so balancers check whether a server listens
         self.refuse(slot, command, level, _words(why, data))
 
     cdef void refuse(self, Slot *slot, uint32_t command, int level, why) noexcept:

@@ -7,7 +7,7 @@ from .operation cimport Operation
 from .stream cimport Stream
 
 cdef enum:
-    SOME_BYTES = 131072         # what receive_some gives where it is not told
+    SOME_BYTES = 131072         # the most that receive_some returns by default
     # What is copied with the bytes object made under the lock, in one visit.
     AT_ONCE = 16384
 
@@ -19,9 +19,9 @@ cdef enum:
 
 
 cdef inline bint has_room(Slot *slot) noexcept nogil:
-    """Whether a reactor that paused is to read again, under the lock: once half is
-    taken, or at the first byte if more is waited for. A WebSocket's message that is not whole
-    cannot be taken, so if there is no other it does, too."""
+    """Whether a reactor that paused is to read again, under the lock: once half is taken, or
+    at the first byte if somebody waits for more. A WebSocket message that is not whole cannot
+    be taken; so if there is no whole one, the reactor reads on, too."""
     cdef Decoder *ws = decoder_of(slot)
     if ws != NULL and ws.whole == 0:
         return True

@@ -33,9 +33,9 @@ import trio
 
 cdef extern from *:
     """
-    /* The first `n` bytes of an object that nobody else has seen, in place of it. Its
-       bytes are taken already, so this must not fail: the memory behind them stays
-       where it is not much, or there is none to copy them to. */
+    /* Exchange an object that nobody else has seen for its first `n` bytes. They were taken
+       from the connection already, so this must not fail: the memory behind them is kept if
+       it is little, or if there is none to copy them to. */
     static inline PyObject *wk_cut(PyObject *data, Py_ssize_t n)
     {
         Py_ssize_t size = PyBytes_GET_SIZE(data);
@@ -65,10 +65,9 @@ cdef class ReceiveHalf(Stream):
 
     cdef int look(self, uint32_t enough, uint32_t *available,
                   bint open_ended=False, bint wait=True) except -1:
-        """See what the ring holds. If that is less than `enough` and more may
-        come, and `wait`, arrange for a wake at `enough` bytes, and for the reactor to
-        read on if it paused below that; `open_ended` if `enough` may turn out not to
-        be."""
+        """See what the ring holds. If that is less than `enough`, more may come, and `wait` is
+        set, arrange for a wake at `enough` bytes, and for the reactor to read on if it paused
+        below that. `open_ended`: more than `enough` may be needed in the end."""
         cdef Slot *slot = self.slot
         cdef bint over, resume = False
         cdef int32_t error
@@ -99,9 +98,8 @@ cdef class ReceiveHalf(Stream):
         cdef Slot *slot = self.slot
         slot.taken += n
         ring_discard(&slot.inbound, self.core.hub.pool, n)
-        # A wish whose task does not wait here: of event mode, between callbacks, or of
-        # who asked for more than there was, and now is content with less. From here on
-        # the next byte is news.
+        # What the reactor was asked for, by event mode between callbacks, or by a receive that
+        # found too little before this one took less. From here on the next byte is news.
         if slot.rcvlowat:
             slot.rcvlowat = ring_len(&slot.inbound) + 1
             if slot.phase == ASKED:
@@ -130,9 +128,9 @@ cdef class ReceiveHalf(Stream):
             self.core.post(self.slot, RESUME)
 
     cdef void end_at_hole(self) noexcept:
-        """Bytes that were taken could not be delivered, for lack of memory. So nothing
-        behind them is; the reactor, which looks at the error under this lock, adds
-        nothing more."""
+        """Bytes that were taken could not be delivered, for lack of memory. So nothing behind
+        them is delivered either. The reactor reads the error under this lock, and adds nothing
+        more."""
         cdef Slot *slot = self.slot
         if slot == NULL:
             return
@@ -150,10 +148,10 @@ cdef class ReceiveHalf(Stream):
         return data
 
     cdef void copy_out(self, char *out, uint32_t n, uint32_t start=0) noexcept:
-        """Copy the first `n` bytes from `start` on, which are there. A piece at a time: the reactor
-        is not kept from its other connections while a large ring is copied. Only
-        this side takes bytes out, so they stay where they are, counted from the
-        first one, though the ring may move to a larger block meanwhile."""
+        """Copy `n` bytes from `start` on, which are there. They are copied a piece at a time, so
+        that the reactor is not kept from its other connections while a large ring is copied.
+        Only this side takes bytes out, so they stay where they are, counted from the first one,
+        though the ring may move to a larger block meanwhile."""
         cdef Slot *slot = self.slot
         cdef uint32_t done = 0
         cdef uint32_t piece
@@ -211,8 +209,8 @@ cdef class ReceiveHalf(Stream):
         filled = self.fill(PyBytes_AS_STRING(<object>data), n, more,
                            wait or self.slot.phase != QUIET)
         taken = cut(data, filled)
-        # If there was nothing, the reactor was told to read on, and may have found the
-        # end by now.
+        # If there was nothing, the reactor was asked to read on, and may have found the end
+        # by now.
         return taken if filled > 0 else self.take_some(most, wait)
 
     cdef uint32_t at_hand(self, Py_ssize_t most, uint32_t *more) noexcept:
@@ -228,14 +226,14 @@ cdef class ReceiveHalf(Stream):
         return n
 
     cdef uint32_t fill(self, char *out, uint32_t n, uint32_t more, bint stay) noexcept:
-        """Take the first `n` bytes, which are there. If reading is paused, and they are
-        all, take up to `more` from the socket itself. How many that is together.
+        """Take the first `n` bytes, which are there. If reading is paused, and the ring has no
+        more, take up to `more` from the socket itself. Returns how many that is together.
 
-        While reading is paused its reactor does not receive, and this side may: what it
-        gets need not go through the ring, nor the reactor be told of each piece. That
-        ends with a receive that finds less than it asks for, since it is for the reactor
-        to wait for bytes. With `stay` it goes on until then: the next receive comes
-        through here. Else nobody would take what is left to read, so the reactor does."""
+        While reading is paused the reactor does not receive, so this side may: what it gets need
+        not go through the ring, and the reactor need not be notified of each piece. This ends
+        with a receive that finds less than it asks for, since only the reactor waits for bytes.
+        With `stay` it goes on until then, because the next receive comes through here. Without,
+        nobody would take what is left to read, so the reactor is asked to."""
         cdef Slot *slot = self.slot
         cdef ssize_t received = 0
         cdef bint resume = False
@@ -357,7 +355,7 @@ cdef class ReceiveHalf(Stream):
         return self.ensure_unpinned()
 
     cdef int ensure_may_look(self) except -1:
-        """Refuse to look at bytes that another task is about to take."""
+        """Refuse to show bytes that another task is about to take."""
         self.ensure_no_reader()
         if self.detaching:
             raise trio.BusyResourceError("another task is detaching this connection")
@@ -376,7 +374,7 @@ cdef class ReceiveHalf(Stream):
         return 0
 
     def _take_unread(self):
-        """Everything that is there, whatever became of the connection."""
+        """Everything that is there, even if the connection broke."""
         if self.slot == NULL:
             raise trio.ClosedResourceError("this connection was already closed")
         return self.take(self.unread(), 0)
@@ -425,7 +423,7 @@ cdef Py_ssize_t positive(str name, value, Py_ssize_t default) except -1:
 
 
 cdef class Receive(Operation):
-    """A receive. Subclasses say what is enough."""
+    """A receive. Subclasses define when there is enough."""
 
     cdef object validate(self):
         pass
@@ -435,7 +433,7 @@ cdef class Receive(Operation):
         return self.conn.ensure_unframed()
 
     cdef bint must_wait(self):
-        """True if it is plain that there is nothing, with a wake arranged."""
+        """True if nothing can be there yet; then a wake is arranged."""
         return False
 
     cdef object attempt(self):
@@ -450,8 +448,8 @@ cdef class Receive(Operation):
         self.ensure_turn()
         self.conn.ensure_not_served()
         if self.must_wait():
-            # Trio delivers a pending cancellation to a task that parks, so the
-            # look at the cancel status that `enter` takes can be saved.
+            # Trio delivers a pending cancellation to a task that parks, so `enter`, which
+            # checks the cancel status, is not needed.
             return self.conn.park_reader(self)
         trap = self.enter()
         if trap is not None:
@@ -462,8 +460,8 @@ cdef class Receive(Operation):
         return self.complete(data)
 
     cdef object proceed(self):
-        # A task that came between the wake and this step may wait by now; it
-        # must not be forgotten for this one. Or it looks at what is there.
+        # A task that ran between the wake and this step may wait by now, and must not be
+        # replaced by this one; or it may have a view of what is there.
         if self.conn.reader is not None or self.conn.pins:
             self.conn.ensure_no_receiver()
         data = self.attempt()

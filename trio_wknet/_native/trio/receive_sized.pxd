@@ -5,7 +5,7 @@ from .views cimport Views
 
 # How far the unread bytes have been searched.
 cdef struct Scan:
-    uint32_t done       # so many of them cannot begin a delimiter
+    uint32_t done       # the number of bytes that cannot begin a delimiter
     uint32_t taken      # the slot's, when that was found
 
 

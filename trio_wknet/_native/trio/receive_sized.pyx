@@ -1,12 +1,12 @@
-"""Receives that know how much they want: into a buffer, so many bytes, up to a
-delimiter. The bytes wait in the ring until there are enough, so that one that is
+"""Receives that know how much they want: into a buffer, a number of bytes, up to a
+delimiter. The bytes wait in the ring until there are enough, so a receive that is
 cancelled, or comes up short, has taken nothing.
 
-The forms that do not wait have the same step, and say the same wish to the reactor, so
-that it reads on beyond its mark for what was asked for, too. Where nobody waits, a
-completion finds nobody; in a callback of event mode (ASKED) it calls that again. A
-search goes on where the last one ended, by a note in the core: the object of the
-connection may be another one by then.
+The forms that do not wait take the same step, and ask the reactor for the same number of
+bytes (`rcvlowat`), so it reads on beyond its mark for them, too. If no task waits, the
+completion wakes none; in event mode it calls the callback that asked (ASKED) again. A
+search continues where the last one ended. That place is kept in the core, because the object
+of the connection may be another one by then.
 """
 cimport cython
 from cpython.buffer cimport (
@@ -216,8 +216,8 @@ cdef class ReceiveSized(Views):
         return data
 
     cdef bint may_ask(self) noexcept:
-        """Whether what is not there may be waited for: not between the callbacks of
-        event mode, where it is for those to be told of what comes."""
+        """Whether the caller may ask the reactor for bytes that are not there yet. Not between
+        the callbacks of event mode: there the reactor reports what comes to them."""
         cdef Slot *slot = self.slot
         return slot == NULL or slot.server == NULL or slot.phase != QUIET
 
@@ -229,7 +229,7 @@ cdef class ReceiveSized(Views):
         return 0
 
     cdef void asked(self) noexcept:
-        """More was asked for than is there."""
+        """Note that a callback asked for more than is there."""
         if self.slot.phase != QUIET:
             self.slot.phase = ASKED
 
@@ -244,13 +244,14 @@ cdef class ReceiveSized(Views):
         return search
 
     cdef Py_ssize_t most_before(self, bytes delimiter, max_bytes) except -1:
-        """How many bytes may come before a delimiter. With it the ring may grow to
-        MAX_RING_BYTES and no further."""
+        """How many bytes may come before a delimiter. Together with it they fit into a ring of
+        MAX_RING_BYTES."""
         cdef Py_ssize_t mark = 1 if self.slot == NULL else self.slot.limits.inbound
         return min(positive("max_bytes", max_bytes, mark), MAX_RING_BYTES - len(delimiter))
 
     cdef object take_exactly(self, uint32_t count, bint wait):
-        """So many bytes, or None if there are fewer: then a wake is arranged if `wait`."""
+        """The first `count` bytes, or None if there are fewer: then a wake is arranged if
+        `wait`."""
         cdef uint32_t available
         cdef int found = self.look(count, &available, False, wait)
         if found == WAIT:
@@ -260,13 +261,14 @@ cdef class ReceiveSized(Views):
         return self.take(count, 0)
 
     cdef object take_until(self, bytes delimiter, Py_ssize_t most, Scan *scan, bint wait):
-        """The bytes before a delimiter, likewise."""
+        """The bytes before a delimiter, or None if it is not there: then a wake is arranged if
+        `wait`."""
         cdef uint32_t length = <uint32_t>len(delimiter)
         cdef uint32_t available
         cdef long at
         cdef int found
-        # What was searched stays searched, less what may begin a delimiter; unless
-        # other bytes were taken since, so many that their count has changed.
+        # What was searched need not be searched again, except bytes at its end that may begin
+        # a delimiter; unless bytes were taken since, which shows in their count.
         if self.slot != NULL and scan.taken != self.slot.taken:
             scan.taken = self.slot.taken
             scan.done = 0
@@ -317,7 +319,7 @@ cdef bytes as_delimiter(delimiter):
 @cython.final
 @cython.freelist(8)
 cdef class Search:
-    """A search that goes on with the next call."""
+    """A search that the next call continues."""
 
 
 @cython.final

@@ -29,20 +29,16 @@ from ..reactor.sender cimport (
 from ..reactor.slot cimport FLUSH, Slot
 from ..reactor.websocket cimport Decoder, decoder_of
 from .cork cimport CORK_BYTES, Corks, corks_add
-from .operation cimport PARKED, YIELDING, Operation
-from .send_batch cimport SendBatch
+from .operation cimport PARKED, Operation
+from .send_batch cimport SendBatch, batch_keeps_awake, batch_wants
 from .stream cimport DETACH_DONE, broken
 
 import trio
 
-cdef enum:
-    # Above this a send is its own batch.
-    DEFER_UP_TO = 16384
-
 
 cdef class SendHalf(ReceiveSized):
-    """The layer of a `Conn` that sends: to the socket, or into the outbound ring. It stands
-    on the receiving layers only because a class has one native base."""
+    """The layer of a `Conn` that sends: to the socket, or into the outbound ring. It derives
+    from the receiving layers only because a class has one native base."""
 
     cdef int ensure_no_sender(self) except -1:
         if self.sender is not None:
@@ -63,11 +59,11 @@ cdef class SendHalf(ReceiveSized):
         return 0
 
     cdef Py_ssize_t push(self, const char *data, Py_ssize_t n, bint wait) except -1:
-        """Hand bytes to the kernel; how many it took. Fewer than `n` means that it is full,
-        and, if one is to `wait`, that the reactor will tell when it is not.
+        """Hand bytes to the kernel; returns how many it took. Fewer than `n` means that it is
+        full, and, with `wait`, that the reactor will wake the sender when it is not.
 
-        The reactor's half of the argument that no such wake is lost stands at
-        on_writable: here the flag is set before the last try."""
+        No such wake is lost: here the flag is set before the last try; on_writable has the
+        reactor's half of the argument."""
         cdef Slot *slot = self.slot
         cdef Py_ssize_t sent
         cdef Py_ssize_t total = 0
@@ -95,8 +91,8 @@ cdef class SendHalf(ReceiveSized):
         return total
 
     cdef Py_ssize_t push_behind(self, const char *data, Py_ssize_t n) except -2:
-        """The same behind what is corked, with it in one call, as far as the kernel takes
-        it at once; -1 if it does not take all that is ahead."""
+        """The same behind what is corked, in one call with it if possible; -1 if the kernel
+        does not take all of what is corked."""
         cdef iovec span
         cdef Py_ssize_t sent
         span.iov_base = <void *>data
@@ -106,7 +102,7 @@ cdef class SendHalf(ReceiveSized):
         return sent
 
     cdef void arm(self) noexcept:
-        """Ask to be told when the socket takes bytes. The fence keeps the try
+        """Ask the reactor for a wake when the socket takes bytes. The fence keeps the try
         that follows behind the store."""
         wk_u32_store(&self.slot.writable_wanted, 1)
         wk_fence()
@@ -117,8 +113,8 @@ cdef class SendHalf(ReceiveSized):
             self.core.uncork(self.slot)
 
     cdef int leave_rest(self, const iovec *rest, int count, uint32_t n) except -1:
-        """Let go of it, and leave the rest of the message that was begun to the reactor.
-        Without memory the stream has a hole in it, and must not go on."""
+        """Let go of the sending side, and leave the rest of a message that was begun to the
+        reactor. Without memory the stream would have a hole, so the connection is broken."""
         if n == 0:
             self.release()
             return 0
@@ -249,7 +245,7 @@ cdef class SendHalf(ReceiveSized):
         return False
 
     cdef int send_at_once(self, const char *data, Py_ssize_t n) except -1:
-        """By who holds the sending side, and lets go of it."""
+        """The caller holds the sending side; this lets go of it."""
         cdef Py_ssize_t sent
         cdef iovec rest
         try:
@@ -262,7 +258,7 @@ cdef class SendHalf(ReceiveSized):
         return self.leave_rest(&rest, 1, <uint32_t>(n - sent))
 
     cdef int cork_message(self, const char *data, uint32_t n) except -1:
-        """By who holds the sending side: keep it up to the turn's end."""
+        """The caller holds the sending side; this keeps it until the turn ends."""
         cdef Slot *slot = self.slot
         try:
             self.add_message(data, n)
@@ -275,8 +271,8 @@ cdef class SendHalf(ReceiveSized):
         return 0
 
     cdef bint queue_behind(self, const char *data, uint32_t n) except -1:
-        """Send behind what is queued, or another task's message. False if it is nobody's
-        turn any more, so that who asks may take it."""
+        """Send behind what is queued, or behind another task's message. False if it is
+        nobody's turn any more, so that the caller may take it."""
         cdef Slot *slot = self.slot
         cdef uint32_t queued
         if not slot.corked:
@@ -290,13 +286,13 @@ cdef class SendHalf(ReceiveSized):
         return queued <= slot.limits.outbound
 
     cdef uint32_t add_message(self, const char *data, uint32_t n) except? 0:
-        """Put a message, of 1 byte or more, at the end of the outbound ring, unless that
-        would hold more than its mark. How much it holds then, or would; 0 if it is nobody's
-        turn to send.
+        """Put a message, of 1 byte or more, at the end of the outbound ring, unless the ring
+        would then hold more than its mark. Returns how much it holds then, or would; 0 if it
+        is nobody's turn to send, and nothing was added.
 
-        Whether somebody will send it is known in this very visit to the lock: an earlier
-        look proves nothing, as the reactor may empty the ring in between (sender.pxd,
-        rule 4). A reactor that has given the connection up would never send it."""
+        The check that somebody will send it is made under the same lock: an earlier check
+        proves nothing, as the reactor may empty the ring in between (sender.pxd, rule 4).
+        A reactor that has given the connection up would never send it."""
         cdef Slot *slot = self.slot
         cdef uint32_t queued = 0
         cdef bint stored = True
@@ -338,8 +334,8 @@ cdef class SendHalf(ReceiveSized):
         return operation
 
     def _detach(self):
-        """Send what `send_nowait` left, and have the reactor forget the descriptor,
-        which nobody else may use from here on."""
+        """Send what `send_nowait` left, and have the reactor forget the descriptor, so that
+        only the caller uses it from then on."""
         cdef Detach operation = Detach.__new__(Detach)
         operation.conn = self
         return operation
@@ -355,7 +351,7 @@ cdef int _get_buffer(data, Py_buffer *view) except -1:
 
 
 cdef class Sending(Operation):
-    """What takes the turn to send among tasks. Subclasses say what is to be done."""
+    """An operation that takes the turn to send among tasks. Subclasses define what it does."""
 
     cdef object validate(self):
         pass
@@ -392,13 +388,13 @@ cdef class Sending(Operation):
         return self.conn.park_sender(self)
 
     cdef int make_way(self) except -1:
-        """For a send_nowait, which goes behind this."""
+        """Prepare for a send_nowait, whose bytes go behind this operation's."""
         return 0
 
     # --- between the two sides (sender.pxd) ----------------------------------------
 
     cdef bint acquire(self) except -1:
-        """Hold the connection's sending side; False to wait until it is handed over."""
+        """Take the connection's sending side; False to wait until it is handed over."""
         cdef Slot *slot = self.conn.slot
         if self.waiting:
             if sender_waits(slot):
@@ -418,7 +414,7 @@ cdef class Sending(Operation):
         return self.conn.ensure_unbroken() == 0
 
     cdef void wait_behind(self) noexcept:
-        """The kernel is full before all was sent that is ahead: the reactor sends that."""
+        """The kernel is full, and not all that is ahead was sent: the reactor sends that."""
         if sender_yield(self.conn.slot):
             self.holding = False
             self.waiting = HAND_OVER
@@ -434,7 +430,7 @@ cdef class Sending(Operation):
             self.conn.sender = None
         if self.conn.slot == NULL:
             return
-        # What was asked for may have come meanwhile, and not been heard of yet.
+        # What was asked for may have come meanwhile, and not been reported yet.
         if self.waiting and not sender_withdraw(self.conn.slot):
             self.holding = self.waiting == HAND_OVER
         self.waiting = 0
@@ -442,7 +438,8 @@ cdef class Sending(Operation):
 
 
 cdef class SendingData(Sending):
-    """What sends bytes, which are held until they are sent. Subclasses say from where."""
+    """An operation that sends bytes, and holds them until they are sent. Subclasses define
+    where they come from."""
 
     cdef object start(self):
         self.take_turn()
@@ -454,28 +451,27 @@ cdef class SendingData(Sending):
         cdef Slot *slot = self.conn.slot
         return (
             slot != NULL and not sender_state(slot) and not slot.send_error
-            and self.left <= DEFER_UP_TO and self.conn.core.send_batch.is_worthwhile()
+            and batch_wants(self.conn.core.send_batch, self.left)
         )
 
     cdef object defer(self):
-        """Send when the tasks of this turn have run (send_batch.pyx). The first to wait for
-        that keeps Trio awake until then, unless somebody has thrown it away."""
-        cdef SendBatch deferred = self.conn.core.send_batch
-        deferred.make_room()
+        """Send when the tasks of this turn have run (send_batch.pyx)."""
+        cdef SendBatch batch = self.conn.core.send_batch
+        batch.make_room()
         self.deferred = True
-        if deferred.due and (<Operation>deferred.due[0]).state == YIELDING:
-            deferred.due.append(self)
+        if batch_keeps_awake(batch):
+            batch.due.append(self)
             return self.conn.park_sender(self)
         trap = self.enter()
         if trap is None:
-            deferred.due.append(self)
+            batch.due.append(self)
             trap = self.yielding()
         return trap
 
     cdef void carry_out(self) noexcept:
         cdef bint done = True
-        # Whoever was woken meanwhile, or cancelled, does not wait for this any more; and a
-        # send_nowait may have had it done.
+        # A task that was woken or cancelled meanwhile does not wait for this any more; and a
+        # send_nowait may have carried it out before.
         if (not self.deferred or self.conn.sender is not self
                 or (self.state == PARKED and not self.conn.sender_parked)):
             return
@@ -483,7 +479,7 @@ cdef class SendingData(Sending):
         try:
             done = self.attempt()
         except BaseException:
-            pass            # `proceed` comes to the same
+            pass            # `proceed` will raise the same
         if done:
             self.conn.wake_sender()
 
@@ -521,16 +517,16 @@ cdef class SendingData(Sending):
         raise NotImplementedError
 
     cdef int push(self) except -1:
-        """Hand bytes to the kernel until it takes no more; it will tell when it does again
-        (`SendHalf.push`)."""
+        """Hand bytes to the kernel until it takes no more. Then a wake is arranged for when
+        it does again (`SendHalf.push`)."""
         raise NotImplementedError
 
     cdef void let_go_of_data(self) noexcept:
         pass
 
     cdef object park(self):
-        # Without memory to wait for the rest there would be a hole behind the part that
-        # was sent, if the stream went on.
+        # Without memory to wait for the rest, there would be a hole in the stream behind the
+        # part that was sent. So the connection is broken.
         try:
             return self.conn.park_sender(self)
         except MemoryError:
@@ -623,7 +619,7 @@ cdef class WaitWritable(Flushing):
             if not self.flushed():
                 return False
         except trio.BrokenResourceError:
-            return True         # `send_all` says so
+            return True         # `send_all` will raise it
         if self.writable():
             return True
         self.conn.arm()
@@ -639,8 +635,8 @@ cdef class WaitWritable(Flushing):
 
 
 cdef class Ending(Sending):
-    """What comes behind the last byte. Its schedule point comes first: what it does it
-    does at its end, in the turn to send, so that nobody adds bytes in between."""
+    """An operation that comes behind the last byte. Its schedule point comes first, and what
+    it does comes last, while it holds the turn to send: so nobody adds bytes in between."""
 
     cdef object begin(self):
         trap = self.enter()
@@ -651,7 +647,7 @@ cdef class Ending(Sending):
         return 0
 
     cdef bint comes_last(self) except -1:
-        """Whether the kernel owns every byte, and nobody can add any; if not, a wake is
+        """Whether the kernel owns every byte, and no more can be added; if not, a wake is
         arranged."""
         cdef Slot *slot = self.conn.slot
         self.conn.ensure_usable()       # since it began there may have been a fork
@@ -683,8 +679,8 @@ cdef class SendEof(Ending):
 
 @cython.final
 cdef class Detach(Ending):
-    """From when the reactor was told to forget the descriptor this cannot be cancelled,
-    and nobody begins to receive: what comes is handed over with the socket."""
+    """Once the reactor was asked to forget the descriptor, this cannot be cancelled, and no
+    receive may begin: what arrives is handed over with the socket."""
     cdef bint asked
 
     cdef bint attempt(self) except -1:
@@ -699,7 +695,7 @@ cdef class Detach(Ending):
             self.asked = True
         if self.conn.slot == NULL:
             raise trio.ClosedResourceError("another task closed this connection")
-        self.conn.ensure_usable()       # after a fork nobody will tell
+        self.conn.ensure_usable()       # after a fork the reactor reports nothing
         return self.conn.detaching == DETACH_DONE
 
     cdef void finish(self) noexcept:

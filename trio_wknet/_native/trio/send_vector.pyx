@@ -23,19 +23,20 @@ cdef class VectorHalf(SendHalf):
         are not copied, and go to the kernel in one call, or one for each 1024 of them. A
         checkpoint.
 
+        If it is cancelled, or the connection breaks, a part may have been sent, as with
+        `send_all`.
+
         Args:
           buffers: an iterable of contiguous bytes-like objects, any number of them, which
-              may be empty. They must not change meanwhile.
-
-        Cancelled, or broken, a part may have been sent, as with `send_all`.
+              may be empty. They must not change until this returns.
 
         Raises:
-          trio.ClosedResourceError: closed here, before or meanwhile, or `send_eof`
-              was called.
-          trio.BrokenResourceError: the connection broke. Its cause is the `OSError`.
-          trio.BusyResourceError: another task is sending.
-          TypeError: ``buffers`` is not iterable, or one of them is not bytes-like, or not
-              contiguous; the message tells which.
+          trio.ClosedResourceError: if the connection is closed, before or during the call,
+              or `send_eof` was called.
+          trio.BrokenResourceError: if the connection broke. Its cause is the `OSError`.
+          trio.BusyResourceError: if another task is sending.
+          TypeError: if ``buffers`` is not iterable, or one of them is not bytes-like, or not
+              contiguous; the message says which.
         """
         cdef SendVectored operation = SendVectored.__new__(SendVectored)
         operation.conn = self
@@ -55,7 +56,7 @@ cdef tuple as_tuple(things, str name, str kind):
 cdef class SendSpans(SendingData):
 
     cdef int reserve(self, Py_ssize_t count) except -1:
-        """Have room for so many spans, and for a view behind each."""
+        """Make room for `count` spans, and for a view behind each."""
         self.spans = <iovec *>malloc(max(count, 1) * sizeof(iovec))
         self.views = <Py_buffer *>malloc(max(count, 1) * sizeof(Py_buffer))
         if self.spans == NULL or self.views == NULL:

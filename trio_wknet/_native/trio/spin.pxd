@@ -4,11 +4,11 @@ from libc.stdint cimport uint32_t, uint64_t
 from ..reactor.hub cimport Hub
 
 cdef struct SpinPolicy:
-    void *latest            # the slot heard last; compared, and never dereferenced
+    void *latest            # the slot of the last completion; compared, never dereferenced
     void *before            # the same before the last sleep
     uint32_t heard          # completions since then
-    uint32_t budget         # 0: spinning was in vain
-    uint32_t passed         # chances not taken, for lack of a budget
+    uint32_t budget         # spins that may still find nothing; 0: do not spin
+    uint32_t passed         # chances to spin that were not taken, for lack of a budget
 
 cdef void spin_policy_new(SpinPolicy *policy) noexcept nogil
 cdef bint spin_policy_wants(SpinPolicy *policy) noexcept nogil

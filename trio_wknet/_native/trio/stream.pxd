@@ -1,4 +1,4 @@
-# What both halves of a connection share: the endpoint, whose turn it is, parking.
+# What both halves of a connection share: the endpoint, which task has the turn, and parking.
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 
 from ..reactor.framing cimport FrameScan

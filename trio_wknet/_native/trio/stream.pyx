@@ -66,8 +66,8 @@ cdef class Stream(Endpoint):
         return scan != NULL and scan.served
 
     cdef int ensure_not_served(self) except -1:
-        """Refuse to wait for bytes where a callback of event mode is to be told
-        of them: one of the two would never hear. In a callback it may wait."""
+        """Refuse to wait for bytes that are to be reported to a callback of event mode: one of
+        the two would wait for ever. A callback itself may wait."""
         if self.slot != NULL and self.slot.server != NULL and self.slot.phase == QUIET:
             how = "serve_frames" if self.is_served_frames() else "serve_events"
             raise trio.BusyResourceError(f"{how} receives from this connection")
@@ -165,12 +165,12 @@ cdef class Stream(Endpoint):
         """The idle rule came due. `bits` is everything that was reported with it."""
 
     cdef void _tell_end(self) noexcept:
-        told, self.on_end = self.on_end, None
-        if told is not None:
+        callback, self.on_end = self.on_end, None
+        if callback is not None:
             try:
-                told()
+                callback()
             except MemoryError:
-                self.on_end = told
+                self.on_end = callback
                 self.end_due = True
                 self.core.again(self)
             except BaseException as failure:
@@ -300,17 +300,17 @@ cdef class Stream(Endpoint):
     def _reason(self):
         return self._why()
 
-    def _when_ended(self, told):
-        """Call `told` once the peer has ended or the connection is let go of;
-        at once if that is so already. None takes the wish back."""
+    def _when_ended(self, callback):
+        """Have `callback` called once the peer has ended or the connection is let go of; at
+        once if that is so already. None cancels that."""
         cdef bint over = self.slot == NULL
         self.ensure_usable()
-        self.on_end = told
+        self.on_end = callback
         if not over:
             pthread_mutex_lock(&self.slot.lock)
             over = self.slot.hung_up or self.slot.error != 0
-            # A server of events has that wish itself, for good.
-            self.slot.end_wanted = (told is not None or self.slot.server != NULL) and not over
+            # A server of events always wants to be notified.
+            self.slot.end_wanted = (callback is not None or self.slot.server != NULL) and not over
             pthread_mutex_unlock(&self.slot.lock)
         if over:
             self._tell_end()
@@ -327,15 +327,14 @@ cdef class Stream(Endpoint):
         return 0
 
     cdef void begin_to_detach(self) noexcept:
-        """Ask the reactor to forget the descriptor. Whoever begins to receive or send
-        from here on is refused: what they began would be lost to them."""
+        """Ask the reactor to forget the descriptor. From here on receives and sends are refused,
+        since their bytes would be lost."""
         self.detaching = DETACH_ASKED
         self.core.post(self.slot, DETACH)
 
     def _take_descriptor(self):
-        """The descriptor of a forgotten connection, which is let go of here. The
-        reactor has said DETACHED and will not look at the number again before
-        it is told to drop the slot."""
+        """Take the descriptor of a forgotten connection, and let go of the connection. The
+        reactor has reported DETACHED, and does not use the number again."""
         cdef int fd
         self.ensure_usable()    # since it began there may have been a fork
         if self.slot == NULL:
@@ -352,7 +351,7 @@ cdef class Stream(Endpoint):
     def context(self):
         """The application's slot: whatever it wants to keep with the connection.
         None at first. Stays after the close."""
-        # In event mode the object may go, and the slot keeps what it was told.
+        # In event mode the object may go, so the slot keeps the context.
         if self.slot == NULL or self.slot.server == NULL:
             return self.kept
         return None if self.slot.context == NULL else <object>self.slot.context
@@ -384,7 +383,7 @@ cdef class Stream(Endpoint):
         return self.core.headers.get(wk_u64_load(&self.slot.handle))
 
     def _raw_address(self, bint remote):
-        """The system's name of an end; empty if nobody knows it."""
+        """The system's name of an end; empty if it is not known."""
         cdef Name name
         cdef uint8_t *kept = self.names
         if self.slot != NULL:

@@ -1,4 +1,4 @@
-# What a TLS stream is made of. Why it is as it is stands at the top of tls.pyx.
+# What a TLS stream is made of. The top of tls.pyx says why.
 cimport cython
 from libc.stdint cimport uint32_t
 
@@ -13,10 +13,9 @@ cdef enum TLSState:
 
 @cython.final
 cdef class Turn:
-    """A lock that is handed over in order, and whose taking, while it is free, is no
-    checkpoint."""
+    """A lock that is handed over in order. Taking it while it is free is no checkpoint."""
     cdef bint taken
-    cdef object lot             # of those who wait; made when first needed
+    cdef object lot             # of tasks that wait; made when first needed
 
     cdef bint take(self) noexcept
     cdef void give(self) noexcept
@@ -40,13 +39,13 @@ cdef class TLSBase:
     cdef Target target
     cdef int state              # a TLSState
     cdef bint handshaken
-    cdef object handshaking     # an event while that is under way
-    cdef object receiver        # who receives, and who sends: an operation, or True
+    cdef object handshaking     # an event, during the handshake
+    cdef object receiver        # what receives, and what sends: an operation, or True
     cdef object sender
     cdef Turn receive_turn      # to receive from the transport, and to send on it
     cdef Turn send_turn
     cdef uint32_t refills       # how often something was received, modulo 2**32
-    cdef bint may_hold          # a read might find something though `incoming` is empty
+    cdef bint may_hold          # a read might find something although `incoming` is empty
     cdef bint holds_part        # of a record that did not come whole
     cdef object read_failure    # to be raised by the next read: there were bytes before it
 
@@ -85,7 +84,7 @@ cdef class ReceiveTLS(TLSOperation):
 @cython.final
 cdef class SendTLS(TLSOperation):
     cdef object data            # not yet encrypted
-    cdef Operation sending      # the connection's own send, of what is
+    cdef Operation sending      # the connection's own send, of what was encrypted
 
     cdef object take_piece(self)
     cdef object advance(self, object sent)

@@ -1,32 +1,32 @@
 """TLS over a connection, by the standard library's `ssl` alone.
 
-Facts. `ssl.SSLObject` encrypts from and to memory, two `ssl.MemoryBIO`; what it costs is
-OpenSSL's cost. `trio.SSLStream` does the rest in Python: some ten coroutines, locks and
-context managers for a message, and an exception for each read that comes too early. That
-is most of what a small message costs.
+Facts. `ssl.SSLObject` encrypts from memory to memory, by two `ssl.MemoryBIO`; what it costs is
+OpenSSL's cost. `trio.SSLStream` does the rest in Python: some ten coroutines, locks and context
+managers for a message, and an exception for each read that comes too early. That is most of
+what a small message costs.
 
-Decision. A receive or send over a `Conn`, once the handshake is done, is one operation
-(operation.pxd), which calls `SSLObject` and the connection's own halves in turn. What is
-rare is written as coroutines: the handshake, the end, a read that has to send and a write
-that has to receive (renegotiation, key updates), and any other transport. They go by the
-rules of `trio.SSLStream`, whose comments explain the reasons.
+Decision. Once the handshake is done, a receive or send over a `Conn` is one operation
+(operation.pxd), which calls `SSLObject` and the connection's own halves. What is rare is written
+as coroutines: the handshake, the end, a read that has to send and a write that has to receive
+(renegotiation, key updates), and any other transport. They follow the rules of
+`trio.SSLStream`, whose comments explain the reasons.
 
-Who may do what. `SSLObject` may be called by anybody, between awaits. To receive from the
-transport, and to send on it, takes a turn each, since a reader may have to send while
-somebody else does. These keep records in their order:
+Turns. Any task may call `SSLObject` between awaits. Receiving from the transport and sending on
+it each take a turn, since a reader may have to send while another task does. So records keep
+their order:
 
-* What is to be sent is taken out of `outgoing` in the turn to send only. So it goes in
-  the order in which it was encrypted, whoever sends it.
-* Who waits for the turn to receive looks, once it has it, at whether something came
-  meanwhile (`refills`). Then the other one may have received what both wait for.
+* What is to be sent is taken out of `outgoing` only in the turn to send. So records are sent in
+  the order in which they were encrypted, whichever task sends them.
+* A task that has waited for the turn to receive first checks whether something was received
+  meanwhile (`refills`): another task may have received what both wait for.
 
 Cancellation. A receive that is cancelled has at most moved bytes from the connection to
 `incoming`, where the next one finds them. A send that is cancelled may have sent a part of
 a record, so the stream is broken: nothing that follows could be decrypted.
 
-No early reads. OpenSSL decrypts no further than it was asked for, so that a read finds
-nothing is known: `incoming` is empty, and the last read did not fill what it was given.
-The exception that says so costs as much as a record.
+No early reads. The exception that says that a read found nothing costs as much as a record. It
+can be known beforehand: OpenSSL decrypts no further than it was asked to, so there is nothing
+if `incoming` is empty, and the last read did not fill its buffer.
 """
 cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo
@@ -67,8 +67,8 @@ cdef tuple FAILURES = (ssl.SSLError, ssl.CertificateError)
 
 
 cdef bint is_eof(failure):
-    """Whether the peer ended without saying goodbye. Up to Python 3.10 it may be told by
-    the text alone."""
+    """Whether the peer ended without saying goodbye. Up to Python 3.10 only the text may say
+    so."""
     return isinstance(failure, ssl.SSLEOFError) or (
         "UNEXPECTED_EOF_WHILE_READING" in (getattr(failure, "strerror", None) or ())
     )
@@ -83,7 +83,7 @@ cdef class Turn:
         return True
 
     cdef void give(self) noexcept:
-        """Give it up, to who has waited longest."""
+        """Give it up: hand it to the task that has waited longest, if there is one."""
         if self.lot is not None and self.lot:
             self.lot.unpark(count=1)
         else:
@@ -192,8 +192,8 @@ cdef class TLSBase:
         return 0
 
     cdef object encrypt(self, data):
-        """What to send for it; None if OpenSSL has to receive first, and is then to be
-        given the same again. In the turn to send only."""
+        """What to send for `data`; None if OpenSSL has to receive first, and must be given the
+        same data again after that. In the turn to send only."""
         try:
             self._ssl_object.write(data)
         except WantRead:
@@ -203,7 +203,7 @@ cdef class TLSBase:
         return self.take_outgoing()
 
     cdef object read_some(self, Py_ssize_t most):
-        """Decrypted bytes, b"" at the end, None if more has to come first."""
+        """Decrypted bytes; b"" at the end; None if more has to be received first."""
         cdef Py_ssize_t filled
         cdef Py_ssize_t size = self.incoming.pending
         cdef PyObject *data
@@ -235,8 +235,8 @@ cdef class TLSBase:
         return taken
 
     cdef Py_ssize_t read_into(self, char *out, Py_ssize_t size) except -2:
-        """Decrypt as many records as there are; how many bytes, 0 at the end, -1 if more
-        has to come first."""
+        """Decrypt the records that are there. Returns the number of bytes; 0 at the end; -1 if
+        more has to be received first."""
         cdef Target target = self.target
         cdef Py_ssize_t count
         cdef Py_ssize_t filled = 0
@@ -259,10 +259,10 @@ cdef class TLSBase:
                     return 0
                 raise exception
             except BaseException:
-                self.broke()    # who knows what was decrypted
+                self.broke()    # it is not known what was decrypted
                 raise
             filled += count
-            # Behind the peer's goodbye each read says so.
+            # After the peer's goodbye each read returns 0.
             self.may_hold = count == 0 or filled == size
             self.holds_part = False
             if self.may_hold or self.incoming.pending == 0:
@@ -274,7 +274,7 @@ cdef class TLSBase:
         """Send what OpenSSL wants to have sent."""
         await self.send_turn.wait()
         try:
-            self.check_status()         # the one before may have failed
+            self.check_status()         # the task that had the turn before may have failed
             wire = self.take_outgoing()
             if wire:
                 try:
@@ -300,9 +300,9 @@ cdef class TLSBase:
             self.receive_turn.give()
 
     async def _until_done(self, call, args=(), bint withhold=False):
-        """Call until OpenSSL has received and sent what it takes. One thing at a time:
-        while this sends, another task may receive what this would wait for. `withhold`
-        what is to be sent in the end, if these are session tickets."""
+        """Repeat a call until OpenSSL has received and sent what it needs. One at a time: while
+        this sends, another task may receive what this would wait for. With `withhold`, what is
+        to be sent at the end is kept back if it is session tickets."""
         cdef bint done = False
         cdef bint slept = False
         await checkpoint_if_cancelled()
@@ -315,7 +315,7 @@ cdef class TLSBase:
                 pass
             except FAILURES as failure:
                 raise self.breaking(failure)
-            self.may_hold = True        # it may have read ahead of who receives
+            self.may_hold = True        # it may have read what a receive is to return
             if self.outgoing.pending:
                 if done and withhold and self._sends_tickets():
                     self.withheld = self.outgoing.read()
@@ -366,7 +366,7 @@ cdef class TLSBase:
                 await self._ensure_handshake()
             except trio.BrokenResourceError as exc:
                 cause = exc.__cause__
-                # OpenSSL may call an end before the handshake either.
+                # OpenSSL may report an end before the handshake as either.
                 if self._https_compatible and (
                     isinstance(cause, ssl.SSLSyscallError) or is_eof(cause)
                 ):
@@ -380,7 +380,7 @@ cdef class TLSBase:
             self.receiver = None
 
     async def _receive_rest(self, Py_ssize_t most, data):
-        """Send what a read has to, and read until there is something."""
+        """Send what a read has left to be sent, and read until there is something."""
         cdef bint slept = False
         while True:
             if self.has_to_send():
@@ -406,7 +406,7 @@ cdef class TLSBase:
             self.sender = None
 
     async def _write(self, data):
-        # SSLObject takes nothing for an end.
+        # SSLObject would take no bytes for the end.
         if memoryview(data).nbytes == 0:
             await checkpoint()
         else:
@@ -419,7 +419,8 @@ cdef class TLSBase:
             await self._write(rest)
 
     async def _shut_down(self):
-        """Say goodbye, and wait for the peer's. What came behind that."""
+        """Say goodbye, and wait for the peer's. Returns the transport, and what came behind the
+        goodbye."""
         self.begin_receiving(True)
         try:
             self.begin_sending(True)
@@ -456,7 +457,8 @@ cdef class TLSBase:
             return
         try:
             await self._ensure_handshake()
-            # By force it ends without goodbye: more may have been meant to follow.
+            # If it is closed by force, it ends without goodbye: more may have been meant to
+            # follow.
             await checkpoint_if_cancelled()
             await self._say_goodbye()
         except BaseException:
@@ -468,8 +470,8 @@ cdef class TLSBase:
             self.state = CLOSED
 
     async def _say_goodbye(self):
-        """Without waiting for the peer's, which may never read. While another task sends,
-        or if the connection is broken, the end is an unclean one."""
+        """Say goodbye without waiting for the peer, which may never read. While another task
+        sends, or if the connection is broken, there is no goodbye."""
         try:
             self._ssl_object.unwrap()
         except FAILURES:
@@ -487,7 +489,7 @@ cdef class TLSBase:
                 self.conn.send_nowait(self.take_outgoing())
             except (trio.BrokenResourceError, trio.BusyResourceError, trio.ClosedResourceError,
                     trio.WouldBlock, ValueError):
-                pass        # broken, in use by others, or more than the limit of what is unsent
+                pass        # broken, in use by another task, or over the limit of unsent bytes
             finally:
                 self.send_turn.give()
 
@@ -595,7 +597,7 @@ cdef class ReceiveTLS(TLSOperation):
         return trap
 
     cdef object proceed(self):
-        # As in receive.pyx: a task that receives from the connection itself.
+        # As in receive.pyx: a task may be receiving from the connection itself by now.
         if self.conn.reader is not None:
             raise trio.BusyResourceError("another task is receiving from this connection")
         return self.advance()
@@ -626,7 +628,7 @@ cdef class ReceiveTLS(TLSOperation):
             if wire is None:
                 return self.conn.park_reader(self)
             stream.feed(wire)
-            # Another task may wait for just these bytes.
+            # Another task may be waiting for these bytes.
             self.give_turn()
 
     cdef void lost(self) noexcept:

@@ -1,9 +1,9 @@
-"""Unread bytes as they lie in the ring: looked at without a copy, and discarded.
+"""Unread bytes as they lie in the ring: shown without a copy, and discarded.
 
-A view pins the bytes that it shows (lease.pxd), so nobody takes any of this connection's
-while it lives. That is all it holds up: the reactor goes on adding bytes to the ring
-until `limits.inbound` are there, and then TCP holds the peer back, as where nobody
-receives. Closing waits for nothing.
+A view pins the bytes that it shows (lease.pxd), so no bytes of this connection are taken
+while it lives. Nothing else waits for it: the reactor adds bytes to the ring until
+`limits.inbound` are there, and then TCP holds the peer back, as if no task received. Closing
+does not wait for views.
 """
 from libc.stdint cimport int32_t, uint32_t
 
@@ -95,7 +95,7 @@ cdef class Views(ReceiveHalf):
             self.took(<uint32_t>count)
 
     cdef bint pin(self, Lease lease, Py_ssize_t most) except -1:
-        """Have a lease show up to `most` bytes. False if `straighten` must go before."""
+        """Let a lease show up to `most` bytes. False if `straighten` must be called first."""
         cdef Slot *slot = self.slot
         cdef uint32_t n
         cdef int32_t error
@@ -121,10 +121,10 @@ cdef class Views(ReceiveHalf):
         return not much
 
     cdef int straighten(self) except -1:
-        """Move a large ring to the start of another block, piece by piece: its reactor
-        must not wait for so long a copy. Only this side takes bytes out, so those that
-        were copied are the first ones still. If the reactor has moved them meanwhile,
-        then to the start of a larger block."""
+        """Move a large ring to the start of another block, piece by piece, so that its reactor
+        does not wait for the whole copy. Only this side takes bytes out, so those that were
+        copied are still the first ones. If the reactor has moved them meanwhile, they are at
+        the start of a larger block, and need not be moved."""
         cdef Slot *slot = self.slot
         cdef uint32_t n, capacity
         cdef Block *block
