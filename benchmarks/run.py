@@ -149,9 +149,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--duration", type=float, help=f"seconds, default {THOROUGH.duration}")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to FILE")
     arguments = parser.parse_args()
-    # What ours cannot do is measured when it is asked for.
-    ours = [scenario.name for scenario in SCENARIOS if scenario.ours]
-    arguments.only = arguments.only or [*ours, *BESIDE]
+    arguments.only = arguments.only or names
     return arguments
 
 

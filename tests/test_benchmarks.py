@@ -30,6 +30,7 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 FIGURES = ROOT / "docs" / "_static" / "benchmarks.json"
 MODULES = (
     "experiments.floor",
+    "experiments.segments",
     "harness.compiled",
     "harness.legend",
     "harness.measure",
@@ -481,6 +482,14 @@ def test_the_floor_of_messages_that_come_together(monkeypatch: pytest.MonkeyPatc
         assert costs.servers[floor.SYSTEM_CALLS] == 1e-6
         found[name] = costs.scheduler
     assert found == pytest.approx({"echo-100": 16e-6, "echo-nowait": 8e-6, "depth-16": 1e-6})
+
+
+def test_single_bytes_are_received_as_a_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = str(Path(trio_wknet.__file__).parent.parent)
+    monkeypatch.setenv("PYTHONPATH", found)
+    assert bench.segments.measure("threaded-frames", pace=0.0) > 0
+    shown = bench.segments.table({"inloop-frames": [2e-6], "inloop-exactly": [1e-6, 3e-6]})
+    assert [*shown.columns[2].cells] == ["1.00", "1.00"]
 
 
 def test_tls_is_measured_on_either_transport(tmp_path: Path) -> None:

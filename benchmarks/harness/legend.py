@@ -19,6 +19,8 @@ FORMS = {
     "-frames": "a task for each connection: `async for frame in channel` and `send`",
     "-frames-nowait": "a task for each connection: `async for frame in channel` and `send_nowait`",
     "-frames-many": "a task for each connection: `receive_many` and `send_many`",
+    "-websocket": "WebSocket; a task for each connection: `async for` and `send`",
+    "-websocket-many": "WebSocket; a task for each connection: `receive_many` and `send_many`",
     "-frames-events": "event mode for frames: a callback with `send_many_nowait`, no tasks",
 }
 OURS = {

@@ -16,6 +16,8 @@ FRAMES = ("wknet-threaded-frames", "wknet-inloop-frames")
 FRAMES_NOWAIT = ("wknet-threaded-frames-nowait", "wknet-inloop-frames-nowait")
 FRAMES_MANY = ("wknet-threaded-frames-many", "wknet-inloop-frames-many")
 FRAMES_EVENTS = ("wknet-inloop-frames-events", "wknet-threaded-frames-events")
+WEBSOCKET_ONE = ("wknet-threaded-websocket", "wknet-inloop-websocket")
+WEBSOCKET_MANY = ("wknet-threaded-websocket-many", "wknet-inloop-websocket-many")
 WEBSOCKETS = ("picows-uvloop", "websockets-uvloop", "trio-websocket")
 PEERS = ("trio", "anyio-trio", "asyncio-streams", "uvloop-streams", "gevent", "c-epoll")
 BULK = 65536
@@ -231,26 +233,30 @@ MESSAGES = (
 
 
 def websocket(
-    name: str, *, size: int = 64, depth: int = 1, text: bool = False, others: tuple[str, ...]
+    name: str,
+    *wanted: Wanted,
+    ours: tuple[str, ...] = WEBSOCKET_ONE,
+    text: bool = False,
+    **more: int,
 ) -> Scenario:
-    """WebSocket's echo by the peers; this library has no server for it."""
+    """WebSocket's echo, beside all libraries for it."""
     return Scenario(
         name=f"websocket-{name}",
         what=f"WebSocket echo of {'text' if text else 'binary'} messages",
-        ours=(),
-        others=others,
+        ours=ours,
+        wanted=wanted,
+        others=WEBSOCKETS,
         protocol="websocket-text" if text else "websocket",
-        size=size,
-        depth=depth,
+        **more,
     )
 
 
 WEBSOCKET = (
-    websocket("1", others=WEBSOCKETS),
-    websocket("16", depth=16, others=WEBSOCKETS),
-    websocket("64k", size=64 * KIB, others=WEBSOCKETS),
-    websocket("binary-1k", size=KIB, others=WEBSOCKETS),
-    websocket("text-1k", size=KIB, text=True, others=WEBSOCKETS),
+    websocket("1", Wanted("trio-websocket", 6.0), Wanted("websockets-uvloop", 2.5)),
+    websocket("16", Wanted("picows-uvloop", 3.0), ours=WEBSOCKET_MANY, depth=16),
+    websocket("64k", Wanted("picows-uvloop", 1.0), size=64 * KIB),
+    websocket("binary-1k", size=KIB),
+    websocket("text-1k", size=KIB, text=True),
 )
 
 SCENARIOS = (

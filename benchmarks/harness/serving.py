@@ -71,7 +71,14 @@ def note(conn: Any, exc: Exception) -> None:
         print(f"{conn!r} is closed because of {exc!r}", file=sys.stderr)
 
 
-def wknet(reactors: int, serve: Callable[[Any], Awaitable[None]], idle: bool = False) -> Serve:
+def wknet(
+    reactors: int,
+    serve: Callable[[Any], Awaitable[None]],
+    idle: bool = False,
+    more: Callable[[], dict[str, Any]] = dict,
+) -> Serve:
+    """`more` gives other arguments of `open_wknet_listener`."""
+
     def run(options: argparse.Namespace) -> None:
         import trio
 
@@ -83,6 +90,7 @@ def wknet(reactors: int, serve: Callable[[Any], Awaitable[None]], idle: bool = F
                 reactors=reactors,
                 reuse_port=options.port != 0,
                 idle_timeout=options.idle_timeout if idle else None,
+                **more(),
             ) as listener:
                 say(listener.address[1])
                 await trio_until_stdin_ends(partial(serve, listener))

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 from harness.answers import say
-from harness.serving import HOST, Serve, run_asyncio, serve_asyncio, trio_until_stdin_ends
+from harness.serving import (
+    HOST,
+    Serve,
+    run_asyncio,
+    serve_asyncio,
+    serve_handler,
+    trio_until_stdin_ends,
+    wknet,
+)
 
 MAX_MESSAGE = 1 << 24
 
@@ -94,7 +103,37 @@ def picows_server(options: argparse.Namespace) -> None:
     run_asyncio(main, use_uvloop=True)
 
 
+# --- this library -----------------------------------------------------------------------
+
+
+def with_websocket() -> dict[str, Any]:
+    from trio_wknet import WebSocketOptions
+
+    return {"websocket": WebSocketOptions(max_message=MAX_MESSAGE)}
+
+
+async def messages(socket: Any) -> None:
+    with suppress(Exception):
+        async for message in socket:
+            await socket.send(message)
+
+
+async def messages_many(socket: Any) -> None:
+    with suppress(Exception):
+        while True:
+            await socket.send_many(await socket.receive_many())
+
+
+FORMS = {"websocket": messages, "websocket-many": messages_many}
+
 SERVERS: dict[str, Serve] = {
+    **{
+        f"wknet-{where}-{name}": wknet(
+            reactors, partial(serve_handler, handler), more=with_websocket
+        )
+        for where, reactors in (("threaded", 1), ("inloop", 0))
+        for name, handler in FORMS.items()
+    },
     "trio-websocket": trio_websocket_server,
     "websockets-uvloop": websockets_server,
     "picows-uvloop": picows_server,
