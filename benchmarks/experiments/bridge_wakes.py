@@ -187,7 +187,7 @@ class Sample:
     cpu: float
     """CPU of Trio's thread for a batch."""
     starved: bool
-    """Not one batch was posted: the outside never got the GIL. Whoever waits for it is
+    """Not one batch was posted: the outside never got the GIL. What waits for it is
     woken at each `epoll_wait` that Trio's thread makes without waiting, finds the GIL
     taken again, and begins its 5 ms anew, after which it could have insisted. All times
     are then those of the whole measurement."""

@@ -263,7 +263,7 @@ def close_all(plan: Plan, crowd: Clients) -> Closing | None:
 
 
 def idle_timeout_for(connections: int) -> float:
-    """Seconds that are enough to connect so many, and to look at them, before the first is
+    """Seconds that are enough to connect this many, and to look at them, before the first is
     closed."""
     return 20.0 + connections / 2500
 

@@ -66,7 +66,7 @@ class Row:
     at_least: float | None = None
     cpu: dict[str, float] = attrs.Factory(dict)
     """Seconds of CPU for a message, by server, of a throughput: what a busy machine changes
-    least. Empty: not told."""
+    least. Empty: not measured."""
 
     @property
     def ours(self) -> str:

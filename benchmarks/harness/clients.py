@@ -16,7 +16,7 @@ LISTENING = "0A"
 
 
 class Clients:
-    """So many clients as needed, asked all at once."""
+    """As many client processes as are needed, all asked at once."""
 
     def __init__(self, workers: list[Worker], port: int) -> None:
         self._workers = workers

@@ -154,7 +154,7 @@ def main(port: str, source: str) -> None:
     def listen() -> None:
         for line in sys.stdin:
             asked.put(line)
-        os._exit(0)  # whoever asks is gone, whatever this process is at
+        os._exit(0)  # the parent process is gone, whatever this process is at
 
     threading.Thread(target=listen, daemon=True).start()
     answer_all(iter(asked.get, ""), answers)

@@ -84,7 +84,7 @@ class Result:
         return [verdict for verdict in found if verdict is not None]
 
     def unmeasured(self) -> list[Wanted]:
-        """Targets that cannot be told."""
+        """Targets of which one side was not measured."""
         return [wanted for wanted in self.scenario.wanted if self._verdict(wanted) is None]
 
     def beside_own(self) -> Verdict | None:

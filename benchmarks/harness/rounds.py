@@ -28,7 +28,7 @@ def in_turn(servers: tuple[str, ...], number: int) -> tuple[str, ...]:
 def take_turns(
     names: tuple[str, ...], rounds: int, one: Callable[[str], T], report: Callable[[str], object]
 ) -> dict[str, list[T]]:
-    """So many rounds of all, each beginning with another one."""
+    """Measure all in turn, round by round; each round begins with another one."""
     found: dict[str, list[T]] = {name: [] for name in names}
     for number in range(rounds):
         for name in in_turn(names, number):
@@ -49,7 +49,7 @@ def run_scenario(
     settings: Settings,
     report: Callable[[str], object],
 ) -> Result:
-    """So many rounds of some of its servers, at least one.
+    """Measure some of its servers, at least one, round by round.
 
     What else happens on the machine hits all of them alike. Raises `WorkerFailed` or
     `OSError` where a server fails.

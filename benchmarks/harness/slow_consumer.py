@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 
 EVERY = 0.010
 TAKES = 4096
-"""Bytes that it reads each time, `EVERY` so many seconds."""
+"""Bytes that it reads at a time, once in `EVERY` seconds."""
 GIVES = bytes(65536)
 
 

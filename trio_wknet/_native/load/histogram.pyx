@@ -1,4 +1,4 @@
-"""The latency histogram's Python face; the recording itself stands in histogram.pxd."""
+"""The latency histogram's Python face; the recording itself is in histogram.pxd."""
 from libc.stdint cimport uint64_t
 
 
@@ -16,7 +16,7 @@ cdef uint64_t value_at(histogram_t *h, uint64_t rank) noexcept nogil:
 cdef class Histogram:
     """Durations in nanoseconds, each kept to within 1 %.
 
-    Values from 1 ns to 137 s are told apart; longer ones are counted, and show
+    Values from 1 ns to 137 s are distinguished; longer ones are counted, and show
     exactly in `max` and `mean`. Not safe to change from two threads at once.
     """
 
