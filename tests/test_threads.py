@@ -248,6 +248,7 @@ OF_NO_THREAD = {
     "WebSocketStatistics",
     "Limits", "ListenerStatistics", "ProxyHeader", "ReactorStatistics", "RingBuffer",
     "WheelStatistics",
+    "StreamWebSocket",  # all Trio's, like the stream that it is over
 }  # fmt: skip
 
 

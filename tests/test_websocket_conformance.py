@@ -1,14 +1,15 @@
 """RFC 6455, case by case: what a peer may send, what it must not, and what becomes of it.
 
 Each case is a stream, and what is to come of it: the messages that are delivered, and the code
-that the connection is closed with. They are played to both roles, in-loop and on a reactor
-thread, by a peer that then reads, and judges strictly, all that was sent in answer: an echo of
-each message, a pong to the last ping, and a close frame.
+that the connection is closed with. They are played to both roles, in-loop, on a reactor
+thread, and over a stream that is no `Conn`, by a peer that then reads, and judges strictly, all
+that was sent in answer: an echo of each message, a pong to the last ping, and a close frame.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import pytest
@@ -27,7 +28,7 @@ from websocket_model import (
     frame,
 )
 
-from trio_wknet import Engine, open_engine
+from trio_wknet import Engine, StreamWebSocket, open_engine
 from trio_wknet._errors import ConnectionClosed
 from trio_wknet._websocket.channel import WebSocket
 
@@ -309,7 +310,7 @@ def wire(case: Case, role: str) -> bytes:
     return stream
 
 
-async def serve(ws: WebSocket) -> ConnectionClosed:
+async def serve(ws: WebSocket | StreamWebSocket) -> ConnectionClosed:
     """Echo, and end as a program does."""
     try:
         while True:
@@ -319,7 +320,7 @@ async def serve(ws: WebSocket) -> ConnectionClosed:
         return closed
 
 
-async def play(engine: Engine, role: Any, case: Case) -> str:
+async def play(engine: Engine | None, role: Any, case: Case) -> str:
     """What was wrong; nothing, if all was right."""
     ours, theirs = plain_pair("unix")
     theirs.setblocking(False)
@@ -342,9 +343,13 @@ async def play(engine: Engine, role: Any, case: Case) -> str:
             pass
 
     async def run() -> None:
-        options = {"max_message": MAX_MESSAGE, "max_fragments": MAX_FRAGMENTS}
-        ws = WebSocket._over(engine.adopt(ours), role, **options)  # type: ignore[arg-type]
-        closed.append(await serve(ws))
+        options: dict[str, Any] = {"max_message": MAX_MESSAGE, "max_fragments": MAX_FRAGMENTS}
+        if engine is not None:
+            conn: Any = engine.adopt(ours)
+            closed.append(await serve(WebSocket._over(conn, role, **options)))
+        else:
+            stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
+            closed.append(await serve(StreamWebSocket._over(stream, role, **options)))
 
     with peer:
         async with trio.open_nursery() as nursery:
@@ -376,13 +381,13 @@ def judged(case: Case, role: str, stream: bytes, answer: bytes, closed: Connecti
 
 
 @pytest.mark.parametrize("role", ["server", "client"])
-@pytest.mark.parametrize("reactors", [0, 1], ids=["in-loop", "1-reactor"])
+@pytest.mark.parametrize("reactors", [0, 1, None], ids=["in-loop", "1-reactor", "stream"])
 @pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.__name__)
-async def test_cases(nothing_left: None, group: Any, reactors: int, role: str) -> None:
+async def test_cases(nothing_left: None, group: Any, reactors: int | None, role: str) -> None:
     wrong: dict[str, str] = {}
     limiter = trio.CapacityLimiter(AT_ONCE)
 
-    async def one(engine: Engine, case: Case) -> None:
+    async def one(engine: Engine | None, case: Case) -> None:
         async with limiter:
             with trio.move_on_after(20) as scope:
                 if what := await play(engine, role, case):
@@ -390,10 +395,10 @@ async def test_cases(nothing_left: None, group: Any, reactors: int, role: str) -
             if scope.cancelled_caught:
                 wrong[case.name] = "it hangs"
 
-    async with open_engine(reactors) as engine:
-        async with trio.open_nursery() as nursery:
-            for case in group():
-                nursery.start_soon(one, engine, case)
+    opening = nullcontext() if reactors is None else open_engine(reactors)
+    async with opening as engine, trio.open_nursery() as nursery:
+        for case in group():
+            nursery.start_soon(one, engine, case)
     assert wrong == {}
 
 

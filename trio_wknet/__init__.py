@@ -46,6 +46,7 @@ from trio_wknet._websocket.client import open_websocket
 from trio_wknet._websocket.http import Request, Response
 from trio_wknet._websocket.listener import WebSocketListener
 from trio_wknet._websocket.options import PerMessageDeflate, WebSocketOptions
+from trio_wknet._websocket.stream import StreamWebSocket
 
 __version__ = "0.1.0"
 
@@ -76,6 +77,7 @@ __all__ = [
     "Request",
     "Response",
     "RingBuffer",
+    "StreamWebSocket",
     "TLSStream",
     "Timer",
     "TimingWheel",

@@ -6,7 +6,7 @@ protocol itself on the reactor; here is what need not be fast.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn, overload
 
 import trio
 
@@ -15,6 +15,7 @@ from trio_wknet._native.trio.latch import Latch
 from trio_wknet._native.trio.websocket_send import WebSocketSend
 from trio_wknet._statistics import WebSocketStatistics
 from trio_wknet._usage_errors import require_callable
+from trio_wknet._websocket.control import close_reason, control_payload
 from trio_wknet._websocket.extra import opening
 from trio_wknet._websocket.http import check_headers
 from trio_wknet._websocket.options import WebSocketOptions, check_options, with_subprotocols
@@ -27,13 +28,12 @@ if TYPE_CHECKING:
     from trio_wknet._sockets.address import SocketAddress
     from trio_wknet._websocket.http import Request
     from trio_wknet._websocket.opening import OnRequest
+    from trio_wknet._websocket.stream import StreamWebSocket
 
     if sys.version_info >= (3, 12):
         from collections.abc import Buffer
     else:
         from typing_extensions import Buffer
-
-_MAX_PAYLOAD = 125  # bytes of a control frame
 
 
 class WebSocket(WebSocketSend, trio.abc.Channel[str | bytes]):
@@ -101,8 +101,10 @@ class WebSocket(WebSocketSend, trio.abc.Channel[str | bytes]):
         ws._begin(conn, role == "client", max_message, max_fragments, unread)
         return ws
 
+    # What is no Conn becomes a StreamWebSocket, and a Conn is a stream, too.
+    @overload
     @classmethod
-    async def connect(
+    async def connect(  # type: ignore[overload-overlap]
         cls,
         conn: Conn,
         url: str,
@@ -110,16 +112,41 @@ class WebSocket(WebSocketSend, trio.abc.Channel[str | bytes]):
         subprotocols: Iterable[str] | None = None,
         headers: Mapping[str, str] | Iterable[tuple[str, str]] = (),
         options: WebSocketOptions = WebSocketOptions(),
-    ) -> WebSocket:
+    ) -> WebSocket: ...
+
+    @overload
+    @classmethod
+    async def connect(
+        cls,
+        conn: trio.abc.Stream,
+        url: str,
+        *,
+        subprotocols: Iterable[str] | None = None,
+        headers: Mapping[str, str] | Iterable[tuple[str, str]] = (),
+        options: WebSocketOptions = WebSocketOptions(),
+    ) -> StreamWebSocket: ...
+
+    @classmethod
+    async def connect(
+        cls,
+        conn: trio.abc.Stream,
+        url: str,
+        *,
+        subprotocols: Iterable[str] | None = None,
+        headers: Mapping[str, str] | Iterable[tuple[str, str]] = (),
+        options: WebSocketOptions = WebSocketOptions(),
+    ) -> WebSocket | StreamWebSocket:
         """Make a connection a WebSocket, as a client: for one that `open_websocket` cannot
-        open, such as a unix socket. A checkpoint.
+        open, such as a unix socket, or TLS. A checkpoint.
 
         There is no bound in time but the caller's. If this raises, or is cancelled, the
         connection is still the caller's, to be closed.
 
         Args:
-          conn: the connection; its bytes are the WebSocket's from here on.
-          url: ``"ws://host[:port][/path][?query]"``, of which the server is told.
+          conn: a `Conn`, or any other `trio.abc.Stream`; its bytes are the WebSocket's from
+              here on.
+          url: ``"ws://host[:port][/path][?query]"``, of which the server is told; it may
+              begin with ``wss://``, too, which is the caller's to see to.
           subprotocols: those that are offered, the preferred one first; by default
               ``options.subprotocols``.
           headers: more headers of the request: a mapping, or pairs of name and value. By
@@ -127,7 +154,7 @@ class WebSocket(WebSocketSend, trio.abc.Channel[str | bytes]):
           options: by default ``WebSocketOptions()``.
 
         Returns:
-          A `WebSocket`.
+          A `WebSocket`; for a stream that is no `Conn`, a `StreamWebSocket`.
 
         Raises:
           HandshakeRejected: if the server answers with something else than a WebSocket.
@@ -136,9 +163,9 @@ class WebSocket(WebSocketSend, trio.abc.Channel[str | bytes]):
           ValueError, TypeError: if an argument is invalid.
           ImportError: if h11 is not installed (the extra ``websocket``).
         """
-        parsed = parse_url(url)
-        _check_conn(conn)
-        opened: WebSocket = await opening().connect(
+        parsed = parse_url(url, secure=True)
+        _check_stream(conn)
+        opened: WebSocket | StreamWebSocket = await opening().connect(
             conn,
             parsed,
             check_headers(headers, "headers"),
@@ -146,40 +173,64 @@ class WebSocket(WebSocketSend, trio.abc.Channel[str | bytes]):
         )
         return opened
 
+    @overload
     @classmethod
-    async def accept(
+    async def accept(  # type: ignore[overload-overlap]
         cls,
         conn: Conn,
         *,
         on_request: OnRequest | None = None,
         options: WebSocketOptions = WebSocketOptions(),
-    ) -> WebSocket | None:
+    ) -> WebSocket | None: ...
+
+    @overload
+    @classmethod
+    async def accept(
+        cls,
+        conn: trio.abc.Stream,
+        *,
+        on_request: OnRequest | None = None,
+        options: WebSocketOptions = WebSocketOptions(),
+    ) -> StreamWebSocket | None: ...
+
+    @classmethod
+    async def accept(
+        cls,
+        conn: trio.abc.Stream,
+        *,
+        on_request: OnRequest | None = None,
+        options: WebSocketOptions = WebSocketOptions(),
+    ) -> WebSocket | StreamWebSocket | None:
         """Make a connection a WebSocket, as a server that accepts connections by itself:
         `WebSocketListener` does this for each. A checkpoint.
 
         Args:
-          conn: the connection, whose first bytes are a request.
+          conn: a `Conn`, or any other `trio.abc.Stream`, whose first bytes are a request.
           on_request: called with the `Request`, as in `WebSocketListener.serve`. By default
               None.
           options: by default ``WebSocketOptions()``.
 
         Returns:
-          A `WebSocket`; or None if the request did not become one, and was answered as far as
-          possible. Then the connection is to be closed.
+          A `WebSocket`, or, for a stream that is no `Conn`, a `StreamWebSocket`; or None if
+          the request did not become one, and was answered as far as possible. Then the
+          connection is to be closed.
 
         Raises:
           TypeError: if an argument is invalid, or ``on_request`` returns something else.
           ImportError: if h11 is not installed (the extra ``websocket``).
         """
-        _check_conn(conn)
+        _check_stream(conn)
         check_options(options)
         if on_request is not None:
             require_callable(on_request=on_request)
-        opened: WebSocket | None = await opening().accept(conn, None, options, on_request)
+        opened: WebSocket | StreamWebSocket | None = await opening().accept(
+            conn, None, options, on_request
+        )
         return opened
 
+    @overload
     @classmethod
-    def upgrade(
+    def upgrade(  # type: ignore[overload-overlap]
         cls,
         conn: Conn,
         headers: Mapping[str, str] | Iterable[tuple[str, str]],
@@ -187,12 +238,35 @@ class WebSocket(WebSocketSend, trio.abc.Channel[str | bytes]):
         *,
         unread: bytes = b"",
         options: WebSocketOptions = WebSocketOptions(),
-    ) -> WebSocket:
+    ) -> WebSocket: ...
+
+    @overload
+    @classmethod
+    def upgrade(
+        cls,
+        conn: trio.abc.Stream,
+        headers: Mapping[str, str] | Iterable[tuple[str, str]],
+        target: str = "/",
+        *,
+        unread: bytes = b"",
+        options: WebSocketOptions = WebSocketOptions(),
+    ) -> StreamWebSocket: ...
+
+    @classmethod
+    def upgrade(
+        cls,
+        conn: trio.abc.Stream,
+        headers: Mapping[str, str] | Iterable[tuple[str, str]],
+        target: str = "/",
+        *,
+        unread: bytes = b"",
+        options: WebSocketOptions = WebSocketOptions(),
+    ) -> WebSocket | StreamWebSocket:
         """Make a connection a WebSocket whose request was read already, as by an HTTP server:
         send the answer. Not a checkpoint.
 
         Args:
-          conn: the connection, from which the request was received.
+          conn: a `Conn`, or any other `trio.abc.Stream`, from which the request was received.
           headers: those of the request, which was a GET of HTTP/1.1: a mapping, or pairs of
               name and value.
           target: the request's path and query; by default ``"/"``.
@@ -201,7 +275,8 @@ class WebSocket(WebSocketSend, trio.abc.Channel[str | bytes]):
           options: by default ``WebSocketOptions()``.
 
         Returns:
-          A `WebSocket`.
+          A `WebSocket`. For a stream that is no `Conn`, a `StreamWebSocket`, whose first send or
+          receive sends the answer.
 
         Raises:
           HandshakeError: if the request cannot become a WebSocket. Nothing was sent: the
@@ -212,9 +287,9 @@ class WebSocket(WebSocketSend, trio.abc.Channel[str | bytes]):
           ValueError, TypeError: if an argument is invalid.
           ImportError: if h11 is not installed (the extra ``websocket``).
         """
-        _check_conn(conn)
+        _check_stream(conn)
         check_options(options)
-        opened: WebSocket = opening().upgrade(
+        opened: WebSocket | StreamWebSocket = opening().upgrade(
             conn, check_headers(headers, "headers"), target, unread, options
         )
         return opened
@@ -258,7 +333,7 @@ class WebSocket(WebSocketSend, trio.abc.Channel[str | bytes]):
           TypeError: if it is not bytes-like.
           RuntimeError: if called from another thread.
         """
-        number = self._send_ping(None if payload is None else _control_payload(payload))
+        number = self._send_ping(None if payload is None else control_payload(payload))
         start = trio.current_time()
         try:
             await self._until(lambda: self._is_answered(number))
@@ -287,7 +362,7 @@ class WebSocket(WebSocketSend, trio.abc.Channel[str | bytes]):
           TypeError: likewise.
           RuntimeError: if called from another thread.
         """
-        said = _close_reason(code, reason)
+        said = close_reason(code, reason)
         self.conn._ensure_thread()
         self._say_goodbye(code, said)
         try:
@@ -352,29 +427,6 @@ class WebSocket(WebSocketSend, trio.abc.Channel[str | bytes]):
         )
 
 
-def _check_conn(conn: object) -> None:
-    if not isinstance(conn, Conn):
-        raise TypeError(f"conn must be a Conn, not {conn!r}")
-
-
-def _control_payload(payload: Buffer) -> bytes:
-    try:
-        data = bytes(memoryview(payload))
-    except TypeError:
-        raise TypeError(f"payload must be bytes-like, not {payload!r}") from None
-    if len(data) > _MAX_PAYLOAD:
-        raise ValueError(f"payload must have at most {_MAX_PAYLOAD} bytes, not {len(data)}")
-    return data
-
-
-def _close_reason(code: int, reason: str) -> bytes:
-    if isinstance(code, bool) or not isinstance(code, int):
-        raise TypeError(f"code must be an integer, not {code!r}")
-    if code not in (*range(1000, 1004), *range(1007, 1015)) and not 3000 <= code < 5000:
-        raise ValueError(f"code must be 1000 to 1003, 1007 to 1014, or 3000 to 4999, not {code}")
-    if not isinstance(reason, str):
-        raise TypeError(f"reason must be a str, not {reason!r}")
-    data = reason.encode()
-    if len(data) > _MAX_PAYLOAD - 2:
-        raise ValueError(f"reason must have at most {_MAX_PAYLOAD - 2} bytes, not {len(data)}")
-    return data
+def _check_stream(conn: object) -> None:
+    if not isinstance(conn, trio.abc.Stream):
+        raise TypeError(f"conn must be a Conn, or another trio.abc.Stream, not {conn!r}")

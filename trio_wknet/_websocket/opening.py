@@ -1,4 +1,4 @@
-"""Opening a WebSocket over a connection: the handshake's bytes in and out."""
+"""Opening a WebSocket over a connection, or another stream: the handshake's bytes in and out."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Literal
 import h11
 import trio
 
+from trio_wknet._conn import Conn
 from trio_wknet._errors import DelimiterNotFound, HandshakeError, HandshakeRejected, IncompleteRead
+from trio_wknet._websocket.buffered import BufferedStream
 from trio_wknet._websocket.channel import WebSocket
+from trio_wknet._websocket.deflate import coders
 from trio_wknet._websocket.handshake import (
     END_OF_HEADER,
     BadResponse,
@@ -19,11 +22,11 @@ from trio_wknet._websocket.handshake import (
     ServerSide,
 )
 from trio_wknet._websocket.http import Request, Response, check_headers, plain
+from trio_wknet._websocket.stream import StreamWebSocket
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
 
-    from trio_wknet._conn import Conn
     from trio_wknet._websocket.http import HeaderList
     from trio_wknet._websocket.options import WebSocketOptions
     from trio_wknet._websocket.url import URL
@@ -33,23 +36,54 @@ if TYPE_CHECKING:
 MAX_REFUSAL = 65_536  # bytes of a refusal's body that are kept
 
 
-def _opened(
-    conn: Conn,
+def source_of(stream: trio.abc.Stream) -> Conn | BufferedStream:
+    """What a handshake is received from."""
+    return stream if isinstance(stream, Conn) else BufferedStream(stream)
+
+
+def opened(
+    source: Conn | BufferedStream,
     role: Literal["server", "client"],
     options: WebSocketOptions,
     request: Request,
     handshake: Handshake,
+    *,
     unread: bytes = b"",
-) -> WebSocket:
-    return WebSocket._over(
-        conn,
+    unsent: bytes = b"",
+) -> WebSocket | StreamWebSocket:
+    """A WebSocket, after a handshake up to sending a response."""
+    if isinstance(source, Conn):
+        if unsent:
+            source.send_nowait(unsent)
+        return WebSocket._over(
+            source,
+            role,
+            unread=unread,
+            max_message=options.max_message,
+            max_fragments=options.max_fragments,
+            close_timeout=options.close_time,
+            subprotocol=handshake.subprotocol,
+            request=request,
+        )
+    compression = None
+    if handshake.compression is not None and options.compression is not None:
+        compression = coders(
+            handshake.compression,
+            options.compression,
+            server=role == "server",
+            max_message=options.max_message,
+        )
+    return StreamWebSocket._over(
+        source.stream,
         role,
-        unread=unread,
+        unread=unread + source.take(),
+        unsent=unsent,
         max_message=options.max_message,
         max_fragments=options.max_fragments,
         close_timeout=options.close_time,
         subprotocol=handshake.subprotocol,
         request=request,
+        compression=compression or (None, None),
     )
 
 
@@ -57,31 +91,52 @@ def _opened(
 
 
 async def accept(
-    conn: Conn, path: str | None, options: WebSocketOptions, on_request: OnRequest | None
-) -> WebSocket | None:
+    stream: trio.abc.Stream,
+    path: str | None,
+    options: WebSocketOptions,
+    on_request: OnRequest | None,
+) -> WebSocket | StreamWebSocket | None:
     """Answer one request. None if it has not become a WebSocket: then it was answered, if
     that was possible."""
     side = ServerSide(options, path)
+    source = source_of(stream)
     try:
-        request = await _read_request(conn, side)
+        request = await read_request(source, side)
         if request is None:
             return None
         if on_request is not None:
             await _ask(on_request, request)
         handshake, response = side.accept(request)
     except Refused as refused:
-        await _answer(conn, side, refused.response)
+        await answer(source, side, refused.response)
         return None
+    return await accepted(source, options, request, handshake, response)
+
+
+async def accepted(
+    source: Conn | BufferedStream,
+    options: WebSocketOptions,
+    request: Request,
+    handshake: Handshake,
+    response: bytes,
+) -> WebSocket | StreamWebSocket | None:
+    """A WebSocket, after its response was sent; None if that could not be."""
     try:
-        conn.send_nowait(response)
+        websocket = opened(source, "server", options, request, handshake, unsent=response)
     except (trio.BrokenResourceError, trio.ClosedResourceError):
         return None
-    return _opened(conn, "server", options, request, handshake)
+    if isinstance(websocket, StreamWebSocket) and not await websocket._send_response():
+        return None
+    return websocket
 
 
 def upgrade(
-    conn: Conn, headers: HeaderList, target: str, unread: bytes, options: WebSocketOptions
-) -> WebSocket:
+    stream: trio.abc.Stream,
+    headers: HeaderList,
+    target: str,
+    unread: bytes,
+    options: WebSocketOptions,
+) -> WebSocket | StreamWebSocket:
     """Answer a request that was read already."""
     side = ServerSide(options, None)
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers)
@@ -90,16 +145,17 @@ def upgrade(
         handshake, response = side.accept(request)
     except Refused as refused:
         raise HandshakeError(refused.response.body.decode().strip()) from None
-    conn.send_nowait(response)
-    return _opened(conn, "server", options, request, handshake, unread)
+    return opened(
+        source_of(stream), "server", options, request, handshake, unread=unread, unsent=response
+    )
 
 
-async def _read_request(conn: Conn, side: ServerSide) -> Request | None:
+async def read_request(source: Conn | BufferedStream, side: ServerSide) -> Request | None:
     """The request; None if none came."""
     header: bytes | None = None
     with trio.move_on_after(side.options.handshake_time):
         try:
-            header = await conn.receive_until(END_OF_HEADER, side.options.max_header)
+            header = await source.receive_until(END_OF_HEADER, side.options.max_header)
         except DelimiterNotFound:
             raise Refused(plain(431, f"at most {side.options.max_header} bytes")) from None
         except (IncompleteRead, trio.BrokenResourceError, trio.ClosedResourceError):
@@ -126,12 +182,12 @@ def check_answer(answer: object) -> None:
         raise TypeError(f"on_request must return a Response or None, not {answer!r}")
 
 
-async def _answer(conn: Conn, side: ServerSide, response: Response) -> None:
+async def answer(source: Conn | BufferedStream, side: ServerSide, response: Response) -> None:
     """Send a response that is not an upgrade, in as much time as the handshake has."""
     data = side.answer(response)
     with trio.move_on_after(side.options.handshake_time):
         try:
-            await conn.send_all(data)
+            await source.send_all(data)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             return
 
@@ -140,11 +196,11 @@ async def _answer(conn: Conn, side: ServerSide, response: Response) -> None:
 
 
 async def connect(
-    conn: Conn,
+    stream: trio.abc.Stream,
     url: URL,
     headers: Mapping[str, str] | Iterable[tuple[str, str]],
     options: WebSocketOptions,
-) -> WebSocket:
+) -> WebSocket | StreamWebSocket:
     """Ask for a WebSocket over a connection.
 
     Raises:
@@ -153,11 +209,12 @@ async def connect(
     """
     side = ClientSide(options, url.authority, url.target, check_headers(headers, "headers"))
     request, data = side.request()
+    source = source_of(stream)
     try:
-        await conn.send_all(data)
+        await source.send_all(data)
         handshake = None
         while handshake is None:  # interim responses
-            header = await conn.receive_until(END_OF_HEADER, options.max_header)
+            header = await source.receive_until(END_OF_HEADER, options.max_header)
             handshake = side.read(header + END_OF_HEADER)
     except DelimiterNotFound:
         raise HandshakeError(
@@ -168,16 +225,18 @@ async def connect(
     except BadResponse as exc:
         raise HandshakeError(str(exc)) from None
     if not isinstance(handshake, Handshake):
-        raise await _rejection(conn, side, handshake)
-    return _opened(conn, "client", options, request, handshake)
+        raise await _rejection(source, side, handshake)
+    return opened(source, "client", options, request, handshake)
 
 
-async def _rejection(conn: Conn, side: ClientSide, response: h11.Response) -> HandshakeRejected:
+async def _rejection(
+    source: Conn | BufferedStream, side: ClientSide, response: h11.Response
+) -> HandshakeRejected:
     body = b""
     try:
         while len(body) < MAX_REFUSAL and (part := side.next_of_body()) is not None:
             if not part:
-                side.feed_body(await conn.receive_some())
+                side.feed_body(await source.receive_some())
             body += part
     except trio.BrokenResourceError:
         pass  # what came will do

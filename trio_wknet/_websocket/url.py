@@ -18,8 +18,11 @@ class URL:
     """The Host header."""
 
 
-def parse_url(url: object) -> URL:
-    """Parse ``ws://host[:port][/path][?query]``.
+_PORTS = {"ws": 80, "wss": 443}
+
+
+def parse_url(url: object, *, secure: bool = False) -> URL:
+    """Parse ``ws://host[:port][/path][?query]``; if it may be `secure`, ``wss://...``, too.
 
     Raises:
       TypeError, ValueError: if it is something else; the message names ``url``.
@@ -33,7 +36,7 @@ def parse_url(url: object) -> URL:
         port = parts.port
     except ValueError as exc:
         raise ValueError(f"url {url!r}: {exc}") from None
-    if parts.scheme != "ws":
+    if parts.scheme != "ws" and not (secure and parts.scheme == "wss"):
         raise ValueError(f"url must start with 'ws://', not {url!r}")
     if not parts.hostname:
         raise ValueError(f"url {url!r} has no host")
@@ -42,4 +45,4 @@ def parse_url(url: object) -> URL:
     if parts.fragment or url.endswith("#"):
         raise ValueError(f"url {url!r} must hold no fragment (RFC 6455, section 3)")
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    return URL(parts.hostname, 80 if port is None else port, target, parts.netloc)
+    return URL(parts.hostname, _PORTS[parts.scheme] if port is None else port, target, parts.netloc)

@@ -1,5 +1,7 @@
 from .websocket cimport WebSocketReceive
 
+cdef const unsigned char *_next_key() except NULL
+
 
 cdef class WebSocketSend(WebSocketReceive):
     cdef bint said_goodbye(self) noexcept

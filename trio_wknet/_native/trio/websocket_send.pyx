@@ -22,7 +22,7 @@ from ..base.linux cimport getrandom, iovec
 from ..base.payload cimport wk_mask
 from ..reactor.sender cimport sender_acquire
 from ..reactor.slot cimport Slot
-from ..reactor.websocket cimport BINARY, MAX_HEADER, TEXT, put_header
+from ..reactor.websocket cimport BINARY, MAX_ANSWER, MAX_HEADER, PONG, TEXT, put_header
 from .operation cimport DONE
 from .send cimport SendHalf, Sending, SendingData
 from .send_vector cimport SendSpans, as_tuple
@@ -409,3 +409,21 @@ cdef class WebSocketSend(WebSocketReceive):
           RuntimeError: if called from another thread.
         """
         self.send_now(messages, False)
+
+    def _send_pong(self, bytes payload not None):
+        """Send a pong that nobody has asked for. Not a checkpoint."""
+        cdef unsigned char frame[MAX_ANSWER]
+        cdef const unsigned char *key = NULL
+        cdef uint32_t n
+        self.conn.ensure_usable()
+        self.ensure_may_send()
+        if self.ws.client:
+            key = _next_key()
+        n = put_header(frame, PONG, len(payload), key)
+        if key != NULL:
+            wk_mask(frame + n, <unsigned char *>PyBytes_AS_STRING(payload), len(payload), key, 0)
+        else:
+            memcpy(frame + n, PyBytes_AS_STRING(payload), len(payload))
+        if self.conn.sender is not None:
+            (<Sending>self.conn.sender).make_way()
+        self.put(<const char *>frame, n + len(payload))

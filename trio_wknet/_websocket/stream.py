@@ -1,0 +1,688 @@
+"""A WebSocket over any stream: TLS, a memory stream, or what else a program has.
+
+A reactor decodes only what a `Conn` receives. Over any other stream the tasks that call do all
+of the work, and two rules keep them apart.
+
+Reading. One task at a time reads from the stream, whatever it waits for: a message, a pong, or
+the peer's close frame. Others wait until it has read something. If it is cancelled, one of
+them goes on.
+
+Sending. One task at a time sends, by the lock. Pongs, pings and close frames wait in the
+decoder. Whoever finds some sends them if nobody is sending; else the task that is sending does
+so, before it lets go of the lock. So none is inside a message, and who reads does not wait
+for who sends. A frame that is due is sent shielded, in bounded time: a receive that is
+cancelled must not leave half a frame, for the other end can make no sense of what follows.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal, NoReturn
+from zlib import error as DecompressError
+
+import trio
+
+from trio_wknet._errors import ConnectionClosed, connection_closed
+from trio_wknet._native.trio.websocket_stream import StreamDecoder
+from trio_wknet._statistics import WebSocketStatistics
+from trio_wknet._websocket.control import close_reason, control_payload
+from trio_wknet._websocket.deflate import TooLarge
+
+if TYPE_CHECKING:
+    import sys
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from trio_wknet._websocket.deflate import Deflater, Inflater
+    from trio_wknet._websocket.http import Request
+
+    if sys.version_info >= (3, 12):
+        from collections.abc import Buffer
+    else:
+        from typing_extensions import Buffer
+
+AHEAD = 65_536  # bytes of messages that were not taken, at which others than receivers stop
+LOST = 1006  # no close frame came
+TOO_BIG = 1009
+INVALID_DATA = 1007
+_MAX_MESSAGES = 1 << 30
+
+
+class StreamWebSocket(trio.abc.Channel[str | bytes]):
+    """A WebSocket (RFC 6455) over a stream that is no `Conn`, such as a `TLSStream`, a
+    `trio.SSLStream`, or one of `trio.testing`'s: a `trio.abc.Channel` of `str` and `bytes`.
+
+    `WebSocket.connect`, `WebSocket.accept` and `WebSocket.upgrade` return it for such a
+    stream. It has the methods of `WebSocket`, but for `send_nowait` and `send_many_nowait`,
+    since a stream has nothing like it.
+
+    There is no task of its own. The stream is read while a task is in `receive`,
+    `receive_many`, `ping` or `aclose`: that is when the peer's pings are answered.
+
+    A receive that is cancelled has taken nothing. If it has begun to answer a ping it
+    ends that first, within ``close_time`` seconds. A send that is cancelled after it has begun
+    leaves half a message, so the WebSocket is broken: all that follows raises
+    `ConnectionClosed` with code 1006. One that is cancelled before that has sent nothing.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_cause",
+        "_close_time",
+        "_closing",
+        "_decoder",
+        "_deflater",
+        "_inflater",
+        "_is_broken",
+        "_is_client",
+        "_is_ended",
+        "_is_reading",
+        "_is_receiving",
+        "_is_sending",
+        "_news",
+        "_reading_scope",
+        "_request",
+        "_sending",
+        "_subprotocol",
+        "_unsent",
+        "stream",
+    )
+
+    stream: trio.abc.Stream
+    """The stream, which is closed along with the WebSocket. Use it for nothing else."""
+
+    def __init__(self, *_: NoReturn, **__: NoReturn) -> None:
+        raise TypeError("a StreamWebSocket cannot be constructed; WebSocket.accept returns one")
+
+    @classmethod
+    def _over(
+        cls,
+        stream: trio.abc.Stream,
+        role: Literal["server", "client"],
+        *,
+        unread: bytes = b"",
+        unsent: bytes = b"",
+        max_message: int = 1 << 20,
+        max_fragments: int = 1 << 20,
+        close_timeout: float = 10.0,
+        subprotocol: str | None = None,
+        request: Request | None = None,
+        compression: tuple[Inflater, Deflater] | tuple[None, None] = (None, None),
+    ) -> StreamWebSocket:
+        """Speak WebSocket on a stream whose handshake is done, up to sending `unsent`. Not a
+        checkpoint."""
+        ws = cls.__new__(cls)
+        ws.stream = stream
+        ws._inflater, ws._deflater = compression
+        ws._is_client = role == "client"
+        ws._decoder = StreamDecoder(
+            ws._is_client, max_message, max_fragments, ws._inflater is not None
+        )
+        ws._close_time = close_timeout
+        ws._subprotocol = subprotocol
+        ws._request = request
+        ws._unsent = unsent
+        ws._sending = trio.Lock()
+        ws._news = trio.lowlevel.ParkingLot()
+        ws._reading_scope = None
+        ws._cause = None
+        ws._is_reading = ws._is_receiving = ws._is_sending = False
+        ws._is_ended = ws._is_broken = ws._closing = False
+        ws._feed(unread)
+        return ws
+
+    _is_broken: bool
+    """The stream is, or half a message was sent on it."""
+    _cause: BaseException | None
+    _close_time: float
+    _closing: bool
+    """`aclose` was called."""
+    _decoder: StreamDecoder
+    _deflater: Deflater | None
+    _inflater: Inflater | None
+    _is_client: bool
+    _is_ended: bool
+    """The stream is: nothing more can be read."""
+    _is_reading: bool
+    _is_receiving: bool
+    _is_sending: bool
+    _news: trio.lowlevel.ParkingLot
+    """Tasks that wait for what another one reads, or for room."""
+    _reading_scope: trio.CancelScope | None
+    _request: Request | None
+    _sending: trio.Lock
+    _subprotocol: str | None
+    _unsent: bytes
+    """The answer to the handshake, until it is sent."""
+
+    def __repr__(self) -> str:
+        code = self.close_code
+        state = "open" if code is None else f"closed {code}"
+        return f"<trio_wknet.StreamWebSocket {state} over {self.stream!r}>"
+
+    # --- reading -------------------------------------------------------------
+
+    def _feed(self, data: Buffer) -> None:
+        """Bytes have come."""
+        if not self._decoder.feed(data):
+            self._break(MemoryError("no memory for a message"))
+
+    def _break(self, cause: BaseException | None, *, ended: bool = True) -> None:
+        """Nothing more can be sent, and, if it has `ended`, received."""
+        self._is_broken = True
+        self._is_ended = self._is_ended or ended
+        self._cause = self._cause or cause
+        self._news.unpark_all()
+
+    def _is_over(self) -> bool:
+        """Whether no message will come but those that are there."""
+        return self._is_ended or self._closing or self._decoder.is_over
+
+    async def _read(self) -> None:
+        """Read from the stream, or wait until another task has; and answer what asks for it.
+        It is cancelled by `aclose`, too, and then returns."""
+        if self._is_reading:
+            await self._news.park()
+            return
+        self._is_reading = True
+        try:
+            with trio.CancelScope() as self._reading_scope:
+                data = await self.stream.receive_some()
+                if data:
+                    self._feed(data)
+                else:
+                    self._is_ended = True
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            self._break(exc)
+        finally:
+            self._is_reading = False
+            self._reading_scope = None
+            self._news.unpark_all()
+        await self._answer()
+
+    async def _read_ahead(self) -> None:
+        """Read, unless there is much that nobody has received."""
+        if self._decoder.buffered >= AHEAD:
+            await self._news.park()
+        else:
+            await self._read()
+
+    async def _keep_reading(self) -> None:
+        """Read, and answer pings, until the end, though nobody receives: for a task of its own."""
+        while not self._is_over():
+            await self._read_ahead()
+
+    # --- receiving -----------------------------------------------------------
+
+    @contextmanager
+    def _receiver(self) -> Iterator[None]:
+        if self._is_receiving:
+            raise trio.BusyResourceError("another task is receiving")
+        self._is_receiving = True
+        try:
+            yield
+        finally:
+            self._is_receiving = False
+
+    def _take(self, most: int) -> list[str | bytes]:
+        """Messages that are there.
+
+        Raises:
+          ConnectionClosed: if there are none, and none will come.
+        """
+        messages: list[str | bytes] = []
+        if self._closing:
+            raise self._why_closed(sending=False)
+        try:
+            while len(messages) < most and (message := self._decoder.take()) is not None:
+                if isinstance(message, tuple):
+                    message = self._inflated(*message)
+                    if message is None:
+                        break
+                messages.append(message)
+        except MemoryError:
+            if not messages:
+                raise
+        if messages:
+            self._decoder.count_batch()
+            self._news.unpark_all()
+        elif self._is_over():
+            raise self._why_closed(sending=False)
+        return messages
+
+    def _inflated(self, is_text: bool, packed: bytes) -> str | bytes | None:
+        """A message; None if it cannot be one, which is the end."""
+        assert self._inflater is not None
+        try:
+            message = self._inflater.decompress(packed)
+            return message.decode() if is_text else message
+        except TooLarge:
+            self._decoder.refuse(TOO_BIG, b"message is too big")
+        except DecompressError:
+            self._decoder.refuse(INVALID_DATA, b"message is not compressed properly")
+        except UnicodeDecodeError:
+            self._decoder.refuse(INVALID_DATA, b"text is not UTF-8")
+        return None
+
+    async def _receive(self, most: int) -> list[str | bytes]:
+        with self._receiver():
+            await trio.lowlevel.checkpoint()
+            while True:
+                # What the decoder asks for goes out before it is handed on: who receives
+                # rarely need not be who answers late.
+                if self._is_due():
+                    await self._answer()
+                try:
+                    messages = self._take(most)
+                except ConnectionClosed:
+                    await self._answer()
+                    raise
+                if messages:
+                    return messages
+                await self._read()
+
+    async def receive(self) -> str | bytes:
+        """Wait for a message, and return it. A checkpoint.
+
+        Cancellation is atomic: no message is consumed.
+
+        Returns:
+          A `str` for a text message, `bytes` for a binary one.
+
+        Raises:
+          ConnectionClosed: if the peer has closed the connection, or it is broken, and every
+              message that came before has been received; or if it was closed here, before
+              or during the call.
+          trio.BusyResourceError: if another task is receiving.
+        """
+        return (await self._receive(1))[0]
+
+    async def receive_many(self, max_messages: int | None = None) -> list[str | bytes]:
+        """Wait for a message, and return all that have come. A checkpoint.
+
+        Cancellation is atomic: no message is consumed.
+
+        Args:
+          max_messages: how many at most, 1 or more; by default as many as there are.
+
+        Returns:
+          A list of at least one message, each as `receive` returns it.
+
+        Raises:
+          TypeError, ValueError: if ``max_messages`` is invalid.
+          ConnectionClosed, trio.BusyResourceError: as `receive` does.
+        """
+        return await self._receive(_most(max_messages))
+
+    def receive_nowait(self) -> str | bytes:
+        """Return a message that was read along with an earlier one, without waiting. Not a
+        checkpoint.
+
+        Returns:
+          A `str` for a text message, `bytes` for a binary one.
+
+        Raises:
+          trio.WouldBlock: if there is none. Nothing is read from the stream.
+          ConnectionClosed, trio.BusyResourceError: as `receive` does.
+        """
+        return self.receive_many_nowait(1)[0]
+
+    def receive_many_nowait(self, max_messages: int | None = None) -> list[str | bytes]:
+        """Return all messages that were read along with earlier ones, like `receive_many`,
+        without waiting. Not a checkpoint.
+
+        Args:
+          max_messages: how many at most, 1 or more; by default as many as there are.
+
+        Returns:
+          A list of at least one message, each as `receive` returns it.
+
+        Raises:
+          trio.WouldBlock: if there is none. Nothing is read from the stream.
+          TypeError, ValueError: if ``max_messages`` is invalid.
+          ConnectionClosed, trio.BusyResourceError: as `receive` does.
+        """
+        with self._receiver():
+            messages = self._take(_most(max_messages))
+        if not messages:
+            raise trio.WouldBlock
+        return messages
+
+    # --- sending -------------------------------------------------------------
+
+    def _is_due(self) -> bool:
+        return bool(self._unsent) or self._decoder.is_due
+
+    async def _answer(self) -> None:
+        """Send what is due, unless another task is sending: then that one does it."""
+        while self._is_due() and not self._is_broken:
+            try:
+                self._sending.acquire_nowait()
+            except trio.WouldBlock:
+                return
+            try:
+                await self._send_due()
+            finally:
+                self._sending.release()
+
+    async def _send_due(self) -> None:
+        """Send what is due, by who holds the lock. When this returns nothing is, or all is
+        broken."""
+        while self._is_due() and not self._is_broken:
+            frames = self._unsent + self._decoder.answers()
+            self._unsent = b""
+            with trio.move_on_after(self._close_time, shield=True) as scope:
+                await self._send_bytes(frames)
+            if scope.cancelled_caught:
+                self._break(trio.TooSlowError("the peer does not read"))
+
+    async def _send_bytes(self, data: bytes) -> None:
+        """By who holds the lock. Whether it was sent shows in `_is_broken`."""
+        whole = False
+        try:
+            await self.stream.send_all(data)
+            whole = True
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            # What the peer has sent may still be received, its close frame included.
+            self._break(exc, ended=False)
+            whole = True
+        finally:
+            if not whole:
+                self._break(None)
+
+    async def _send_response(self) -> bool:
+        """Send the answer to the handshake. Whether that was possible."""
+        await self._answer()
+        return not self._is_broken
+
+    def _ensure_may_send(self) -> None:
+        if self._is_broken or self._closing or self._decoder.said_goodbye:
+            raise self._why_closed(sending=True)
+
+    async def _send(self, payloads: Sequence[tuple[bool, Buffer]]) -> None:
+        """Send messages, each given as whether it is text, and its bytes."""
+        if self._is_sending:
+            raise trio.BusyResourceError("another task is sending")
+        self._ensure_may_send()
+        self._is_sending = True
+        try:
+            await self._sending.acquire()
+            try:
+                await self._send_due()
+                await trio.lowlevel.checkpoint_if_cancelled()
+                self._ensure_may_send()
+                frames = b"".join([self._frame(*payload) for payload in payloads])
+                await self._send_bytes(frames)
+                if self._is_broken:
+                    raise self._why_closed(sending=True)
+                self._decoder.count_sent(len(payloads), len(frames))
+                await self._send_due()
+            finally:
+                self._sending.release()
+        finally:
+            self._is_sending = False
+
+    def _frame(self, is_text: bool, payload: Buffer) -> bytes:
+        """Compressed by who holds the lock: a message refers to those before it."""
+        deflater = self._deflater
+        if deflater is None or memoryview(payload).nbytes < deflater.threshold:
+            return self._decoder.message(is_text, payload, compressed=False)
+        packed = deflater.compress(memoryview(payload))
+        return self._decoder.message(is_text, packed, compressed=True)
+
+    async def send(self, message: str | Buffer) -> None:
+        """Send a message. A checkpoint.
+
+        If it is cancelled after it has begun, the WebSocket is broken.
+
+        Args:
+          message: a `str`, which is sent as text, or a contiguous bytes-like object, which is
+              sent as binary. It must not change meanwhile.
+
+        Raises:
+          ConnectionClosed: if a close frame was sent or received, the connection is closed,
+              before or during the call, or it broke.
+          trio.BusyResourceError: if another task is sending.
+          TypeError: if ``message`` is neither.
+          ValueError: if it is a `str` that has no form in UTF-8: one with surrogates.
+        """
+        await self._send([_payload(message, "message")])
+
+    async def send_many(self, messages: Iterable[str | Buffer]) -> None:
+        """Send many messages by one call. A checkpoint.
+
+        If it is cancelled after it has begun, the WebSocket is broken.
+
+        Args:
+          messages: an iterable of messages, each as `send` takes it. If one of them cannot be
+              sent none is.
+
+        Raises:
+          TypeError, ValueError: if one of them cannot be sent; the message says which.
+          ConnectionClosed, trio.BusyResourceError: as `send` does.
+        """
+        if isinstance(messages, (str, bytes, bytearray, memoryview)):
+            raise TypeError(
+                f"messages must be an iterable of messages, not {type(messages).__name__}"
+            )
+        try:
+            given = tuple(messages)
+        except TypeError:
+            raise TypeError(
+                f"messages must be an iterable of messages, not {type(messages).__name__}"
+            ) from None
+        await self._send([_payload(message, f"messages[{i}]") for i, message in enumerate(given)])
+
+    async def _send_pong(self, payload: bytes) -> None:
+        """Send a pong that nobody has asked for."""
+        await self._sending.acquire()
+        try:
+            self._ensure_may_send()
+            await self._send_bytes(self._decoder.pong(payload))
+            await self._send_due()
+        finally:
+            self._sending.release()
+        if self._is_broken:
+            raise self._why_closed(sending=True)
+
+    # --- control frames ------------------------------------------------------
+
+    async def ping(self, payload: Buffer | None = None) -> float:
+        """Send a ping, and wait until the peer has answered it, or a later one. A checkpoint.
+
+        Messages that come meanwhile wait for `receive`, up to 64 KiB of them.
+
+        Args:
+          payload: a bytes-like object of at most 125 bytes, other than those of pings that
+              are waited for; by default, one of its own.
+
+        Returns:
+          The seconds that it took.
+
+        Raises:
+          ConnectionClosed: if a close frame was sent or received, the connection is closed,
+              before or during the call, or it broke.
+          ValueError: if ``payload`` is too long, or that of another ping.
+          TypeError: if it is not bytes-like.
+        """
+        data = None if payload is None else control_payload(payload)
+        self._ensure_may_send()
+        number = self._decoder.add_ping(data)
+        start = trio.current_time()
+        try:
+            await trio.lowlevel.checkpoint()
+            await self._answer()
+            await self._read_until(lambda: self._is_answered(number))
+        finally:
+            self._decoder.forget_ping(number)
+        return trio.current_time() - start
+
+    def _is_answered(self, number: int) -> bool:
+        if self._decoder.is_answered(number):
+            return True
+        if self._is_over() or self._is_broken:
+            raise self._why_closed(sending=True)
+        return False
+
+    async def _read_until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            await self._read_ahead()
+
+    # --- the end -------------------------------------------------------------
+
+    async def aclose(self, code: int = 1000, reason: str = "") -> None:
+        """Close the connection: send a close frame, wait for the peer's, and close the stream,
+        all of it within ``close_time`` seconds. A checkpoint. Idempotent.
+
+        If the peer's came before, or the connection is broken, there is nothing to wait for.
+        Messages that were not received are dropped, and tasks that wait for one get a
+        `ConnectionClosed`. A client waits for the server to end the stream, too.
+
+        If it is cancelled, as by `trio.aclose_forcefully`, the stream is closed at once.
+
+        Args:
+          code: 1000 to 1003, 1007 to 1014, or 3000 to 4999; default 1000, normal.
+          reason: a text of at most 123 bytes in UTF-8, for people. Default: none.
+
+        Raises:
+          ValueError: if ``code`` or ``reason`` is invalid.
+          TypeError: likewise.
+        """
+        self._say_goodbye(code, close_reason(code, reason))
+        done = False
+        try:
+            with trio.move_on_after(self._close_time):
+                await self._answer()
+                await self._read_until(self._is_closed)
+                await self._end_stream()
+                done = True
+        except trio.BrokenResourceError:
+            pass
+        finally:
+            self._is_ended = True
+            if not done:
+                await trio.aclose_forcefully(self.stream)
+
+    async def _end_stream(self) -> None:
+        """A kernel drops what was sent last if a socket is closed with unread bytes. So the
+        peer's are read to their end, where the stream can say that there are no more of ours."""
+        stream = self.stream
+        async with self._sending:  # who has it may be sending our close frame
+            if isinstance(stream, trio.abc.HalfCloseableStream) and not self._is_broken:
+                await stream.send_eof()
+                await self._read_until(lambda: self._is_ended)
+        await stream.aclose()
+
+    def _say_goodbye(self, code: int, reason: bytes) -> None:
+        """Have our close frame sent, if that was not done, and drop all messages. `code` 1005 is
+        an empty frame."""
+        self._closing = True
+        if not self._is_ended:
+            self._decoder.say_goodbye(code, reason)
+        self._decoder.discard()
+        if self._reading_scope is not None:
+            self._reading_scope.cancel()
+        self._news.unpark_all()
+
+    def _is_closed(self) -> bool:
+        """Whether nothing of the closing handshake is to be waited for."""
+        if self._is_ended or self._is_broken:
+            return True
+        waits_for_end = self._is_client and self._decoder.was_closed_by_peer
+        return self._decoder.is_over and not waits_for_end
+
+    def _close_state(
+        self,
+    ) -> tuple[int | None, str, Literal["peer", "local", "network"] | None]:
+        code, reason, by = self._decoder.close_state()
+        if code is None and (self._is_ended or self._is_broken):
+            return LOST, "", "local" if self._is_closed_here() else "network"
+        return code, reason, by
+
+    def _is_closed_here(self) -> bool:
+        """Whether the stream was closed by this program, if not by `aclose`."""
+        return isinstance(self._cause, trio.ClosedResourceError)
+
+    def _why_closed(self, *, sending: bool) -> ConnectionClosed:
+        code, reason, by = self._close_state()
+        cause = self._cause
+        if isinstance(cause, trio.BrokenResourceError) and cause.__cause__ is not None:
+            cause = cause.__cause__
+        here = self._closing or self._is_closed_here()
+        if code is None:
+            code, by = LOST, "network" if not here else "local"
+        assert by is not None
+        return connection_closed(code, reason, by, here, sending, cause)
+
+    # --- facts ---------------------------------------------------------------
+
+    @property
+    def subprotocol(self) -> str | None:
+        """The subprotocol that was agreed on; None if none was."""
+        return self._subprotocol
+
+    @property
+    def request(self) -> Request:
+        """The request of the handshake."""
+        assert self._request is not None
+        return self._request
+
+    @property
+    def close_code(self) -> int | None:
+        """The code of the first close frame, whoever sent it; 1005 if it has none; 1006 if the
+        connection ended without one; None while it is open."""
+        return self._close_state()[0]
+
+    @property
+    def close_reason(self) -> str | None:
+        """The text of that frame; None while it is open."""
+        code, reason, _ = self._close_state()
+        return None if code is None else reason
+
+    def statistics(self) -> WebSocketStatistics:
+        """A snapshot of the counters. Not a checkpoint.
+
+        Returns:
+          The numbers of messages, bytes, batches and pings.
+        """
+        counts = self._decoder.counters()
+        return WebSocketStatistics(
+            messages_received=counts[0],
+            bytes_received=counts[1],
+            batches_received=counts[2],
+            messages_sent=counts[3],
+            bytes_sent=counts[4],
+            batches_sent=counts[5],
+            messages_waiting=counts[6],
+            pings_answered=counts[7],
+        )
+
+
+def _most(max_messages: object) -> int:
+    if max_messages is None:
+        return _MAX_MESSAGES
+    if isinstance(max_messages, bool) or not hasattr(max_messages, "__index__"):
+        raise TypeError(f"max_messages must be an integer or None, not {max_messages!r}")
+    most: int = max_messages.__index__()
+    if not 1 <= most <= _MAX_MESSAGES:
+        raise ValueError(f"max_messages must be from 1 to {_MAX_MESSAGES}, not {most}")
+    return most
+
+
+def _payload(message: object, name: str) -> tuple[bool, Buffer]:
+    """Whether a message is text, and its bytes."""
+    if isinstance(message, bytes):
+        return False, message
+    if isinstance(message, str):
+        try:
+            return True, message.encode()
+        except UnicodeEncodeError as exc:
+            raise ValueError(f"{name} cannot be sent as text: {exc}") from None
+    try:
+        view = memoryview(message)  # type: ignore[arg-type]
+        if not view.c_contiguous:
+            raise TypeError
+    except TypeError:
+        raise TypeError(
+            f"{name} must be a str, or contiguous and bytes-like, not {type(message).__name__}"
+        ) from None
+    return False, view.cast("B") if view.ndim else bytes(view)
