@@ -14,7 +14,7 @@ SCRIPT = "benchmarks/scale_page.py"
 MEGABYTE = 1e6
 MILLION = 1_000_000
 WANTED = (
-    "*Wanted* is a target that was set before anything was measured, for the figure beside it: "
+    "*Wanted* is a target for the figure beside it: "
     "ours, or ours divided by the first of the others. **Missed** means that the median was on "
     "the wrong side of it in this run, and nothing else; a row without a target is for "
     "comparison."

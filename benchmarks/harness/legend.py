@@ -55,8 +55,8 @@ SERVERS = {**OURS, **PEERS}
 
 TARGETS = (
     "A target is a ratio that this library is meant to reach: the best of its forms to the "
-    "peer, at least that of throughput, at most that of latency or of CPU time. It was set "
-    "before anything was measured. **Missed** means that the ratio of the medians did not reach "
+    "peer, at least that of throughput, at most that of latency or of CPU time. "
+    "**Missed** means that the ratio of the medians did not reach "
     "it in this run, and nothing else: each message was answered correctly all the same. Where "
     "the range of the rounds includes the target, another run may say otherwise."
 )

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from trio_wknet._sockets.address import SocketAddress
+    from trio_wknet._websocket.deflate import Deflater, Inflater
     from trio_wknet._websocket.http import Request
     from trio_wknet._websocket.opening import OnRequest
     from trio_wknet._websocket.stream import StreamWebSocket
@@ -75,6 +76,7 @@ class WebSocket(WebSocketSend, trio.abc.Channel[str | bytes]):
         close_timeout: float = 10.0,
         subprotocol: str | None = None,
         request: Request | None = None,
+        compression: tuple[Inflater, Deflater] | tuple[None, None] = (None, None),
     ) -> WebSocket:
         """Speak WebSocket on a connection whose handshake is done. Not a checkpoint.
 
@@ -88,6 +90,7 @@ class WebSocket(WebSocketSend, trio.abc.Channel[str | bytes]):
           close_timeout: seconds that the closing handshake may take; default 10.
           subprotocol: what was agreed on; default None.
           request: what the application is to see of the request; default None.
+          compression: what was agreed on; default: none.
 
         Raises:
           trio.BusyResourceError: if the connection is framed, or a task is receiving from it
@@ -98,7 +101,7 @@ class WebSocket(WebSocketSend, trio.abc.Channel[str | bytes]):
         ws._close_timeout = close_timeout
         ws._subprotocol = subprotocol
         ws._request = request
-        ws._begin(conn, role == "client", max_message, max_fragments, unread)
+        ws._begin(conn, role == "client", max_message, max_fragments, unread, *compression)
         return ws
 
     # What is no Conn becomes a StreamWebSocket, and a Conn is a stream, too.

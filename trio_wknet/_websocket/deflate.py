@@ -182,15 +182,30 @@ class Deflater:
         self.threshold = own.threshold
         self._state: zlib._Compress | None = None
 
-    def compress(self, data: bytes | bytearray | memoryview) -> bytes:
-        """A whole message, as it is to be sent."""
+    def compress(self, data: bytes | memoryview) -> bytes:
+        """A whole message, as it is to be sent, next after those before."""
         state = self._state
         if state is None:
-            state = zlib.compressobj(self._level, zlib.DEFLATED, -self._bits)
+            state = self._fresh()
         if self._takeover:
             self._state = state
-        packed = state.compress(data) + state.flush(zlib.Z_SYNC_FLUSH)
-        return packed[: -len(_TAIL)]
+        return _packed(state, data)
+
+    def compress_alone(self, data: bytes | memoryview) -> bytes:
+        """A whole message that refers to none before it, and to which none refers."""
+        return _packed(self._fresh(), data)
+
+    def restart(self) -> None:
+        """Refer to nothing that was compressed so far."""
+        self._state = None
+
+    def _fresh(self) -> zlib._Compress:
+        return zlib.compressobj(self._level, zlib.DEFLATED, -self._bits)
+
+
+def _packed(state: zlib._Compress, data: bytes | memoryview) -> bytes:
+    packed = state.compress(data) + state.flush(zlib.Z_SYNC_FLUSH)
+    return packed[: -len(_TAIL)]
 
 
 def coders(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import h11
 import trio
@@ -27,6 +27,7 @@ from trio_wknet._websocket.stream import StreamWebSocket
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
 
+    from trio_wknet._websocket.deflate import Deflater, Inflater
     from trio_wknet._websocket.http import HeaderList
     from trio_wknet._websocket.options import WebSocketOptions
     from trio_wknet._websocket.url import URL
@@ -52,20 +53,7 @@ def opened(
     unsent: bytes = b"",
 ) -> WebSocket | StreamWebSocket:
     """A WebSocket, after a handshake up to sending a response."""
-    if isinstance(source, Conn):
-        if unsent:
-            source.send_nowait(unsent)
-        return WebSocket._over(
-            source,
-            role,
-            unread=unread,
-            max_message=options.max_message,
-            max_fragments=options.max_fragments,
-            close_timeout=options.close_time,
-            subprotocol=handshake.subprotocol,
-            request=request,
-        )
-    compression = None
+    compression: tuple[Inflater, Deflater] | tuple[None, None] = (None, None)
     if handshake.compression is not None and options.compression is not None:
         compression = coders(
             handshake.compression,
@@ -73,17 +61,20 @@ def opened(
             server=role == "server",
             max_message=options.max_message,
         )
+    agreed: Any = {
+        "max_message": options.max_message,
+        "max_fragments": options.max_fragments,
+        "close_timeout": options.close_time,
+        "subprotocol": handshake.subprotocol,
+        "request": request,
+        "compression": compression,
+    }
+    if isinstance(source, Conn):
+        if unsent:
+            source.send_nowait(unsent)
+        return WebSocket._over(source, role, unread=unread, **agreed)
     return StreamWebSocket._over(
-        source.stream,
-        role,
-        unread=unread + source.take(),
-        unsent=unsent,
-        max_message=options.max_message,
-        max_fragments=options.max_fragments,
-        close_timeout=options.close_time,
-        subprotocol=handshake.subprotocol,
-        request=request,
-        compression=compression or (None, None),
+        source.stream, role, unread=unread + source.take(), unsent=unsent, **agreed
     )
 
 

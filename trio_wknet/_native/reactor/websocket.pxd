@@ -47,6 +47,7 @@ cdef enum:
     MAX_CONTROL = 125           # bytes of a control frame's payload
     MAX_HEADER = 14             # bytes
     MAX_ANSWER = 6 + MAX_CONTROL
+    COMPRESSED = 0x40           # beside an opcode, RSV1 (RFC 7692)
 
 cdef enum Opcode:
     CONTINUATION = 0
@@ -145,6 +146,8 @@ cdef inline Decoder *decoder_of(Slot *slot) noexcept nogil:
 
 cdef uint32_t decoder_feed(Decoder *ws, Ring *ring, Pool *pool, const unsigned char *data,
                            uint32_t n, bint *news, bint *no_memory) noexcept nogil
+cdef void decoder_fail(Decoder *ws, Ring *ring, Pool *pool, CloseCode code,
+                       const char *reason) noexcept nogil
 cdef bint decoder_say_goodbye(Decoder *ws, uint32_t code, const void *reason,
                               size_t size) noexcept nogil
 cdef void decoder_discard(Decoder *ws, Ring *ring, Pool *pool) noexcept nogil

@@ -2,7 +2,7 @@
 
 The steps: a header, judged as soon as its bytes are there; its payload, unmasked as it is
 copied to where it will stay; the frame's end. Whatever is forbidden ends the connection with
-a code, in `_fail`.
+a code, in `decoder_fail`.
 """
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset, strlen
@@ -22,7 +22,6 @@ cdef enum:
     MAX_AHEAD = 1 << 20         # bytes
     FINAL = 0x80
     RESERVED = 0x70
-    COMPRESSED = 0x40
     MASKED = 0x80
 
 
@@ -58,8 +57,9 @@ cdef void _drop_unfinished(Decoder *ws, Ring *ring, Pool *pool) noexcept nogil:
         ws.opened = False
 
 
-cdef void _fail(Decoder *ws, Ring *ring, Pool *pool, CloseCode code,
-                const char *reason) noexcept nogil:
+cdef void decoder_fail(Decoder *ws, Ring *ring, Pool *pool, CloseCode code,
+                       const char *reason) noexcept nogil:
+    """The peer has done what the protocol forbids, or more than is allowed; under the lock."""
     cdef size_t size = strlen(reason)
     _drop_unfinished(ws, ring, pool)
     ws.over = FAILED
@@ -76,15 +76,15 @@ cdef void _take_close(Decoder *ws, Ring *ring, Pool *pool) noexcept nogil:
     cdef wk_utf8 utf8
     memset(&utf8, 0, sizeof(utf8))
     if size == 1:
-        _fail(ws, ring, pool, PROTOCOL_ERROR, "close frame of 1 byte")
+        decoder_fail(ws, ring, pool, PROTOCOL_ERROR, "close frame of 1 byte")
         return
     if size:
         code = <uint32_t>ws.control[0] << 8 | ws.control[1]
         if not is_close_code(code):
-            _fail(ws, ring, pool, PROTOCOL_ERROR, "invalid close code")
+            decoder_fail(ws, ring, pool, PROTOCOL_ERROR, "invalid close code")
             return
         if not wk_utf8_check(&utf8, ws.control + 2, size - 2) or utf8.missing:
-            _fail(ws, ring, pool, BAD_TEXT, "close reason is not UTF-8")
+            decoder_fail(ws, ring, pool, BAD_TEXT, "close reason is not UTF-8")
             return
         ws.reason_size = <uint8_t>(size - 2)
         memcpy(ws.reason, ws.control + 2, size - 2)
@@ -180,7 +180,7 @@ cdef inline void _begin_frame(Decoder *ws, Ring *ring, Pool *pool, const unsigne
     """A header is there, whole."""
     cdef uint64_t length = 0
     if not _read_length(header, &length):
-        _fail(ws, ring, pool, PROTOCOL_ERROR, "length is not in its shortest form")
+        decoder_fail(ws, ring, pool, PROTOCOL_ERROR, "length is not in its shortest form")
         return
     ws.opcode = header[0] & 0x0F
     ws.final = header[0] & FINAL
@@ -195,10 +195,10 @@ cdef inline void _begin_frame(Decoder *ws, Ring *ring, Pool *pool, const unsigne
             memset(&ws.utf8, 0, sizeof(ws.utf8))
         ws.fragments += 1
         if length > ws.max_message - ws.size:
-            _fail(ws, ring, pool, TOO_BIG, "message is too big")
+            decoder_fail(ws, ring, pool, TOO_BIG, "message is too big")
             return
         if ws.fragments > ws.max_fragments:
-            _fail(ws, ring, pool, TOO_BIG, "message has too many fragments")
+            decoder_fail(ws, ring, pool, TOO_BIG, "message has too many fragments")
             return
     if not ws.client:
         memcpy(ws.key, header + size - 4, 4)
@@ -223,7 +223,7 @@ cdef inline uint32_t _take_header(Decoder *ws, Ring *ring, Pool *pool,
         there = ws.header_size + taken
     refusal = _refusal(ws, header, there)
     if refusal != NULL:
-        _fail(ws, ring, pool, PROTOCOL_ERROR, refusal)
+        decoder_fail(ws, ring, pool, PROTOCOL_ERROR, refusal)
         return n
     size = _header_size(header) if there > 1 else <uint32_t>MAX_HEADER
     if there < size:
@@ -282,7 +282,7 @@ cdef inline bint _append(Decoder *ws, Ring *ring, Pool *pool, const unsigned cha
                     ws.done + at)
         if ws.kind == TEXT and not ws.compressed and not wk_utf8_check(
                 &ws.utf8, <unsigned char *>spans[i].iov_base, spans[i].iov_len):
-            _fail(ws, ring, pool, BAD_TEXT, "text is not UTF-8")
+            decoder_fail(ws, ring, pool, BAD_TEXT, "text is not UTF-8")
             return True
         at += <uint32_t>spans[i].iov_len
     ring.tail += n
@@ -291,7 +291,7 @@ cdef inline bint _append(Decoder *ws, Ring *ring, Pool *pool, const unsigned cha
 
 cdef inline void _end_message(Decoder *ws, Ring *ring, Pool *pool) noexcept nogil:
     if ws.utf8.missing:
-        _fail(ws, ring, pool, BAD_TEXT, "text is not UTF-8")
+        decoder_fail(ws, ring, pool, BAD_TEXT, "text is not UTF-8")
         return
     ws.kind = 0
     if not ws.opened:

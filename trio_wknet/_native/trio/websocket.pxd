@@ -1,7 +1,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from ..reactor.slot cimport Slot
-from ..reactor.websocket cimport Decoder, Record
+from ..reactor.websocket cimport CloseCode, Decoder, Record
 from .core cimport Observer
 from .framed cimport CompiledFraming
 from .receive cimport Receive
@@ -15,6 +15,10 @@ cdef class WebSocketReceive(Observer):
     cdef bint begun_here        # and our close frame was the first
     cdef int close_code         # with that code
     cdef str close_text
+    # Where compression was agreed on (_websocket/deflate.py), else None.
+    cdef object inflater
+    cdef object deflater
+    cdef uint32_t compressed    # messages that were, modulo 2**32
     cdef list latches           # of tasks that wait for a control frame, or the end
     cdef uint64_t pings_sent
 
@@ -27,6 +31,8 @@ cdef class WebSocketReceive(Observer):
     cdef int cut_many(self, list messages, Py_ssize_t most, Record *record) except -1
     cdef object cut(self, Slot *slot, Record *record, uint32_t base)
     cdef object take_large(self, Record *record)
+    cdef object inflate(self, Record *record, object packed)
+    cdef object refuse(self, CloseCode code, bytes reason)
     cdef void consume(self, uint32_t n, uint32_t messages) noexcept
     cdef bint is_over(self, Slot *slot, bint wait) noexcept
     cdef bint nothing_yet(self) noexcept

@@ -5,6 +5,7 @@ from typing_extensions import Self
 from trio_wknet._native.trio.core import Observer
 from trio_wknet._native.trio.latch import Latch
 from trio_wknet._native.trio.send import SendHalf
+from trio_wknet._websocket.deflate import Deflater, Inflater
 
 class WebSocketReceive(Observer):
     @property
@@ -12,7 +13,14 @@ class WebSocketReceive(Observer):
     @property
     def _is_client(self) -> bool: ...
     def _begin(
-        self, conn: SendHalf, client: bool, max_message: int, max_fragments: int, unread: bytes
+        self,
+        conn: SendHalf,
+        client: bool,
+        max_message: int,
+        max_fragments: int,
+        unread: bytes,
+        inflater: Inflater | None,
+        deflater: Deflater | None,
     ) -> None: ...
     def _close_state(
         self,

@@ -21,8 +21,9 @@ from ..reactor.pool cimport Block, block_data, pool_drop
 from ..reactor.ring cimport Ring, ring_clear, ring_copy, ring_discard, ring_len, ring_wraps
 from ..reactor.slot cimport ANSWER, RESUME, Slot
 from ..reactor.websocket cimport (
-    BINARY, CLOSE_DUE, CLOSED_BY_PEER, MAX_CONTROL, NO_CODE, PING_DUE, RECORD_HEADER, Decoder,
-    Ping, Record, decoder_discard, decoder_feed, decoder_say_goodbye,
+    BAD_TEXT, BINARY, CLOSE_DUE, CLOSED_BY_PEER, PING_DUE, PROTOCOL_ERROR, RECORD_HEADER, TEXT,
+    TOO_BIG, CloseCode, Decoder, Ping, Record, decoder_discard, decoder_fail, decoder_feed,
+    decoder_say_goodbye,
 )
 from .framed cimport CompiledFraming, framed_drop
 from .latch cimport Latch
@@ -32,7 +33,8 @@ from .stream cimport broken
 
 import trio
 
-from trio_wknet._errors import connection_closed
+from trio_wknet._errors import ConnectionClosed, connection_closed
+from trio_wknet._websocket.deflate import TooLarge
 
 cdef enum:
     MESSAGES_AT_ONCE = 256      # that are taken in one visit
@@ -62,9 +64,10 @@ cdef class WebSocketReceive(Observer):
     # --- its begin -----------------------------------------------------------
 
     def _begin(self, SendHalf conn not None, bint client, uint32_t max_message,
-               uint32_t max_fragments, bytes unread not None):
+               uint32_t max_fragments, bytes unread not None, inflater, deflater):
         """Have this connection's bytes decoded: first `unread`, which were taken from it, then
-        those that it holds, and then what comes."""
+        those that it holds, and then what comes. Without an inflater no message may be
+        compressed, and without a deflater none is."""
         conn.ensure_usable()
         if conn.slot == NULL:
             raise trio.ClosedResourceError("this connection was already closed")
@@ -76,6 +79,9 @@ cdef class WebSocketReceive(Observer):
         self.ws.client = client
         self.ws.max_message = max_message
         self.ws.max_fragments = max_fragments
+        self.ws.may_compress = inflater is not None
+        self.inflater = inflater
+        self.deflater = deflater
         self.ws.observer = <void *>self
         self.ws.scan.spec = &_FRAMING.spec
         self.ws.scan.framing = <void *>_FRAMING
@@ -347,7 +353,7 @@ cdef class WebSocketReceive(Observer):
                 over = self.is_over(slot, wait)
             else:
                 ring_copy(&slot.inbound, &record, RECORD_HEADER, 0)
-                large = record.size > AT_ONCE
+                large = _is_apart(&record)
                 if not large:
                     message = self.cut(slot, &record, 0)
                     self.consume(RECORD_HEADER + record.size, 1)
@@ -378,7 +384,7 @@ cdef class WebSocketReceive(Observer):
         while more:
             resume = False
             over = False
-            record.size = 0
+            record = Record(0, 0, 0, 0)
             pthread_mutex_lock(&slot.lock)
             try:
                 if not messages:
@@ -394,11 +400,11 @@ cdef class WebSocketReceive(Observer):
                 self.conn.core.post(slot, RESUME)
             if over:
                 raise self.why_closed(False)
-            if record.size > AT_ONCE:
+            if _is_apart(&record):
                 messages.append(None)
                 try:
                     messages[len(messages) - 1] = self.take_large(&record)
-                except MemoryError:
+                except (MemoryError, ConnectionClosed):
                     messages.pop()
                     if not messages:
                         raise
@@ -421,16 +427,16 @@ cdef class WebSocketReceive(Observer):
         try:
             while len(messages) < most and count < MESSAGES_AT_ONCE:
                 ring_copy(&slot.inbound, record, RECORD_HEADER, base)
-                if record.size > AT_ONCE or (base and base + record.size > AT_ONCE):
+                if _is_apart(record) or (base and base + record.size > AT_ONCE):
                     if base:
-                        record.size = 0
+                        record[0] = Record(0, 0, 0, 0)
                     break
                 messages.append(self.cut(slot, record, base))
                 base += RECORD_HEADER + record.size
                 count += 1
-                record.size = 0
+                record[0] = Record(0, 0, 0, 0)
         except MemoryError:
-            record.size = 0
+            record[0] = Record(0, 0, 0, 0)
             if not messages:
                 raise
         finally:
@@ -455,8 +461,8 @@ cdef class WebSocketReceive(Observer):
         return PyUnicode_DecodeUTF8(_scratch, n, NULL)
 
     cdef object take_large(self, Record *record):
-        """The first message, which is whole. What is unread is not written to, whatever the
-        reactor adds, even if the ring moves to another block; and only this side takes it
+        """The first message, which is whole and large, or compressed. What is unread is not
+        written to, whatever the reactor adds, even if the ring moves to another block; and only this side takes it
         out. So it is copied without the lock."""
         cdef Slot *slot = self.conn.slot
         cdef uint32_t n = record.size
@@ -473,7 +479,7 @@ cdef class WebSocketReceive(Observer):
         base = <char *>block_data(block)
         first = min(n, block.capacity - at)
         try:
-            if record.kind == BINARY:
+            if record.kind == BINARY or record.compressed:
                 message = PyBytes_FromStringAndSize(NULL, n)
                 memcpy(PyBytes_AS_STRING(message), base + at, first)
                 memcpy(PyBytes_AS_STRING(message) + first, base, n - first)
@@ -495,7 +501,37 @@ cdef class WebSocketReceive(Observer):
             pool_drop(block, self.conn.core.hub.pool)
         if resume:
             self.conn.core.post(slot, RESUME)
-        return message
+        return self.inflate(record, message) if record.compressed else message
+
+    cdef object inflate(self, Record *record, packed):
+        """A compressed message that was taken. Without memory for it, or if it is not what the
+        peer may send, nothing more is received: what follows refers to it."""
+        try:
+            message = self.inflater.decompress(packed)
+            return message.decode() if record.kind == TEXT else message
+        except MemoryError:
+            self.end_at_hole()
+            raise
+        except TooLarge:
+            raise self.refuse(TOO_BIG, b"message is too big")
+        except UnicodeDecodeError:
+            raise self.refuse(BAD_TEXT, b"text is not UTF-8")
+        except Exception:       # zlib's
+            raise self.refuse(PROTOCOL_ERROR, b"message cannot be decompressed")
+
+    cdef object refuse(self, CloseCode code, bytes reason):
+        """A message that was taken is one that the peer must not send. What is raised."""
+        cdef Slot *slot = self.conn.slot
+        cdef bint resume
+        pthread_mutex_lock(&slot.lock)
+        if not self.ws.over:
+            decoder_fail(self.ws, &slot.inbound, self.conn.core.hub.pool, code,
+                         PyBytes_AS_STRING(reason))
+        decoder_discard(self.ws, &slot.inbound, self.conn.core.hub.pool)
+        resume = self.conn.resumes()
+        pthread_mutex_unlock(&slot.lock)
+        self.conn.core.post(slot, ANSWER | RESUME if resume else ANSWER)
+        return self.why_closed(False)
 
     cdef void end_at_hole(self) noexcept:
         """A message that was taken could not be delivered, for lack of memory. Nothing behind
@@ -625,6 +661,11 @@ cdef class WebSocketReceive(Observer):
         operation.channel = self
         operation.iterating = True
         return operation
+
+
+cdef inline bint _is_apart(const Record *record) noexcept nogil:
+    """Whether a message is not taken under the lock."""
+    return record.size > AT_ONCE or record.compressed
 
 
 cdef class ReceiveMessages(Receive):

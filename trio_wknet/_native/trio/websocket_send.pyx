@@ -9,9 +9,17 @@ ahead of all that is queued.
 Nothing follows our close frame, which the reactor may queue at any time, for the answer to
 the peer's. So `goodbye` is looked at while the sending side is held: if it is not set then,
 such a frame will be queued behind what is sent here (reactor/websocket.pxd).
+
+A compressed message refers to those before it on the wire, at the distance that they have
+there. So an operation compresses when it holds the sending side, and its place is certain.
+What is queued while one waits or sends goes behind it, or before: it refers to nothing before
+it, and then neither does what the operation compresses. And if a message that was compressed
+is not sent, the next one refers to nothing before it.
 """
 cimport cython
+from cpython.buffer cimport PyBUF_READ
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SIZE
+from cpython.memoryview cimport PyMemoryView_FromMemory
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
 from libc.stdint cimport uint8_t, uint32_t
 from libc.stdlib cimport free, malloc
@@ -22,7 +30,9 @@ from ..base.linux cimport getrandom, iovec
 from ..base.payload cimport wk_mask
 from ..reactor.sender cimport sender_acquire
 from ..reactor.slot cimport Slot
-from ..reactor.websocket cimport BINARY, MAX_ANSWER, MAX_HEADER, PONG, TEXT, put_header
+from ..reactor.websocket cimport (
+    BINARY, COMPRESSED, MAX_ANSWER, MAX_HEADER, PONG, TEXT, put_header,
+)
 from .operation cimport DONE
 from .send cimport SendHalf, Sending, SendingData
 from .send_vector cimport SendSpans, as_tuple
@@ -76,6 +86,9 @@ cdef class SendMessages(SendSpans):
     cdef tuple messages         # kept while their bytes are used
     cdef bint single
     cdef bint checked           # that no close frame is ahead; by who holds the sending side
+    cdef list packed            # what was compressed, likewise
+    cdef bint alone             # it refers to nothing before it
+    cdef uint32_t compressed    # the channel's, when this began, or last compressed
     cdef size_t *ends           # on the wire, of each message
     cdef size_t total
     cdef unsigned char *scratch
@@ -89,7 +102,35 @@ cdef class SendMessages(SendSpans):
 
     cdef object validate(self):
         self.channel.ensure_may_send()
+        if self.channel.deflater is None:
+            self.encode(COPY_UP_TO)
+        else:
+            self.check()
+
+    cdef int check(self) except -1:
+        """Refuse what cannot be sent. It is encoded later, once its place is certain."""
+        cdef iovec payload
+        cdef Py_ssize_t i
+        self.compressed = self.channel.compressed
+        if self.single:
+            self.look_at(self.argument, 0, &payload)
+            self.left = 1
+        else:
+            self.take_messages()
+            self.reserve(2 * len(self.messages) + 1)
+            for i in range(len(self.messages)):
+                self.look_at(self.messages[i], i, &payload)
+            self.left = 1 if self.messages else 0
+        self.let_go_of_data()
+        return 0
+
+    cdef int encode_in_place(self) except -1:
+        """By who holds the sending side."""
+        self.left = 0
+        self.alone = self.compressed != self.channel.compressed
         self.encode(COPY_UP_TO)
+        self.compressed = self.channel.compressed
+        return 0
 
     cdef int encode(self, size_t copy_up_to) except -1:
         if self.channel.ws.client:
@@ -128,6 +169,28 @@ cdef class SendMessages(SendSpans):
         payload.iov_len = self.views[self.held - 1].len
         return BINARY
 
+    cdef uint8_t pack(self, uint8_t opcode, iovec *payload) except 0:
+        """Compress a payload, if that was agreed on and it is not too small; the opcode."""
+        cdef Py_ssize_t n = payload.iov_len
+        deflater = self.channel.deflater
+        if deflater is None or n < deflater.threshold:
+            return opcode
+        view = PyMemoryView_FromMemory(<char *>payload.iov_base, n, PyBUF_READ)
+        data = deflater.compress_alone(view) if self.alone else deflater.compress(view)
+        if self.packed is None:
+            self.packed = []
+        self.packed.append(data)
+        if not self.alone:
+            self.channel.compressed += 1
+        payload.iov_base = PyBytes_AS_STRING(data)
+        payload.iov_len = PyBytes_GET_SIZE(data)
+        return opcode | COMPRESSED
+
+    cdef void unpack(self) noexcept:
+        """What was compressed is not sent, or not all of it: what comes must not refer to it."""
+        if self.packed and not self.alone and self.compressed == self.channel.compressed:
+            self.channel.deflater.restart()
+
     cdef unsigned char *put(self, unsigned char *out, uint8_t opcode, const iovec *payload,
                             bint copy) except NULL:
         """Write a header, and, with `copy`, the payload behind it; where it ends."""
@@ -152,7 +215,7 @@ cdef class SendMessages(SendSpans):
         cdef size_t room
         self.spans = self.few
         self.ends = &self.end
-        opcode = self.look_at(message, 0, &payload)
+        opcode = self.pack(self.look_at(message, 0, &payload), &payload)
         copy = payload.iov_len <= copy_up_to
         room = MAX_HEADER + (payload.iov_len if copy else 0)
         if room > SMALL:
@@ -165,6 +228,14 @@ cdef class SendMessages(SendSpans):
         self.end = self.total = self.left
         return 0
 
+    cdef int take_messages(self) except -1:
+        if isinstance(self.argument, (str, bytes, bytearray, memoryview)):
+            raise TypeError(
+                f"messages must be an iterable of messages, not {type(self.argument).__name__}"
+            )
+        self.messages = as_tuple(self.argument, "messages", "messages")
+        return 0
+
     cdef int encode_many(self, size_t copy_up_to) except -1:
         """Check all messages, then write what is not sent from where it is."""
         cdef Py_ssize_t count, i
@@ -174,13 +245,10 @@ cdef class SendMessages(SendSpans):
         cdef unsigned char *out
         cdef unsigned char *run
         cdef bint copy
-        if isinstance(self.argument, (str, bytes, bytearray, memoryview)):
-            raise TypeError(
-                f"messages must be an iterable of messages, not {type(self.argument).__name__}"
-            )
-        self.messages = as_tuple(self.argument, "messages", "messages")
+        if self.messages is None:
+            self.take_messages()
+            self.reserve(2 * len(self.messages) + 1)
         count = len(self.messages)
-        self.reserve(2 * count + 1)
         self.ends = <size_t *>malloc((count + 1) * sizeof(size_t))
         payloads = <iovec *>malloc((count + 1) * sizeof(iovec))
         opcodes = <uint8_t *>malloc(count + 1)
@@ -188,7 +256,7 @@ cdef class SendMessages(SendSpans):
             if self.ends == NULL or payloads == NULL or opcodes == NULL:
                 raise MemoryError
             for i in range(count):
-                opcodes[i] = self.look_at(self.messages[i], i, &payloads[i])
+                opcodes[i] = self.pack(self.look_at(self.messages[i], i, &payloads[i]), &payloads[i])
                 n = payloads[i].iov_len
                 room += MAX_HEADER + (n if n <= copy_up_to else 0)
             self.scratch = out = run = <unsigned char *>malloc(room)
@@ -222,6 +290,8 @@ cdef class SendMessages(SendSpans):
                 if self.channel.said_goodbye():
                     raise self.channel.why_closed(True)
                 self.checked = True
+                if self.left and self.channel.deflater is not None:
+                    self.encode_in_place()
             if self.left and not SendingData.attempt(self):
                 return False
         except ConnectionClosed:
@@ -263,6 +333,8 @@ cdef class SendMessages(SendSpans):
     cdef void finish(self) noexcept:
         if self.conn.slot != NULL and not self.conn.slot.send_error:
             self.leave_begun()
+        if not self.sent:
+            self.unpack()
         SendSpans.finish(self)
 
     def __dealloc__(self):
@@ -305,11 +377,18 @@ cdef class WebSocketSend(WebSocketReceive):
         operation.state = DONE      # nobody awaits it
         self.conn.ensure_usable()
         self.ensure_may_send()
+        if self.deflater is not None and self.conn.sender is not None:
+            self.deflater.restart()
         operation.encode(<size_t>-1)
+        operation.compressed = self.compressed
         if self.conn.sender is not None:
             (<Sending>self.conn.sender).make_way()
-        if operation.left:
-            self.put(<const char *>operation.spans[0].iov_base, operation.left)
+        try:
+            if operation.left:
+                self.put(<const char *>operation.spans[0].iov_base, operation.left)
+        except BaseException:
+            operation.unpack()
+            raise
         operation.let_go_of_data()
         self.count_sent(operation.count_of(), operation.left)
         return 0
