@@ -362,6 +362,7 @@ WATCHED = {
         "frame_fuzz",
         "frames",
         "frames_send",
+        *("websocket_decoder", "websocket_channel", "websocket_conformance"),
         "send_vectored",
         "two_senders",
         "views",
@@ -376,7 +377,7 @@ WATCHED = {
         *("mailbox", "close_races", "load_modes", "stream_contract", "churn", *EVENTS),
         *("proxy_protocol", "trace", "send_batch", "spin"),
         *("listener", "reuse_port", "engine"),
-        *("two_senders", "frames_send", "frames_model"),
+        *("two_senders", "frames_send", "frames_model", "websocket_channel"),
     ],
 }
 
@@ -466,8 +467,8 @@ def asan(session: nox.Session) -> None:
 
 @nox.session
 def fuzz(session: nox.Session) -> None:
-    """Random streams for the scanners of frames, under AddressSanitizer: a few, or with
-    ``-- --long`` 10 million."""
+    """Random streams for the scanners of frames, and for the decoder of WebSocket, under
+    AddressSanitizer: a few, or with ``-- --long`` 10 million of each."""
     _sanitize(session, "address", "libasan.so", ASAN, "tests/test_frame_fuzz.py")
 
 

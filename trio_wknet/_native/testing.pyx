@@ -814,3 +814,180 @@ cdef class MessageDecoder:
         if self._ring.block != NULL:
             capacity = self._ring.block.capacity
         return ring_len(&self._ring), capacity
+
+
+# Random streams of frames, decoded at once and in pieces.
+
+cdef enum:
+    STREAM_BYTES = 700
+
+
+cdef struct Decoded:
+    Decoder ws
+    Ring ring
+    uint64_t digest             # of all messages
+    uint32_t messages
+
+
+cdef struct MessageFuzz:
+    Fuzz chance                 # whose numbers are drawn
+    Pool *pool
+    FramingSpec spec
+    unsigned char *stream
+    uint32_t size
+    bint inside                 # a message in fragments
+    uint64_t messages
+
+
+cdef void _put_random_frame(MessageFuzz *fuzz, bint client) noexcept nogil:
+    """Add a frame to the stream, which is right in most of the cases, if there is room."""
+    cdef unsigned char *out = fuzz.stream + fuzz.size
+    cdef unsigned char *opcodes = b"\x81\x82\x81\x82\x01\x02\x89\x8a"
+    cdef unsigned char *inside = b"\x80\x00\x00\x00\x89\x8a\x80\x80"
+    cdef unsigned char *others = b"\x88\x00\x80\x03\x09\x01\x81\x88"
+    cdef uint32_t length = _below(&fuzz.chance, 9 if _below(&fuzz.chance, 5) else 140)
+    cdef bint masked = not client
+    cdef uint32_t i, at = 2
+    if fuzz.size + length + 16 > STREAM_BYTES:
+        return
+    if _below(&fuzz.chance, 40) == 0:
+        masked = not masked
+    out[0] = (inside if fuzz.inside else opcodes)[_below(&fuzz.chance, 8)]
+    if _below(&fuzz.chance, 30) == 0:
+        out[0] = others[_below(&fuzz.chance, 8)]
+    if out[0] & 0x0F < 3:
+        fuzz.inside = out[0] & 0x80 == 0
+    if _below(&fuzz.chance, 50) == 0:
+        out[0] |= <unsigned char>_below(&fuzz.chance, 8) << 4
+    out[1] = <unsigned char>min(length, <uint32_t>126)
+    if length >= 126:
+        out[2] = 0
+        out[3] = <unsigned char>length
+        at = 4
+    if masked:
+        out[1] |= 0x80
+        for i in range(4):
+            out[at + i] = <unsigned char>_below(&fuzz.chance, 256) if _below(&fuzz.chance, 3) else 0
+        at += 4
+    for i in range(length):
+        out[at + i] = <unsigned char>_below(&fuzz.chance, 128)
+        if masked:
+            out[at + i] ^= out[at - 4 + i % 4]
+    if out[0] & 0x0F == 8 and length > 1:
+        out[at] = 3 ^ (out[at - 4] if masked else 0)
+        out[at + 1] = 0xE8 ^ (out[at - 3] if masked else 0)
+    fuzz.size += at + length
+
+
+cdef bint _take_all(MessageFuzz *fuzz, Decoded *it) noexcept nogil:
+    """Take what is whole into the digest. False if the ring holds what it should not."""
+    cdef Record record
+    cdef uint32_t i
+    while it.ws.whole:
+        ring_copy(&it.ring, &record, RECORD_HEADER, 0)
+        if record.size > ring_len(&it.ring) - RECORD_HEADER:
+            return False
+        it.digest = (it.digest ^ record.kind) * <uint64_t>0x100000001B3
+        it.digest = (it.digest ^ record.size) * <uint64_t>0x100000001B3
+        for i in range(record.size):
+            it.digest = (it.digest ^ ring_at(&it.ring, RECORD_HEADER + i)) * <uint64_t>0x100000001B3
+        ring_discard(&it.ring, fuzz.pool, RECORD_HEADER + record.size)
+        it.ws.whole -= 1
+        it.messages += 1
+    return ring_len(&it.ring) == (RECORD_HEADER + it.ws.size if it.ws.opened else 0)
+
+
+cdef bint _feed_piece(MessageFuzz *fuzz, Decoded *it, uint32_t at, uint32_t n) noexcept nogil:
+    """Feed some bytes, in memory of their own size: a sanitizer sees a byte too much."""
+    cdef unsigned char *piece = <unsigned char *>calloc(1, n)
+    cdef bint news = False
+    cdef bint no_memory = False
+    cdef uint32_t done = 0
+    if piece == NULL:
+        return False
+    memcpy(piece, fuzz.stream + at, n)
+    if it.ring.block == NULL and _below(&fuzz.chance, 2):       # so that records wrap
+        ring_adopt(&it.ring, pool_take(fuzz.pool, 512), 0)
+        it.ring.head = 0 - _below(&fuzz.chance, 700)
+        it.ring.tail = it.ring.head
+    while done < n and not no_memory:
+        done += decoder_feed(&it.ws, &it.ring, fuzz.pool, piece + done, n - done, &news,
+                             &no_memory)
+    free(piece)
+    if ring_len(&it.ring) == 0:
+        ring_clear(&it.ring, fuzz.pool)
+    return not no_memory
+
+
+cdef void _begin_decoded(MessageFuzz *fuzz, Decoded *it, uint32_t drawn) noexcept nogil:
+    memset(it, 0, sizeof(Decoded))
+    it.ws.scan.spec = &fuzz.spec
+    it.ws.client = drawn & 1
+    it.ws.may_compress = drawn & 2
+    it.ws.max_message = 1000 if drawn & 4 else 60
+    it.ws.max_fragments = 1000 if drawn & 8 else 3
+
+
+cdef bint _fuzz_decoder(MessageFuzz *fuzz) noexcept nogil:
+    cdef Decoded whole, parts
+    cdef uint32_t drawn = _below(&fuzz.chance, 16)
+    cdef uint32_t at = 0
+    cdef uint32_t n, i
+    cdef bint right = True
+    fuzz.size = 0
+    fuzz.inside = False
+    for i in range(1 + _below(&fuzz.chance, 12)):
+        _put_random_frame(fuzz, drawn & 1)
+    if fuzz.size == 0:
+        return True
+    for i in range(_below(&fuzz.chance, 2)):
+        fuzz.stream[_below(&fuzz.chance, fuzz.size)] = <unsigned char>_below(&fuzz.chance, 256)
+    _begin_decoded(fuzz, &whole, drawn)
+    _begin_decoded(fuzz, &parts, drawn)
+    right = _feed_piece(fuzz, &whole, 0, fuzz.size) and _take_all(fuzz, &whole)
+    while right and at < fuzz.size:
+        n = min(fuzz.size - at, 1 + _below(&fuzz.chance, 7 if _below(&fuzz.chance, 3) else 200))
+        right = _feed_piece(fuzz, &parts, at, n)
+        if right and _below(&fuzz.chance, 3):
+            right = _take_all(fuzz, &parts)
+        at += n
+    right = right and _take_all(fuzz, &parts)
+    fuzz.messages += whole.messages
+    ring_clear(&whole.ring, fuzz.pool)
+    ring_clear(&parts.ring, fuzz.pool)
+    return right and (
+        whole.digest == parts.digest and whole.messages == parts.messages
+        and whole.ws.over == parts.ws.over and whole.ws.close_code == parts.ws.close_code
+        and whole.ws.scan.answer_due == parts.ws.scan.answer_due
+        and whole.ws.pong_size == parts.ws.pong_size
+        and memcmp(whole.ws.pong, parts.ws.pong, whole.ws.pong_size) == 0
+        and whole.ws.kind == parts.ws.kind
+    )
+
+
+def fuzz_messages(uint64_t first, uint64_t count):
+    """Decode random streams of frames, mostly right ones, at once and in random pieces, and
+    compare what comes of both. Returns how many messages there were. Raises AssertionError
+    with the number of a stream that went wrong."""
+    cdef MessageFuzz fuzz
+    cdef uint64_t number = first
+    cdef bint right = True
+    memset(&fuzz, 0, sizeof(MessageFuzz))
+    fuzz.spec.kind = MESSAGES
+    fuzz.pool = pool_new(1 << 20)
+    fuzz.stream = <unsigned char *>calloc(1, STREAM_BYTES)
+    try:
+        if fuzz.pool == NULL or fuzz.stream == NULL:
+            raise MemoryError
+        with nogil:
+            while right and number < first + count:
+                fuzz.chance.random = (number + 1) * <uint64_t>0x9E3779B97F4A7C15
+                right = _fuzz_decoder(&fuzz)
+                number += 1
+    finally:
+        free(fuzz.stream)
+        if fuzz.pool != NULL:
+            pool_free(fuzz.pool)
+    if not right:
+        raise AssertionError(f"stream {number - 1}")
+    return fuzz.messages
