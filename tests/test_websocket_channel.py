@@ -359,6 +359,17 @@ async def test_a_client_never_uses_a_mask_twice(engine: Engine) -> None:
         assert len({wire[at + 2 : at + 6] for at in range(0, len(wire), 7)}) > 2990
 
 
+async def test_a_client_masks_each_pong_anew(engine: Engine) -> None:
+    async with ws_and_peer(engine, role="client") as (_, peer):
+        keys = set()
+        for _ in range(50):
+            await send(peer, frame(PING, b"hello"))
+            pong = await read(peer, 11)
+            assert decode(pong).pongs == [b"hello"]
+            keys.add(pong[2:6])
+        assert len(keys) == 50
+
+
 async def test_many_in_one_call(made: Made) -> None:
     ws, _ = made
     await ws.send_many([content(n, n * 311 % 6000) for n in range(40)])

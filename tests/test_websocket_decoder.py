@@ -261,12 +261,9 @@ def test_nothing_is_decoded_after_the_end() -> None:
     assert decoder.answers() == []
 
 
-def test_a_client_masks_with_keys_of_its_own() -> None:
-    keys = set()
-    for _ in range(20):
-        decoder = MessageDecoder(client=True)
-        decoder.feed(frame(PING, b"hello"))
-        (pong,) = decoder.answers()
-        assert decode(pong).pongs == [b"hello"]
-        keys.add(pong[2:6])
-    assert len(keys) == 20
+def test_a_client_masks_what_it_answers() -> None:
+    decoder = MessageDecoder(client=True)
+    decoder.feed(frame(PING, b"hello") + frame(CLOSE, close_payload(1000)))
+    key = bytes([1, 2, 3, 4])
+    close = frame(CLOSE, close_payload(1000), key=key)
+    assert decoder.answers() == [frame(PONG, b"hello", key=key), close]

@@ -16,7 +16,7 @@ from websocket_model import BINARY, CLOSE, KEY, PING, TEXT, close_payload, decod
 from trio_wknet import Engine, Limits
 from trio_wknet._errors import ConnectionClosed
 from trio_wknet._native.testing import starve_pools
-from trio_wknet._websocket import WebSocket
+from trio_wknet._websocket.channel import WebSocket
 
 ROUNDS = 2
 PINGS = 60

@@ -30,6 +30,7 @@ from trio_wknet._native.reactor.ring cimport ring_len
 from trio_wknet._native.reactor.send cimport ACCEPTED, send_message
 from trio_wknet._native.reactor.wake cimport reactor_give, reactor_post, eventfd_clear
 from trio_wknet._native.trio.send cimport Sending
+from trio_wknet._native.trio.websocket_send cimport WebSocketSend
 
 import socket
 
@@ -594,6 +595,81 @@ cdef class CancelledSend(TwoSendersFull):
         return b"ACRS"
 
 
+cdef enum:
+    PAYLOAD = 100       # bytes of a ping
+    CONTROL_SIZE = 2 + PAYLOAD
+
+
+cdef void peer_pings(void *argument) noexcept nogil:
+    """Two pings, masked with zeros, with whatever happens in between."""
+    cdef unsigned char ping[CONTROL_SIZE + 4]
+    cdef int i
+    memset(ping, 0, sizeof(ping))
+    ping[0] = 0x89
+    ping[1] = 0x80 | PAYLOAD
+    for i in range(2):
+        memset(ping + 6, b"PQ"[i], PAYLOAD)
+        il_wait(always, NULL)
+        send((<Writer *>argument).fd, ping, sizeof(ping), MSG_DONTWAIT | MSG_NOSIGNAL)
+
+
+cdef int heard_last_pong(void *argument) noexcept nogil:
+    cdef Listener *listener = <Listener *>argument
+    return (listener.n >= CONTROL_SIZE
+            and <unsigned char>listener.data[listener.n - CONTROL_SIZE] == 0x8A
+            and listener.data[listener.n - 1] == b"Q")
+
+
+cdef void peer_awaits_pong(void *argument) noexcept nogil:
+    cdef Listener *listener = <Listener *>argument
+    cdef char nothing[4096]
+    cdef ssize_t n
+    while not heard_last_pong(listener):
+        il_wait(peer_hears, listener)
+        if listener.skipped:
+            n = recv(listener.fd, nothing, min(listener.skipped, sizeof(nothing)), MSG_DONTWAIT)
+            listener.skipped -= <uint32_t>max(n, <ssize_t>0)
+        else:
+            n = recv(listener.fd, listener.data + listener.n, sizeof(listener.data) - listener.n,
+                     MSG_DONTWAIT)
+            listener.n += <uint32_t>max(n, <ssize_t>0)
+
+
+cdef class Pongs(TwoSendersFull):
+    """A WebSocket's peer pings twice while a task sends: there is room for one pong behind its
+    message, and the other one waits in the decoder for whoever makes room."""
+    cdef WebSocketSend ws
+
+    cdef set_up(self):
+        self.connect(Limits(outbound=1))
+        pool_trim(self.hub.pool)
+        pool_trim(self.hub.reactors[0].pool)
+        self.ws = WebSocketSend.__new__(WebSocketSend)
+        self.ws._begin(self.conn, False, 1000, 10, b"")
+        self.listener.skipped = self.fill()
+        self.listener.fd = self.peer.fileno()
+        self.listener.n = 0
+        self.writer.fd = self.peer.fileno()
+        self.add_reactors()
+        il_add(peer_pings, &self.writer)
+        il_add(peer_awaits_pong, &self.listener)
+
+    cdef trio_side(self):
+        self.carry_out(self.conn.send_all(b"B" * SIZE))
+        il_wait(heard_last_pong, &self.listener)
+        if il_failed():
+            return
+        heard = self.listener.data[:self.listener.n]
+        pongs = [b"\x8a\x64" + letter * PAYLOAD for letter in (b"P", b"Q")]
+        rest = heard.replace(pongs[0], b"").replace(pongs[1], b"")
+        if rest != b"B" * SIZE or heard.count(b"B" * SIZE) != 1:
+            il_fail(b"a message was torn")
+
+    cdef tear_down(self):
+        self.ws = None
+        Scenario.tear_down(self)
+
+
 cdef class Receive(Scenario):
     """Bytes come, while somebody takes them and the reactor pauses and goes on."""
 
@@ -756,7 +832,7 @@ cdef class Blocks(Scenario):
 
 
 SCENARIOS = [
-    Sleep, Commands, Queue, Flush, Push, TwoSenders, TwoSendersFull, SendBetween, CancelledSend,
+    Sleep, Commands, Queue, Flush, Push, TwoSenders, TwoSendersFull, SendBetween, CancelledSend, Pongs,
     Receive, ReceiveAll, Release, CloseListener, Accept,
     Quiet, Blocks,
 ]

@@ -784,12 +784,13 @@ cdef class MessageDecoder:
     def answers(self):
         """The frames that are due, which are sent."""
         cdef unsigned char frame[MAX_ANSWER]
+        cdef unsigned char *key = b"\x01\x02\x03\x04"
         cdef Due what = CLOSE_DUE
         cdef uint64_t number = 0
         cdef uint32_t n
         frames = []
         while True:
-            n = decoder_answer(&self._ws, frame, &what, &number)
+            n = decoder_answer(&self._ws, frame, key, &what, &number)
             if n == 0:
                 return frames
             decoder_answered(&self._ws, what, number)

@@ -29,6 +29,7 @@
 #    leaves it to the reactor with a FLUSH. What is added to QUEUED is seen by the reactor,
 #    which leaves the ring only when it has found it empty under the lock, or when the kernel
 #    is full, and then epoll reports when it is not. The side that turns 0 into QUEUED sends.
+#    A WebSocket's control frames that found no room count as queued (answer.pyx).
 # 5. A task that wants the turn while it is the reactor's asks for it under the lock
 #    (HAND_OVER), and counts the bytes `ahead` of its message. When these are sent, the reactor
 #    hands the word over as HELD, and what was added meanwhile stays behind that task's message.

@@ -6,8 +6,9 @@
 #   lock     under `lock`, by either side. The holder neither sleeps nor runs Python
 #            code, and does not call the kernel, except through the allocator and
 #            to write an eventfd, which does not block (wake.pyx). The longest work
-#            under the lock is: a copy of a receive buffer, or of 16 KiB of small
-#            frames into 256 objects; a move to a larger block,
+#            under the lock is: a copy of a receive buffer; the decoding of one, of up
+#            to 1024 frames of WebSocket; a copy of 16 KiB of small frames or messages
+#            into 256 objects; a move to a larger block,
 #            normally of 1 MiB at most, of everything if a search for a delimiter
 #            continues beyond that (ring_expect); a search of bytes that were not
 #            searched before; a copy of what send_nowait could not send. Larger
@@ -161,7 +162,8 @@ cdef struct Slot
 cdef union OfKind:
     Slot *oldest            # of a LISTENER: linked by `chain`
     FrameScan *scan         # of a CONNECTION: where its frames end (framing.pxd), while
-                            # it is framed; else NULL. The Trio side sets it.
+                            # it is framed, or its WebSocket's decoder (websocket.pxd);
+                            # else NULL. The Trio side sets it.
 
 # Mail that only one kind of slot has, likewise.
 cdef struct ListenerMail:

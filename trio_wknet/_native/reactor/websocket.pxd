@@ -151,8 +151,8 @@ cdef void decoder_fail(Decoder *ws, Ring *ring, Pool *pool, CloseCode code,
 cdef bint decoder_say_goodbye(Decoder *ws, uint32_t code, const void *reason,
                               size_t size) noexcept nogil
 cdef void decoder_discard(Decoder *ws, Ring *ring, Pool *pool) noexcept nogil
-cdef uint32_t decoder_answer(Decoder *ws, unsigned char *out, Due *what,
-                             uint64_t *number) noexcept nogil
+cdef uint32_t decoder_answer(Decoder *ws, unsigned char *out, const unsigned char *key,
+                             Due *what, uint64_t *number) noexcept nogil
 cdef void decoder_answered(Decoder *ws, Due what, uint64_t number) noexcept nogil
 cdef uint32_t put_header(unsigned char *out, uint8_t opcode, uint64_t size,
                          const unsigned char *key) noexcept nogil

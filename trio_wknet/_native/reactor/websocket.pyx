@@ -8,7 +8,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset, strlen
 
 from ..base.atomics cimport wk_u32_load_relaxed, wk_u32_store
-from ..base.linux cimport getrandom, iovec, monotonic_ns
+from ..base.linux cimport iovec
 from ..base.payload cimport wk_mask, wk_utf8_check
 from .pool cimport Pool
 from .ring cimport (
@@ -393,43 +393,39 @@ cdef uint32_t put_header(unsigned char *out, uint8_t opcode, uint64_t size,
 
 
 cdef uint32_t _put_control(Decoder *ws, unsigned char *out, Opcode opcode,
-                           const unsigned char *payload, uint32_t size) noexcept nogil:
-    cdef unsigned char key[4]
-    cdef uint64_t now
+                           const unsigned char *payload, uint32_t size,
+                           const unsigned char *key) noexcept nogil:
     cdef uint32_t n
     if not ws.client:
         n = put_header(out, opcode, size, NULL)
         memcpy(out + n, payload, size)
         return n + size
-    if getrandom(key, sizeof(key), 0) != sizeof(key):
-        now = monotonic_ns()        # a kernel without randomness
-        memcpy(key, &now, sizeof(key))
     n = put_header(out, opcode, size, key)
     wk_mask(out + n, payload, size, key, 0)
     return n + size
 
 
-cdef uint32_t decoder_answer(Decoder *ws, unsigned char *out, Due *what,
-                             uint64_t *number) noexcept nogil:
-    """Write the next frame that is due, of at most MAX_ANSWER bytes, under the lock. Its size;
-    0 if none is due. It is due until `decoder_answered`: the Trio side, which looks at that
-    as it lets go of the sending side, must not miss what could not be queued meanwhile. A
-    ping is known by its number, as Trio may free it."""
+cdef uint32_t decoder_answer(Decoder *ws, unsigned char *out, const unsigned char *key,
+                             Due *what, uint64_t *number) noexcept nogil:
+    """Write the next frame that is due, of at most MAX_ANSWER bytes, under the lock; a client's
+    is masked with the key. Its size; 0 if none is due. It is due until `decoder_answered`:
+    the Trio side, which looks at that as it lets go of the sending side, must not miss what
+    could not be queued meanwhile. A ping is known by its number, as Trio may free it."""
     cdef Ping *ping = ws.pings
     if ws.scan.answer_due & PONG_DUE:
         what[0] = PONG_DUE
-        return _put_control(ws, out, PONG, ws.pong, ws.pong_size)
+        return _put_control(ws, out, PONG, ws.pong, ws.pong_size, key)
     if ws.scan.answer_due & PING_DUE:
         what[0] = PING_DUE
         while ping != NULL and ping.sent:
             ping = ping.next
         if ping != NULL:
             number[0] = ping.number
-            return _put_control(ws, out, PING, ping.payload, ping.size)
+            return _put_control(ws, out, PING, ping.payload, ping.size, key)
         ws.scan.answer_due &= ~<uint8_t>PING_DUE
     if ws.scan.answer_due & CLOSE_DUE:
         what[0] = CLOSE_DUE
-        return _put_control(ws, out, CLOSING, ws.goodbye_payload, ws.goodbye_size)
+        return _put_control(ws, out, CLOSING, ws.goodbye_payload, ws.goodbye_size, key)
     return 0
 
 

@@ -298,6 +298,7 @@ cdef class SendMessages(SendSpans):
             raise
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             raise self.channel.why_closed(True)
+        self.sent = True        # of no messages, too
         self.channel.count_sent(self.count_of(), self.total)
         return True
 

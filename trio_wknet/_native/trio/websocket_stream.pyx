@@ -228,12 +228,15 @@ cdef class StreamDecoder:
     def answers(self):
         """The frames that are due, which then are due no more."""
         cdef unsigned char frame[MAX_ANSWER]
+        cdef const unsigned char *key = NULL
         cdef Due what = CLOSE_DUE
         cdef uint64_t number = 0
         cdef uint32_t n
         frames = []
         while True:
-            n = decoder_answer(&self.ws, frame, &what, &number)
+            if self.ws.client:
+                key = _next_key()
+            n = decoder_answer(&self.ws, frame, key, &what, &number)
             if n == 0:
                 return b"".join(frames)
             frames.append(PyBytes_FromStringAndSize(<char *>frame, n))
