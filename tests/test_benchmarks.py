@@ -492,6 +492,15 @@ def test_single_bytes_are_received_as_a_frame(monkeypatch: pytest.MonkeyPatch) -
     assert [*shown.columns[2].cells] == ["1.00", "1.00"]
 
 
+def test_compression_is_measured_beside_its_peer(tmp_path: Path) -> None:
+    arguments = ("--rounds", 1, "--duration", 0.05, "--connections", 3)
+    found = measured("experiment.py", tmp_path, "deflate", *arguments)["results"]
+    assert {"wknet-inloop", "wknet-threaded"} <= set(found)
+    for (one,) in found.values():
+        assert one["per_second"] > 0
+        assert one["cpu"] > 0
+
+
 def test_tls_is_measured_on_either_transport(tmp_path: Path) -> None:
     arguments = ("--rounds", 1, "--duration", 0.1, "--connections", 5)
     found = measured("experiment.py", tmp_path, "tls", "--server", "wknet-inloop", *arguments)[

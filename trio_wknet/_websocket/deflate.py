@@ -200,7 +200,8 @@ class Deflater:
         self._state = None
 
     def _fresh(self) -> zlib._Compress:
-        return zlib.compressobj(self._level, zlib.DEFLATED, -self._bits)
+        # Hash tables in proportion to the window.
+        return zlib.compressobj(self._level, zlib.DEFLATED, -self._bits, self._bits - 7)
 
 
 def _packed(state: zlib._Compress, data: bytes | memoryview) -> bytes:

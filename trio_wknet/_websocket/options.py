@@ -54,15 +54,17 @@ class PerMessageDeflate:
     less.
 
     A connection with it takes some 40 KiB for receiving and 260 KiB for sending with the
-    default window; 12 bits and ``context_takeover=False`` take far less.
+    default window, and with one of 12 bits an eighth of that. With
+    ``context_takeover=False`` nothing is kept between messages.
 
     Raises:
       TypeError, ValueError: if a value has the wrong type, or is out of range; the
           message names it.
     """
 
-    level: int = attrs.field(default=6, validator=_integer(0, 9))
-    """zlib's: 1 is fastest, 9 smallest, 0 stores. Default 6."""
+    level: int = attrs.field(default=2, validator=_integer(0, 9))
+    """zlib's: 1 is fastest, 9 smallest, 0 stores. Default 2: with JSON of 1 KiB it takes half
+    as long as zlib's own default, 6, for a tenth more bytes."""
 
     window_bits: int = attrs.field(default=15, validator=_integer(9, 15))
     """The window of what is sent, and of what is asked of the peer, is 2 to the power of this
