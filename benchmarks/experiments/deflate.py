@@ -2,9 +2,10 @@
 ``python benchmarks/experiment.py deflate``.
 
 Each server echoes JSON of about 1 KiB with permessage-deflate, windows of 12 bits, which is
-what websockets chooses; ours also with zlib's level 6, which is what it chooses, too. Servers are measured in turn, round by round, each time in a fresh
-process, the server on a core of its own and the load on another. The load sends messages that
-were compressed beforehand, and only counts what comes back. Needs websockets and uvloop.
+what websockets chooses; ours also with zlib's level 6, which is what it chooses, too. Servers
+are measured in turn, round by round, each time in a fresh process, the server on a core of its
+own and the load on another. The load sends messages that were compressed beforehand, and only
+counts what comes back. Needs websockets and uvloop.
 """
 
 from __future__ import annotations
