@@ -645,7 +645,7 @@ cdef class Pongs(TwoSendersFull):
         pool_trim(self.hub.pool)
         pool_trim(self.hub.reactors[0].pool)
         self.ws = WebSocketSend.__new__(WebSocketSend)
-        self.ws._begin(self.conn, False, 1000, 10, b"")
+        self.ws._begin(self.conn, False, 1000, 10, b"", None, None)
         self.listener.skipped = self.fill()
         self.listener.fd = self.peer.fileno()
         self.listener.n = 0
@@ -660,8 +660,8 @@ cdef class Pongs(TwoSendersFull):
         if il_failed():
             return
         heard = self.listener.data[:self.listener.n]
-        pongs = [b"\x8a\x64" + letter * PAYLOAD for letter in (b"P", b"Q")]
-        rest = heard.replace(pongs[0], b"").replace(pongs[1], b"")
+        head = b"\x8a" + bytes([PAYLOAD])
+        rest = heard.replace(head + b"P" * PAYLOAD, b"").replace(head + b"Q" * PAYLOAD, b"")
         if rest != b"B" * SIZE or heard.count(b"B" * SIZE) != 1:
             il_fail(b"a message was torn")
 
