@@ -24,7 +24,13 @@ import nox
 HERE = Path(__file__).parent
 PROJECT = nox.project.load_toml("pyproject.toml")["project"]
 THIS = f"{sys.version_info[0]}.{sys.version_info[1]}"
-SCRIPTS = ("tests/test_benchmarks.py", "tests/test_scale_scripts.py")
+# Tested on one interpreter: what is not in the package, the repository itself, and native parts
+# that no Python code of ours runs in.
+ONCE = [
+    *("benchmarks", "scale_scripts", "docs", "docstrings", "layout", "stubs", "types", "haproxy"),
+    *("cli_demo", "load", "load_cli", "load_modes", "load_options", "frame_fuzz", "mailbox"),
+    *("pool", "ring", "slot_map", "wheel", "trim", "websocket_conformance", "websocket_decoder"),
+]
 PYTHONS = [THIS, *(v for v in ("3.10", "3.12", "3.13", "3.14", "3.15") if v != THIS)]
 
 nox.needs_version = ">= 2026.8.10"
@@ -74,12 +80,11 @@ def tests(session: nox.Session) -> None:
         session.log(f"Python {session.python} now; then the same on {', '.join(found)}")
     # Without debug information it is the same code, and compiles faster.
     session.install("-e", ".[tests]", env={"CFLAGS": "-g0"})
-    # Benchmarks are tested on one interpreter; they are not part of the package.
-    scripts = [] if session.python == THIS else [f"--ignore={path}" for path in SCRIPTS]
+    others = [] if session.python == THIS else [f"--ignore=tests/test_{name}.py" for name in ONCE]
     # Two processes: half of the time a test waits. What a file's tests share is set up once.
     # Bytecode is written, whatever this machine prefers: tests start hundreds of interpreters.
     session.run(
-        *("pytest", "-n", "2", "--dist", "loadfile", *scripts, *session.posargs),
+        *("pytest", "-n", "2", "--dist", "loadfile", *others, *session.posargs),
         env={"PYTHONDONTWRITEBYTECODE": ""},
     )
 
@@ -351,6 +356,7 @@ def wheels(session: nox.Session) -> None:
 
 # What they watch in the short form: where memory is handed around, where threads meet.
 EVENTS = ["events", "events_end", "events_objects", "events_churn"]
+EVENTS += ["events_frames", "events_frames_objects"]
 WATCHED = {
     "address": [
         "ring",
@@ -363,6 +369,7 @@ WATCHED = {
         "frames",
         "frames_send",
         *("websocket_decoder", "websocket_channel", "websocket_conformance"),
+        *("websocket_two_sides", "websocket_deflate"),
         "send_vectored",
         "two_senders",
         "views",
@@ -377,7 +384,8 @@ WATCHED = {
         *("mailbox", "close_races", "load_modes", "stream_contract", "churn", *EVENTS),
         *("proxy_protocol", "trace", "send_batch", "spin"),
         *("listener", "reuse_port", "engine"),
-        *("two_senders", "frames_send", "frames_model", "websocket_channel"),
+        *("two_senders", "frames_send", "frames_model"),
+        *("websocket_channel", "websocket_two_sides"),
     ],
 }
 
@@ -657,8 +665,8 @@ def sid(session: nox.Session) -> None:
             venv = f"/venv-{version}"
             _run_in(session, root, source, f"python{version} -m venv --clear {venv}")
             _run_in(session, root, source, f"{venv}/bin/pip install -q -e '.[tests]'")
-            scripts = " ".join(f"--ignore={path}" for path in SCRIPTS)
-            _run_in(session, root, source, f"{venv}/bin/pytest {scripts} {shlex.join(options)}")
+            others = " ".join(f"--ignore=tests/test_{name}.py" for name in ONCE)
+            _run_in(session, root, source, f"{venv}/bin/pytest {others} {shlex.join(options)}")
 
 
 def _run_in(session: nox.Session, root: Path, source: Path, command: str) -> None:
