@@ -125,16 +125,20 @@ def docs(session: nox.Session) -> None:
 @nox.session(allow_parallel=False)
 def ecosystem(session: nox.Session) -> None:
     """The tests of trio-websocket, which does not know this package, under
-    `trio_wknet.install`, in every form. Before them, our own with all the clients that they
-    can use, which are installed if possible."""
+    `trio_wknet.install`, in every form; and then with
+    `trio_wknet.contrib.trio_websocket` in its place, over Trio's own transport, too. Before
+    them, our own with all the clients that they can use, which are installed if possible."""
     _install_debians(session, curl="curl", wrk="wrk", h2load="nghttp2-client")
     session.install("-e", ".[tests]")
-    files = ("hypercorn", "httpx", "websocket", "anyio", "examples")
+    files = ("hypercorn", "httpx", "websocket", "websockets_trio", "anyio", "examples")
     session.run("pytest", *(f"tests/test_{name}.py" for name in files), *session.posargs)
     tests = _source_of(session, "trio-websocket") / "tests"
-    for reactors in ("0", "1", "2"):
+    transport, interface = ["-p", "replace_transport"], ["-p", "replace_trio_websocket"]
+    forms = [("0", transport), ("1", transport), ("2", transport), ("0", interface)]
+    forms += [(reactors, transport + interface) for reactors in ("0", "1", "2")]
+    for reactors, plugins in forms:
         env = {"WKNET_REACTORS": reactors, "PYTHONPATH": str(HERE / "tests" / "trio_suites")}
-        options = ["-q", "-p", "replace_transport", "-p", "no:cacheprovider"]
+        options = ["-q", *plugins, "-p", "no:cacheprovider"]
         settings = ["-c", os.devnull, "--rootdir", str(tests.parent), "-o", "trio_mode=true"]
         session.run("pytest", *options, *settings, str(tests), *session.posargs, env=env)
 

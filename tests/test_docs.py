@@ -15,6 +15,7 @@ import pytest
 import trio_wknet
 import trio_wknet.contrib.anyio
 import trio_wknet.contrib.pytest
+import trio_wknet.contrib.trio_websocket
 from trio_wknet._usage_errors import GivenWhenOpened
 
 ROOT = Path(__file__).parent.parent
@@ -85,7 +86,8 @@ def test_the_reference_lists_every_name_once() -> None:
 
 @pytest.mark.parametrize(("name", "arguments"), listed().items())
 def test_the_reference_lists_arguments_that_are_there(name: str, arguments: str) -> None:
-    for module in (trio_wknet, trio_wknet.contrib.anyio, trio_wknet.contrib.pytest):
+    contrib = trio_wknet.contrib
+    for module in (trio_wknet, contrib.anyio, contrib.trio_websocket, contrib.pytest):
         with contextlib.suppress(AttributeError):
             function = operator.attrgetter(name)(module)
             break

@@ -706,6 +706,17 @@ async def test_a_cancelled_close_closes_at_once(made: Made) -> None:
     assert scope.cancelled_caught
 
 
+async def test_the_sending_side_is_shut_under_it(engine: Engine) -> None:
+    """What comes is received, and nothing can be sent."""
+    async with ws_and_peer(engine) as (ws, peer):
+        await ws.conn.send_eof()
+        assert isinstance(await closed_with(ws.send, "a"), trio.ClosedResourceError)
+        assert isinstance(await closed_with(ws.send_many, ["a"]), trio.ClosedResourceError)
+        assert isinstance(await closed_with(ws.send_nowait, "a"), trio.ClosedResourceError)
+        await send(peer, frame(TEXT, b"hello", key=KEY))
+        assert await ws.receive() == "hello"
+
+
 async def test_the_connection_is_closed_under_it(engine: Engine) -> None:
     async with ws_and_peer(engine) as (ws, _):
         async with trio.open_nursery() as nursery:

@@ -53,6 +53,8 @@ class Handshake:
 
     subprotocol: str | None
     compression: deflate.Agreed | None
+    headers: HeaderList = attrs.field(default=(), eq=False)
+    """A client's: those of the response."""
 
 
 def accept_of(key: str) -> str:
@@ -106,13 +108,13 @@ class ServerSide:
             raise Refused(plain(413, "a request must have no body"))
         return request
 
-    def accept(self, request: Request) -> tuple[Handshake, bytes]:
-        """What is agreed on, and the response that says so.
+    def accept(self, request: Request, more: HeaderList = ()) -> tuple[Handshake, bytes]:
+        """What is agreed on, and the response that says so, with more headers.
 
         Raises:
           Refused: if it cannot become a WebSocket.
         """
-        key = self._check(request)
+        key = self.check(request)
         offered = tokens_of(request.headers, "sec-websocket-protocol")
         subprotocol = next((name for name in self.options.subprotocols if name in offered), None)
         headers = [
@@ -130,14 +132,18 @@ class ServerSide:
                 agreed, text = found
                 headers.append(("Sec-WebSocket-Extensions", text))
         event = h11.InformationalResponse(
-            status_code=101, headers=_encoded(tuple(headers)), reason=b"Switching Protocols"
+            status_code=101, headers=_encoded((*headers, *more)), reason=b"Switching Protocols"
         )
         response = self._http.send(event)
         assert response is not None
         return Handshake(subprotocol, agreed), response
 
-    def _check(self, request: Request) -> str:
-        """The key of a proper handshake."""
+    def check(self, request: Request) -> str:
+        """The key of a proper handshake.
+
+        Raises:
+          Refused: if it is not one.
+        """
         if self.path is not None and request.path != self.path:
             raise Refused(plain(404, f"there is nothing at {request.path}"))
         if not request.is_upgrade:
@@ -278,7 +284,7 @@ class ClientSide:
                 raise BadResponse(str(exc)) from None
         elif extensions:
             raise BadResponse(f"the server wants extensions not offered: {extensions}")
-        return Handshake(subprotocols[0] if subprotocols else None, compression)
+        return Handshake(subprotocols[0] if subprotocols else None, compression, headers)
 
     def feed_body(self, data: bytes) -> None:
         """Bytes behind a refusal's header; none at the connection's end."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any, Literal
 
+import attrs
 import h11
 import trio
 
@@ -121,6 +122,39 @@ async def accepted(
     return websocket
 
 
+@attrs.define
+class Proposal:
+    """A proper request that was not answered yet."""
+
+    stream: trio.abc.Stream
+    source: Conn | BufferedStream
+    side: ServerSide
+    request: Request
+
+    async def accept(self, more: HeaderList) -> WebSocket | StreamWebSocket | None:
+        """A WebSocket, with more headers in the response; None if the client has gone."""
+        handshake, response = self.side.accept(self.request, more)
+        return await accepted(self.source, self.side.options, self.request, handshake, response)
+
+    async def refuse(self, response: Response) -> None:
+        await answer(self.source, self.side, response)
+
+
+async def receive_proposal(stream: trio.abc.Stream, options: WebSocketOptions) -> Proposal | None:
+    """None if no proper request came; it was answered, if that was possible."""
+    side = ServerSide(options, None)
+    source = source_of(stream)
+    try:
+        request = await read_request(source, side)
+        if request is None:
+            return None
+        side.check(request)
+    except Refused as refused:
+        await answer(source, side, refused.response)
+        return None
+    return Proposal(stream, source, side, request)
+
+
 def upgrade(
     stream: trio.abc.Stream,
     headers: HeaderList,
@@ -192,7 +226,18 @@ async def connect(
     headers: Mapping[str, str] | Iterable[tuple[str, str]],
     options: WebSocketOptions,
 ) -> WebSocket | StreamWebSocket:
-    """Ask for a WebSocket over a connection.
+    """Ask for a WebSocket over a connection, as `connect_and_tell` does."""
+    websocket, _ = await connect_and_tell(stream, url, headers, options)
+    return websocket
+
+
+async def connect_and_tell(
+    stream: trio.abc.Stream,
+    url: URL,
+    headers: Mapping[str, str] | Iterable[tuple[str, str]],
+    options: WebSocketOptions,
+) -> tuple[WebSocket | StreamWebSocket, HeaderList]:
+    """Ask for a WebSocket over a connection; also, the headers of the response.
 
     Raises:
       HandshakeRejected: if the server answers something else.
@@ -217,7 +262,7 @@ async def connect(
         raise HandshakeError(str(exc)) from None
     if not isinstance(handshake, Handshake):
         raise await _rejection(source, side, handshake)
-    return opened(source, "client", options, request, handshake)
+    return opened(source, "client", options, request, handshake), handshake.headers
 
 
 async def _rejection(

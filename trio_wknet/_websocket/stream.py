@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         from typing_extensions import Buffer
 
 AHEAD = 65_536  # bytes of messages that were not taken, at which others than receivers stop
+ANSWER_TIME = 10.0  # seconds in which the peer must take a pong
 LOST = 1006  # no close frame came
 TOO_BIG = 1009
 INVALID_DATA = 1007
@@ -58,10 +59,11 @@ class StreamWebSocket(trio.abc.Channel[str | bytes]):
     There is no task of its own. The stream is read while a task is in `receive`,
     `receive_many`, `ping` or `aclose`: that is when the peer's pings are answered.
 
-    A receive that is cancelled has taken nothing. If it has begun to answer a ping it
-    ends that first, within ``close_time`` seconds. A send that is cancelled after it has begun
-    leaves half a message, so the WebSocket is broken: all that follows raises
-    `ConnectionClosed` with code 1006. One that is cancelled before that has sent nothing.
+    A receive that is cancelled has taken nothing. If it has begun to answer a ping it ends
+    that first, within 10 seconds, or ``close_time`` if that is less. A send that is cancelled
+    after it has begun leaves half a message, so the WebSocket is broken: all that follows
+    raises `ConnectionClosed` with code 1006. One that is cancelled before that has sent
+    nothing.
     """
 
     __slots__ = (
@@ -370,7 +372,8 @@ class StreamWebSocket(trio.abc.Channel[str | bytes]):
         while self._is_due() and not self._is_broken:
             frames = self._unsent + self._decoder.answers()
             self._unsent = b""
-            with trio.move_on_after(self._close_time, shield=True) as scope:
+            seconds = min(self._close_time, ANSWER_TIME)
+            with trio.move_on_after(seconds, shield=True) as scope:
                 await self._send_bytes(frames)
             if scope.cancelled_caught:
                 self._break(trio.TooSlowError("the peer does not read"))
@@ -555,12 +558,21 @@ class StreamWebSocket(trio.abc.Channel[str | bytes]):
                 await self._read_until(self._is_closed)
                 await self._end_stream()
                 done = True
-        except trio.BrokenResourceError:
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
         finally:
             self._is_ended = True
             if not done:
                 await trio.aclose_forcefully(self.stream)
+
+    async def _end_early(self) -> None:
+        """After the peer's goodbye: end the stream, and keep the messages that came."""
+        try:
+            with trio.move_on_after(self._close_time):
+                await self._end_stream()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        self._is_ended = True
 
     async def _end_stream(self) -> None:
         """A kernel drops what was sent last if a socket is closed with unread bytes. So the

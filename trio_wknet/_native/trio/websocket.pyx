@@ -19,6 +19,7 @@ from ..base.linux cimport ENOMEM, pthread_mutex_lock, pthread_mutex_unlock
 from ..reactor.framing cimport MESSAGES
 from ..reactor.pool cimport Block, block_data, pool_drop
 from ..reactor.ring cimport Ring, ring_clear, ring_copy, ring_discard, ring_len, ring_wraps
+from ..reactor.sender cimport SHUT, sender_state
 from ..reactor.slot cimport ANSWER, RESUME, Slot
 from ..reactor.websocket cimport (
     BAD_TEXT, BINARY, CLOSE_DUE, CLOSED_BY_PEER, PING_DUE, PROTOCOL_ERROR, RECORD_HEADER, TEXT,
@@ -166,6 +167,9 @@ cdef class WebSocketReceive(Observer):
                 cause = broken(error).__cause__
         code, reason, by = self._close_state()
         here = self.closing or slot == NULL
+        if by is None:      # it is open to receive from, but `Conn.send_eof` was called
+            here = here or sender_state(slot) & SHUT != 0
+            by = "local" if here else "network"
         return connection_closed(LOST if code is None else code, reason, by, here, sending, cause)
 
     def _close_state(self):

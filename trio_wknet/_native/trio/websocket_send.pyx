@@ -28,7 +28,7 @@ from libc.string cimport memcpy
 from ..base.atomics cimport wk_u32_load
 from ..base.linux cimport getrandom, iovec
 from ..base.payload cimport wk_mask
-from ..reactor.sender cimport sender_acquire
+from ..reactor.sender cimport SHUT, sender_acquire, sender_state
 from ..reactor.slot cimport Slot
 from ..reactor.websocket cimport (
     BINARY, COMPRESSED, MAX_ANSWER, MAX_HEADER, PONG, TEXT, put_header,
@@ -356,7 +356,8 @@ cdef class WebSocketSend(WebSocketReceive):
 
     cdef int ensure_may_send(self) except -1:
         cdef Slot *slot = self.conn.slot
-        if self.closing or not self.is_linked() or self.said_goodbye() or slot.send_error:
+        if (self.closing or not self.is_linked() or self.said_goodbye() or slot.send_error
+                or sender_state(slot) & SHUT):
             raise self.why_closed(True)
         return 0
 

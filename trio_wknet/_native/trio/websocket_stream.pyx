@@ -18,15 +18,15 @@ from ..reactor.framing cimport MESSAGES, FramingSpec
 from ..reactor.pool cimport Pool, block_data, pool_free, pool_new
 from ..reactor.ring cimport Ring, ring_clear, ring_copy, ring_discard, ring_len
 from ..reactor.websocket cimport (
-    BINARY, CLOSE_DUE, CLOSED_BY_PEER, FAILED, MAX_ANSWER, MAX_HEADER, PING_DUE, PONG,
-    RECORD_HEADER, TEXT, Decoder, Due, Ping, Record, decoder_answer, decoder_answered,
-    decoder_discard, decoder_feed, decoder_say_goodbye, put_header,
+    BINARY, CLOSE_DUE, CLOSED_BY_PEER, COMPRESSED, MAX_ANSWER, MAX_HEADER, PING_DUE, PONG,
+    RECORD_HEADER, TEXT, CloseCode, Decoder, Due, Ping, Record, decoder_answer,
+    decoder_answered, decoder_discard, decoder_fail, decoder_feed, decoder_say_goodbye,
+    put_header,
 )
 from .websocket_send cimport _next_key
 
 cdef enum:
     PIECE = 1 << 30             # bytes that are decoded at once
-    COMPRESSED = 0x40           # beside an opcode, RSV1 (RFC 7692)
 
 cdef FramingSpec _SPEC
 _SPEC.kind = MESSAGES
@@ -146,16 +146,11 @@ cdef class StreamDecoder:
         """Drop all messages, and those that are still to come."""
         decoder_discard(&self.ws, &self.ring, self.pool)
 
-    def refuse(self, int code, bytes reason not None):
+    def refuse(self, CloseCode code, bytes reason not None):
         """End the connection with that code, for what was found in a message."""
-        if self.ws.over:
-            return
-        self.ws.over = FAILED
-        self.ws.close_code = code
-        self.ws.reason_size = <uint8_t>len(reason)
-        memcpy(self.ws.reason, PyBytes_AS_STRING(reason), len(reason))
-        decoder_say_goodbye(&self.ws, code, PyBytes_AS_STRING(reason), len(reason))
-        self.discard()
+        if not self.ws.over:
+            decoder_fail(&self.ws, &self.ring, self.pool, code, PyBytes_AS_STRING(reason))
+            self.discard()
 
     def close_state(self):
         """The code, the reason, and whose they are, of the first close frame; or (None, "",
