@@ -354,11 +354,13 @@ async def test_a_client_that_says_nothing(autojump_clock: object) -> None:
 
 async def test_exceptions_of_the_block_are_in_no_group() -> None:
     async with serving() as port:
+        cause = RuntimeError()
         for error in (ValueError("mine"), KeyboardInterrupt()):
             with pytest.raises(type(error)) as caught:
                 async with open_websocket(HOST, port, "/", use_ssl=False):
-                    raise error
+                    raise error from cause
             assert caught.value is error
+            assert caught.value.__cause__ is cause
         with trio.move_on_after(10) as scope:
             async with open_websocket(HOST, port, "/", use_ssl=False):
                 scope.cancel()

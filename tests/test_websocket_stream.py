@@ -201,7 +201,7 @@ async def test_what_is_unread_is_decoded_first() -> None:
 
 async def test_a_cancelled_receive_has_taken_nothing() -> None:
     ws, peer = over()
-    stream = b"".join(masked(BINARY, b"%d" % n) + masked(PING, b"%d" % n) for n in range(50))
+    stream = b"".join(masked(PING, b"%d" % n) + masked(BINARY, b"%d" % n) for n in range(50))
 
     async def feed() -> None:
         for at in range(0, len(stream), 7):
@@ -315,6 +315,22 @@ async def test_a_send_that_is_cancelled_in_the_middle_breaks_it() -> None:
     assert stream.closed
 
 
+async def test_a_send_that_is_cancelled_while_it_waits_has_sent_nothing() -> None:
+    """Though an answer goes ahead of it, and takes its time."""
+    stream = Clogged()
+    ws = WebSocket.upgrade(stream, KEY_HEADERS)
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ws.send, "never sent")
+            await wait_all_tasks_blocked()
+            scope.cancel()
+            stream.opened.set()
+    assert stream.begun == 1
+    assert ws.close_code is None
+    await ws.send("sent")
+    assert stream.sent.endswith(b"\r\n\r\n" + frame(TEXT, b"sent"))
+
+
 async def test_a_receive_that_is_cancelled_ends_its_answer(autojump_clock: object) -> None:
     stream = Clogged()
     ws = StreamWebSocket._over(stream, "server", close_timeout=5)
@@ -344,6 +360,31 @@ async def test_a_peer_that_does_not_take_an_answer(autojump_clock: object) -> No
         await ws.receive()
     assert caught.value.by == "network"
     assert isinstance(caught.value.__cause__, trio.TooSlowError)
+
+
+@pytest.mark.parametrize("steps", range(6))
+@pytest.mark.parametrize("call", ["ping", "aclose", "accept", "connect"])
+async def test_cancelling_at_every_step(call: str, steps: int) -> None:
+    """What was called ends at once, and the stream can be closed."""
+    ours, theirs = memory_stream_pair()
+    ws = StreamWebSocket._over(ours, "server")
+    calls: dict[str, Any] = {
+        "ping": partial(ws.ping, b"p"),
+        "aclose": ws.aclose,
+        "accept": partial(WebSocket.accept, ours),
+        "connect": partial(WebSocket.connect, ours, "ws://a"),
+    }
+    with trio.fail_after(PATIENCE), trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_cancel_soon, scope, steps)
+            nursery.start_soon(calls[call])
+    assert scope.cancelled_caught
+    if call == "ping":
+        await theirs.send_all(masked(TEXT, b"goes on"))
+        assert await ws.receive() == "goes on"
+    await trio.aclose_forcefully(ws)
+    with pytest.raises(trio.ClosedResourceError):
+        await ours.receive_some()
 
 
 async def test_one_receiver_at_a_time() -> None:
