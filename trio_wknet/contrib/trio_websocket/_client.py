@@ -28,7 +28,7 @@ from trio_wknet.contrib.trio_websocket._values import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
     from contextlib import AbstractAsyncContextManager
 
 if sys.version_info < (3, 11):
@@ -81,7 +81,7 @@ async def open_websocket(
     receive_buffer_size: int | None = RECEIVE_BYTES,
     connect_timeout: float = CONN_TIMEOUT,
     disconnect_timeout: float = CONN_TIMEOUT,
-) -> AsyncGenerator[WebSocketConnection, None]:
+) -> AsyncIterator[WebSocketConnection]:
     """Open a connection for the duration of an ``async with`` block, at whose end it is closed.
     Entering and leaving are checkpoints.
 
