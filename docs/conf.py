@@ -44,10 +44,12 @@ nitpick_ignore_regex = [
     ("py:.*", r"threading\..*"),
     # Builtins, and what annotations name
     ("py:.*", r"[A-Z]\w*(Error|Warning|Iterator|Buffer)|Any|Awaitable|Buffer|Callable|Literal"),
+    ("py:.*", "AbstractAsyncContextManager"),
     ("py:.*", r"bool|bytearray|bytes|float|int|memoryview|None|object|optional|str|tuple|list|T"),
     ("py:.*", r"trio_wknet\._sockets\..*"),
-    # Names of unions: what `proxy_protocol` holds, an address, a framing; the text says what
-    ("py:.*", r"Network|SocketAddress|Framing"),
+    # Names of unions: what `proxy_protocol` holds, an address, a framing; and of settings and
+    # functions that are passed. The text says what
+    ("py:.*", r"Network|SocketAddress|Framing|OnRequest|OwnEngine|ListenSettings"),
 ]
 
 if tags.has("network"):  # noqa: F821

@@ -53,8 +53,8 @@ class StreamWebSocket(trio.abc.Channel[str | bytes]):
     `trio.SSLStream`, or one of `trio.testing`'s: a `trio.abc.Channel` of `str` and `bytes`.
 
     `WebSocket.connect`, `WebSocket.accept` and `WebSocket.upgrade` return it for such a
-    stream. It has the methods of `WebSocket`, but for `send_nowait` and `send_many_nowait`,
-    since a stream has nothing like it.
+    stream. It has the methods of `WebSocket`, but for `WebSocket.send_nowait` and
+    `WebSocket.send_many_nowait`, since a stream has nothing like them.
 
     There is no task of its own. The stream is read while a task is in `receive`,
     `receive_many`, `ping` or `aclose`: that is when the peer's pings are answered.
