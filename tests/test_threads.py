@@ -105,6 +105,7 @@ WEBSOCKET: dict[str, Callable[[Any], Any] | None] = {
     "accept": None,  # these three belong to the class
     "aclose": lambda websocket: websocket.aclose(),
     "close_code": None,
+    "close_nowait": lambda websocket: websocket.close_nowait(),
     "close_reason": None,
     "conn": None,
     "connect": None,
@@ -133,6 +134,7 @@ WEBSOCKET_LISTENER: dict[str, Callable[[Any], Any] | None] = {
     "addresses": None,
     "drain": lambda listener: listener.drain(),
     "serve": lambda listener: listener.serve(WebSocket.aclose),
+    "serve_messages": lambda listener: listener.serve_messages(print),
     "statistics": lambda listener: listener.statistics(),
 }
 LISTENER: dict[str, Callable[[Any], Any] | None] = {

@@ -54,12 +54,10 @@ class WebSocket(WebSocketSend, trio.abc.Channel[str | bytes]):
     message is sent whole or not at all.
     """
 
-    __slots__ = ("__weakref__", "_close_timeout", "_request", "_subprotocol")
+    # In event mode an object may be made for each message, so its fields are native.
+    __slots__ = ("__weakref__",)
 
     conn: Conn
-    _close_timeout: float
-    _request: Request | None
-    _subprotocol: str | None
 
     def __init__(self, *_: NoReturn, **__: NoReturn) -> None:
         raise TypeError("a WebSocket cannot be constructed; serving and connecting return one")
@@ -77,6 +75,8 @@ class WebSocket(WebSocketSend, trio.abc.Channel[str | bytes]):
         subprotocol: str | None = None,
         request: Request | None = None,
         compression: tuple[Inflater, Deflater] | tuple[None, None] = (None, None),
+        ping_interval: float | None = None,
+        ping_timeout: float | None = None,
     ) -> WebSocket:
         """Speak WebSocket on a connection whose handshake is done. Not a checkpoint.
 
@@ -91,6 +91,7 @@ class WebSocket(WebSocketSend, trio.abc.Channel[str | bytes]):
           subprotocol: what was agreed on; default None.
           request: what the application is to see of the request; default None.
           compression: what was agreed on; default: none.
+          ping_interval, ping_timeout: as of `WebSocketOptions`; default None.
 
         Raises:
           trio.BusyResourceError: if the connection is framed, or a task is receiving from it
@@ -98,10 +99,10 @@ class WebSocket(WebSocketSend, trio.abc.Channel[str | bytes]):
           trio.ClosedResourceError: if it was closed here.
         """
         ws = cls.__new__(cls)
-        ws._close_timeout = close_timeout
-        ws._subprotocol = subprotocol
-        ws._request = request
         ws._begin(conn, role == "client", max_message, max_fragments, unread, *compression)
+        ws._agree(request, subprotocol, close_timeout)
+        if ping_interval is not None:
+            ws._keep_alive(ping_interval, ping_timeout or ping_interval)
         return ws
 
     # What is no Conn becomes a StreamWebSocket, and a Conn is a stream, too.
@@ -369,11 +370,33 @@ class WebSocket(WebSocketSend, trio.abc.Channel[str | bytes]):
         self.conn._ensure_thread()
         self._say_goodbye(code, said)
         try:
-            with trio.move_on_after(self._close_timeout):
+            with trio.move_on_after(self._agreed.close_timeout):
                 await self._until(lambda: self._is_closed(self._is_client))
         except BaseException:
             self.conn._drop()
             raise
+        self.conn._close()
+
+    def close_nowait(self, code: int = 1000, reason: str = "") -> None:
+        """Send a close frame, and close the connection gracefully, without waiting for the
+        peer's: for code that cannot await, as in a plain callback. Not a checkpoint.
+        Idempotent.
+
+        What ``send_nowait`` left is still sent, ahead of the close frame. Messages that were
+        not received are dropped, and tasks that wait for one get a `ConnectionClosed`.
+
+        Args:
+          code: as of `aclose`; default 1000, normal.
+          reason: as of `aclose`; default: none.
+
+        Raises:
+          ValueError: if ``code`` or ``reason`` is invalid.
+          TypeError: likewise.
+          RuntimeError: if called from another thread.
+        """
+        said = close_reason(code, reason)
+        self.conn._ensure_thread()
+        self._say_goodbye(code, said)
         self.conn._close()
 
     # --- facts ---------------------------------------------------------------
@@ -381,13 +404,14 @@ class WebSocket(WebSocketSend, trio.abc.Channel[str | bytes]):
     @property
     def subprotocol(self) -> str | None:
         """The subprotocol that was agreed on; None if none was."""
-        return self._subprotocol
+        return self._agreed.subprotocol
 
     @property
     def request(self) -> Request:
         """The request of the handshake."""
-        assert self._request is not None
-        return self._request
+        request = self._agreed.request
+        assert request is not None
+        return request
 
     @property
     def remote_address(self) -> SocketAddress:

@@ -23,3 +23,15 @@ def opening() -> ModuleType:
             "WebSockets need h11: python -m pip install 'trio-wknet[websocket]'"
         ) from None
     return opening
+
+
+def events() -> ModuleType:
+    """The module of event mode, likewise.
+
+    Raises:
+      ImportError: if h11 is not installed.
+    """
+    opening()
+    from trio_wknet._websocket import events
+
+    return events

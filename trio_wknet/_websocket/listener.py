@@ -9,9 +9,9 @@ import attrs
 import trio
 
 from trio_wknet._errors import ConnectionClosed
-from trio_wknet._listener import Listener
+from trio_wknet._listener import Listener, _require_optional
 from trio_wknet._usage_errors import call_handler, require_callable
-from trio_wknet._websocket.extra import opening
+from trio_wknet._websocket.extra import events, opening
 from trio_wknet._websocket.options import WebSocketOptions, check_options
 
 if TYPE_CHECKING:
@@ -101,8 +101,7 @@ class WebSocketListener:
           RuntimeError: if called from another thread, or if the engine is closed.
         """
         require_callable(handler=handler)
-        if on_request is not None:
-            require_callable(on_request=on_request)
+        _require_optional(on_request=on_request)
         await self.listener.serve(
             partial(self._run_handler, handler, on_request),
             handler_nursery=handler_nursery,
@@ -130,6 +129,92 @@ class WebSocketListener:
                 return
             raise
         await websocket.aclose()
+
+    async def serve_messages(
+        self,
+        on_messages: Callable[[WebSocket, list[str | bytes]], Awaitable[object] | None],
+        *,
+        on_connect: Callable[[WebSocket], Awaitable[object] | None] | None = None,
+        on_close: Callable[[WebSocket, int, str], Awaitable[object] | None] | None = None,
+        on_error: Callable[[WebSocket, Exception], object] | None = None,
+        on_request: OnRequest | None = None,
+        task_status: trio.TaskStatus[WebSocketListener] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Serve by callbacks instead of tasks, like `Listener.serve_frames`: a callback gets
+        all the messages that have come. A checkpoint.
+
+        For each connection that becomes a WebSocket the callbacks run in this order, one at a
+        time:
+
+        * ``on_connect(websocket)``, once, when the handshake is done;
+        * ``on_messages(websocket, messages)``, whenever whole messages have come, with a list
+          of all of them, at least one, each a `str` or `bytes`;
+        * ``on_close(websocket, code, reason)``, once, when the connection is closed, with
+          ``close_code`` and ``close_reason`` of the `WebSocket`.
+
+        ``websocket`` may be kept after the callback; ``websocket.conn.context`` is the place
+        for an application's state of the connection.
+
+        A quiet WebSocket has no task, no object and no buffer, but its `Request`, and its
+        state of compression if that was agreed on. Nothing is called for a part of a message,
+        or for a ping. A handshake has no task either, unless ``on_request`` is an async
+        function. Plain and async functions, context variables, exceptions in callbacks,
+        draining, cancellation and idle timeouts follow the rules of `Listener.serve_events`.
+        An async callback may receive what comes next from the WebSocket itself. Where a
+        receive without waiting would raise `ConnectionClosed` for what the peer did, it raises
+        `trio.WouldBlock`: the end is told when the callback has returned.
+
+        When the peer has closed the WebSocket normally (1000, 1001, 1005), and
+        ``on_messages`` has had every message, the connection is closed. Any other end goes to
+        ``on_error`` first, as a `ConnectionClosed`, also behind every message: a message that
+        the protocol or the options forbid, another code, a connection that broke or was
+        closed without a close frame. None of them ends serving, with or without an
+        ``on_error``; nor does a `ConnectionClosed` that a callback lets pass, as from
+        ``send_nowait`` to a peer that is closing, once its WebSocket is closed.
+
+        A WebSocket that is closed by this program without a close frame, as by an idle
+        timeout or at the end of serving, is sent code 1001; one whose callback raised, 1011.
+
+        Handshakes are bounded and refused as in `serve`; no callback but ``on_request`` is
+        called for them.
+
+        Args:
+          on_messages: called with the WebSocket and a list of its messages.
+          on_connect: called before ``on_messages``; by default nothing is.
+          on_close: called at the end; by default nothing is.
+          on_error: a plain function, called as ``on_error(websocket, exc)`` with an error of
+              the connection, as above, or with the exception of a callback. The connection is
+              closed afterwards, and serving goes on, unless ``on_error`` raises. By default
+              an exception of a callback ends serving.
+          on_request: as of `serve`. What it raises ends serving, as there is no WebSocket
+              for ``on_error``. By default None.
+          task_status: for ``nursery.start``; it is started with this listener.
+
+        Raises:
+          trio.ClosedResourceError: if the listener is closed, before or during the call.
+          trio.BusyResourceError: if another task is accepting on this listener.
+          TypeError: if a callback is not callable.
+          RuntimeError: if called from another thread, or if the engine is closed.
+        """
+        require_callable(on_messages=on_messages)
+        _require_optional(
+            on_connect=on_connect, on_close=on_close, on_error=on_error, on_request=on_request
+        )
+        serving = events().MessageServing
+        await self.listener._serve_by_callbacks(
+            lambda nursery: serving(
+                self.listener,
+                nursery,
+                self.options,
+                self.path,
+                on_messages,
+                on_connect,
+                on_close,
+                on_error,
+                on_request,
+            ),
+            _Started(task_status, self),
+        )
 
     async def drain(self) -> None:
         """Stop accepting, and wait until the accepted connections have been served, like

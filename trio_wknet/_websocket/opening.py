@@ -73,7 +73,14 @@ def opened(
     if isinstance(source, Conn):
         if unsent:
             source.send_nowait(unsent)
-        return WebSocket._over(source, role, unread=unread, **agreed)
+        return WebSocket._over(
+            source,
+            role,
+            unread=unread,
+            ping_interval=options.ping_interval,
+            ping_timeout=options.ping_timeout,
+            **agreed,
+        )
     return StreamWebSocket._over(
         source.stream, role, unread=unread + source.take(), unsent=unsent, **agreed
     )

@@ -119,6 +119,24 @@ class WebSocketOptions:
     Default None: any. A server that recognises its users by cookies must set it, or pages
     from anywhere can act for them."""
 
+    ping_interval: float | None = attrs.field(
+        default=None, validator=attrs.validators.optional(_some_seconds)
+    )
+    """Seconds without bytes from the peer after which it is sent a ping. Above 0, up to
+    86400; default None: never. No task and no wake of Trio is spent on it: the reactor sends
+    it, and sees the pong. Each ping is bytes sent, and each pong bytes received, so an
+    ``idle_timeout`` that is longer than this never passes while the peer answers."""
+
+    ping_timeout: float | None = attrs.field(
+        default=None, validator=attrs.validators.optional(_some_seconds)
+    )
+    """Seconds after such a ping within which the peer has to send something, or else the
+    connection ends, with ``close_code`` 1011 and ``close_reason`` ``"ping timeout"``, which
+    whoever sends or receives learns from `ConnectionClosed`. Above 0, up to 86400; default
+    None: as long as ``ping_interval``. While messages that were not received hold up reading
+    (``limits.inbound``), the peer is not judged. Neither is done over a stream that is no
+    `Conn`."""
+
     compression: PerMessageDeflate | None = attrs.field(
         default=None,
         validator=attrs.validators.optional(attrs.validators.instance_of(PerMessageDeflate)),

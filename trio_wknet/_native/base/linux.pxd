@@ -23,6 +23,7 @@ cdef extern from "<errno.h>" nogil:
         EOPNOTSUPP
         EPIPE
         EPROTO
+        ETIMEDOUT
 
 
 cdef extern from "<sys/epoll.h>" nogil:

@@ -31,7 +31,7 @@ cdef void answer(Reactor *reactor, Slot *slot) noexcept nogil:
     span.iov_base = frame
     while outcome == ACCEPTED:
         if masks:
-            _draw(key)              # without the lock, as it calls the kernel
+            draw_key(key)              # without the lock, as it calls the kernel
         span.iov_len = _next(slot, frame, key, &what, &number)
         if span.iov_len == 0:
             return
@@ -40,7 +40,7 @@ cdef void answer(Reactor *reactor, Slot *slot) noexcept nogil:
             notify(reactor, slot, CONTROL)
 
 
-cdef void _draw(unsigned char *key) noexcept nogil:
+cdef void draw_key(unsigned char *key) noexcept nogil:
     """A mask that cannot be foreseen."""
     cdef uint64_t now
     if getrandom(key, 4, 0) != 4:

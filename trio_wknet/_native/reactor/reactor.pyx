@@ -22,6 +22,7 @@ from .closing cimport (
 )
 from .hub cimport EVENTS, TIMER_TAG, WAKE_TAG, Job, Reactor, hub_now, notify
 from .idle cimport idle_due
+from .keep_alive cimport keep_alive, note_keep_alive
 from .lists cimport list_empty, list_remove
 from .mailbox cimport Notification, batch_send, notification_take, mailbox_take, mailbox_waiting
 from .slot cimport (
@@ -184,6 +185,7 @@ cdef void command(Reactor *reactor, Slot *slot, uint32_t bits) noexcept nogil:
     if bits & ANSWER and slot.state == OPEN:
         answer(reactor, slot)
     if bits & WATCH and slot.state == OPEN:
+        note_keep_alive(slot)
         timeout_set(reactor, slot)
     if bits & DETACH:
         forget(reactor, slot)
@@ -239,11 +241,15 @@ cdef void _act_on_idleness(Reactor *reactor, Slot *slot) noexcept nogil:
     turn takes EVENTS events at most, so if this thread or the process was stopped for
     long, bytes may have come in time that epoll has not reported yet."""
     look_at_socket(reactor, slot)
+    if slot.keeps_alive:
+        keep_alive(reactor, slot)
     if idle_due(slot) > reactor.now:
         timeout_set(reactor, slot)
         return
     wk_u32_store(&slot.idle, 0)
     notify(reactor, slot, IDLE)
+    if slot.keeps_alive:
+        timeout_set(reactor, slot)
 
 
 cdef void _try_starved(Reactor *reactor) noexcept nogil:

@@ -259,7 +259,8 @@ cdef struct Slot:
     uint8_t disarmed        # not watched for now, for lack of descriptors or memory
     uint8_t leaving         # of a PORT: closes once it has accepted what is queued
     uint8_t acknowledged    # while LINGERING: the peer's kernel had all, at the last look
-    uint8_t spare_reactor[2]
+    uint8_t keeps_alive     # it speaks WebSocket, with pings at intervals
+    uint8_t spare_reactor
     uint64_t linger_until   # ns: the end of FLUSHING and LINGERING
 
     # --- line 6: trio

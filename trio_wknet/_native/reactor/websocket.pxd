@@ -34,12 +34,13 @@
 # it, and the rules for linking are the same.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
-from ..base.atomics cimport wk_u32
+from ..base.atomics cimport wk_u32, wk_u32_load_relaxed
 from ..base.payload cimport wk_utf8
 from .framing cimport MESSAGES, FrameScan
 from .pool cimport Pool
 from .ring cimport Ring
 from .slot cimport Slot
+from .wheel cimport NEVER
 
 cdef enum:
     RECORD_HEADER = 8           # bytes
@@ -57,11 +58,12 @@ cdef enum Opcode:
     PING = 9
     PONG = 10
 
-# What the reactor is to send, in this order. Bits of `answer_due`.
+# What the reactor is to send; the close frame is the last. Bits of `answer_due`.
 cdef enum Due:
     PONG_DUE = 1
     PING_DUE = 2
     CLOSE_DUE = 4
+    KEEP_ALIVE_DUE = 8          # a ping of the reactor's own
 
 # Why nothing more is decoded.
 cdef enum Over:
@@ -70,10 +72,12 @@ cdef enum Over:
     FAILED = 2                  # the peer has done what the protocol forbids
 
 cdef enum CloseCode:
+    GOING_AWAY = 1001
     NO_CODE = 1005              # the peer's close frame was empty
     PROTOCOL_ERROR = 1002
     BAD_TEXT = 1007
     TOO_BIG = 1009
+    INTERNAL_ERROR = 1011
 
 cdef struct Record:
     uint32_t size               # of the message; not known while it is not whole
@@ -132,8 +136,28 @@ cdef struct Decoder:
     Ping *pings                 # the first of a list, in order
     uint64_t confirmed          # the number of the last ping that the peer has answered
     uint64_t pings_answered     # statistics
+    # lock: keep-alive (keep_alive.pyx)
+    uint32_t ping_ms            # without bytes from the peer, and then it is sent a ping;
+                                # 0: never
+    uint32_t pong_ms            # without bytes after that ping, and then it has gone
+    uint64_t silent_since       # ns: counts from here, or from the last byte received
+    uint64_t pinged             # ns: when it was sent that ping; 0: it was not
+    uint64_t received           # bytes, at that time
     # trio
     void *observer              # an Observer, borrowed: whom CONTROL is for; or NULL
+    void *agreed                # what the handshake agreed on, a reference; or NULL
+    uint64_t pings_sent
+    uint8_t begun_here          # our close frame was the first, and the Trio side's
+
+
+cdef inline uint64_t keep_alive_due(Decoder *ws, uint64_t received,
+                                    uint64_t last_received) noexcept nogil:
+    """When keep-alive has something to do (ns), if no more bytes come; under the lock."""
+    if not ws.ping_ms or ws.over or wk_u32_load_relaxed(&ws.goodbye):
+        return NEVER
+    if ws.pinged and received == ws.received:
+        return ws.pinged + <uint64_t>ws.pong_ms * 1000000
+    return max(ws.silent_since, last_received) + <uint64_t>ws.ping_ms * 1000000
 
 
 cdef inline Decoder *decoder_of(Slot *slot) noexcept nogil:

@@ -16,6 +16,13 @@ from .ring cimport (
     ring_write,
 )
 
+cdef extern from *:
+    """
+    /* What a ping of the reactor's own says; other pings of ours have a number behind it. */
+    static const unsigned char KEEP_ALIVE[] = "trio-wknet";
+    """
+    const unsigned char KEEP_ALIVE[11]
+
 cdef enum:
     FRAMES_AT_ONCE = 1024       # of a visit to the lock
     AHEAD = 16                  # times what has come, up to
@@ -91,7 +98,7 @@ cdef void _take_close(Decoder *ws, Ring *ring, Pool *pool) noexcept nogil:
     _drop_unfinished(ws, ring, pool)
     ws.over = CLOSED_BY_PEER
     ws.close_code = <uint16_t>code
-    ws.scan.answer_due &= ~<uint8_t>PING_DUE
+    ws.scan.answer_due &= ~<uint8_t>(PING_DUE | KEEP_ALIVE_DUE)
     decoder_say_goodbye(ws, code, NULL, 0)
 
 
@@ -423,6 +430,9 @@ cdef uint32_t decoder_answer(Decoder *ws, unsigned char *out, const unsigned cha
             number[0] = ping.number
             return _put_control(ws, out, PING, ping.payload, ping.size, key)
         ws.scan.answer_due &= ~<uint8_t>PING_DUE
+    if ws.scan.answer_due & KEEP_ALIVE_DUE:
+        what[0] = KEEP_ALIVE_DUE
+        return _put_control(ws, out, PING, KEEP_ALIVE, sizeof(KEEP_ALIVE) - 1, key)
     if ws.scan.answer_due & CLOSE_DUE:
         what[0] = CLOSE_DUE
         return _put_control(ws, out, CLOSING, ws.goodbye_payload, ws.goodbye_size, key)

@@ -13,7 +13,8 @@ from ..base.atomics cimport (
     wk_fence, wk_u32_add, wk_u32_load, wk_u32_store, wk_u32_store_relaxed, wk_u64_load,
     wk_u64_load_relaxed, wk_u64_store_relaxed,
 )
-from ..base.linux cimport errno, monotonic_ns
+from ..base.linux cimport errno, monotonic_ns, pthread_mutex_lock, pthread_mutex_unlock
+from ..reactor.answer cimport draw_key
 from ..reactor.closing cimport close_now
 from ..reactor.hub cimport Reactor, least_loaded
 from ..reactor.lists cimport list_empty
@@ -23,7 +24,10 @@ from ..reactor.mailbox cimport (
 )
 from ..reactor.pool cimport pool_trim_idle
 from ..reactor.reactor cimport command, publish, reactor_run, reactor_turn, set_alarm
-from ..reactor.sender cimport sender_end, sender_flush
+from ..reactor.ring cimport ring_write
+from ..reactor.sender cimport (
+    HELD, QUEUED, SHUT, sender_acquire, sender_end, sender_flush, sender_set, sender_state,
+)
 from ..reactor.setup cimport hub_free, hub_new
 from ..reactor.slot cimport (
     ADD, CONNECTION, DROP, ENDED, FLUSH, GONE, LISTENER, QUIET, RELEASED, SHORTAGE, TRIM, WATCH,
@@ -34,6 +38,9 @@ from ..reactor.slot_map cimport (
     slot_map_step, slot_map_take,
 )
 from ..reactor.wake cimport hub_wake, reactor_post, reactor_stop, eventfd_signal, eventfd_clear
+from ..reactor.websocket cimport (
+    CLOSE_DUE, MAX_ANSWER, Decoder, Due, decoder_answer, decoder_of,
+)
 from ..reactor.wheel cimport NEVER, wheel_next
 from .cork cimport corks_free
 from .framed cimport framed_unlink
@@ -634,6 +641,8 @@ cdef class Core:
         slot.server = NULL
         if slot.kind == CONNECTION:
             if slot.by_kind.scan != NULL:
+                if decoder_of(slot) != NULL:
+                    _say_last(self, slot)
                 framed_unlink(slot)
             self.claimed -= 1
 
@@ -795,6 +804,50 @@ cdef class Core:
             live += wk_u64_load_relaxed(&self.hub.pool.live)
         # Threads may take and return slots between the two counts.
         return used, max(warm, used) - used, warm * sizeof(Slot), kept, live
+
+
+# --- the end of a WebSocket -----------------------------------------------------------
+
+
+cdef uint32_t _take_goodbye(Slot *slot, unsigned char *frame) noexcept:
+    """Take the close frame that is due from the reactor, unless that is sending it: of what is
+    due it is the last. Its size; 0 if there is none to send."""
+    cdef Decoder *ws
+    cdef Due what = CLOSE_DUE
+    cdef uint64_t number = 0
+    cdef uint32_t n = 0
+    cdef unsigned char key[4]
+    draw_key(key)
+    pthread_mutex_lock(&slot.lock)
+    ws = decoder_of(slot)
+    if (ws.scan.answer_due & CLOSE_DUE and not slot.error and not slot.pending_error
+            and not (ws.answering and ws.scan.answer_due == CLOSE_DUE)):
+        ws.scan.answer_due = CLOSE_DUE
+        n = decoder_answer(ws, frame, key, &what, &number)
+        ws.scan.answer_due = 0
+    pthread_mutex_unlock(&slot.lock)
+    return n
+
+
+cdef void _say_last(Core core, Slot *slot) noexcept:
+    """A WebSocket is let go of, and with it the decoder, which may know of a close frame that
+    the reactor has not sent yet. It goes to the kernel here, or behind what is queued."""
+    cdef unsigned char frame[MAX_ANSWER]
+    cdef uint32_t n = 0 if core.forked else _take_goodbye(slot, frame)
+    cdef uint32_t state = 0
+    while n and state == 0:
+        if sender_acquire(slot):
+            pthread_mutex_lock(&slot.lock)
+            ring_write(&slot.outbound, core.hub.pool, frame, n)
+            sender_set(slot, HELD | QUEUED)
+            pthread_mutex_unlock(&slot.lock)
+            sender_flush(slot, core.hub.pool, core.now())
+            return
+        pthread_mutex_lock(&slot.lock)
+        state = sender_state(slot)
+        if state & QUEUED and not state & SHUT:
+            ring_write(&slot.outbound, core.hub.pool, frame, n)
+        pthread_mutex_unlock(&slot.lock)
 
 
 # --- a drain, in parts ---------------------------------------------------------------

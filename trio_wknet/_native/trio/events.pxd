@@ -68,6 +68,7 @@ cdef class EventServer(Server):
     cdef void close(self, Slot *slot) noexcept
     cdef void run_on_close(self) noexcept
     cdef void ended(self, Stream conn) noexcept
+    cdef object call_on_close(self, Stream conn)
     cdef bint call_last(self, Stream conn) except -1
     cdef void count_down(self) noexcept
     cdef void fail(self, object exception) noexcept

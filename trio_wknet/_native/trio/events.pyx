@@ -531,6 +531,9 @@ cdef class EventServer(Server):
             self.fail(exception)
         self.count_down()
 
+    cdef object call_on_close(self, Stream conn):
+        return self.on_close(self.subject(conn), conn._reason())
+
     cdef bint call_last(self, Stream conn) except -1:
         """Call on_close. Whether it goes on as a task."""
         cdef object context = conn.variables
@@ -539,7 +542,7 @@ cdef class EventServer(Server):
             context = self.shared_context()
         PyContext_Enter(context)
         try:
-            awaitable = self.on_close(self.subject(conn), conn._reason())
+            awaitable = self.call_on_close(conn)
             if awaitable is not None:
                 self.spawn(self._run_last, conn, awaitable)
                 return True

@@ -13,8 +13,9 @@ from libc.stdint cimport uint32_t
 from libc.stdlib cimport calloc, free
 
 from ..base.linux cimport pthread_mutex_lock, pthread_mutex_unlock
-from ..reactor.framing cimport FrameScan
+from ..reactor.framing cimport MESSAGES, FrameScan
 from ..reactor.slot cimport Slot
+from ..reactor.websocket cimport Decoder
 
 
 @cython.final
@@ -77,8 +78,13 @@ cdef void framed_forget_part(FrameScan *scan) noexcept:
 
 cdef void framed_drop(FrameScan *scan) noexcept:
     """Let go of a reference to a scan."""
+    cdef void *agreed = NULL
     scan.users -= 1
     if scan.users == 0:
+        if scan.spec.kind == MESSAGES:
+            agreed = (<Decoder *>scan).agreed
         framed_forget_part(scan)
         Py_DECREF(<object>scan.framing)
         free(scan)
+        if agreed != NULL:
+            Py_DECREF(<object>agreed)

@@ -41,7 +41,7 @@ cdef class Frames(FrameParts):
             raise trio.ClosedResourceError("this connection was already closed")
         conn.ensure_no_receiver()
         if conn.is_served_frames():
-            raise trio.BusyResourceError("serve_frames receives from this connection")
+            raise trio.BusyResourceError(f"{conn.server_name()} receives from this connection")
         conn.ensure_not_served()
         if conn.slot.by_kind.scan != NULL:
             self._succeed(conn)

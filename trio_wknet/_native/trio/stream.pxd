@@ -55,6 +55,7 @@ cdef class Stream(Endpoint):
     cdef object park_reader(self, Operation operation)
     cdef object park_sender(self, Operation operation)
     cdef bint is_served_frames(self) noexcept
+    cdef str server_name(self)
     cdef int ensure_not_served(self) except -1
     cdef Observer observer(self)
     cdef void tell_observer(self, Observer observer) noexcept

@@ -69,9 +69,13 @@ cdef class Stream(Endpoint):
         """Refuse to wait for bytes that are to be reported to a callback of event mode: one of
         the two would wait for ever. A callback itself may wait."""
         if self.slot != NULL and self.slot.server != NULL and self.slot.phase == QUIET:
-            how = "serve_frames" if self.is_served_frames() else "serve_events"
-            raise trio.BusyResourceError(f"{how} receives from this connection")
+            raise trio.BusyResourceError(f"{self.server_name()} receives from this connection")
         return 0
+
+    cdef str server_name(self):
+        if not self.is_served_frames():
+            return "serve_events"
+        return "serve_messages" if decoder_of(self.slot) != NULL else "serve_frames"
 
     # --- parking -------------------------------------------------------------
 

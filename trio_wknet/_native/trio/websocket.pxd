@@ -8,20 +8,28 @@ from .receive cimport Receive
 from .send cimport SendHalf
 
 
+cdef class Agreed:
+    cdef readonly object request
+    cdef readonly object subprotocol
+    cdef readonly double close_timeout      # seconds
+    cdef object inflater
+    cdef object deflater
+
+
 cdef class WebSocketReceive(Observer):
     cdef readonly SendHalf conn
     cdef Decoder *ws            # a reference; the slot's while the connection is open
-    cdef bint closing           # aclose was called here
-    cdef bint begun_here        # and our close frame was the first
-    cdef int close_code         # with that code
-    cdef str close_text
+    cdef Agreed agreed
+    cdef bint closing           # it was closed here
     # Where compression was agreed on (_websocket/deflate.py), else None.
     cdef object inflater
     cdef object deflater
     cdef uint32_t compressed    # messages that were, modulo 2**32
     cdef list latches           # of tasks that wait for a control frame, or the end
-    cdef uint64_t pings_sent
 
+    cdef void attach(self, SendHalf conn, Decoder *ws) noexcept
+    cdef void leave(self) noexcept
+    cdef bint unmarked(self) noexcept
     cdef int link(self, bytes unread) except -1
     cdef bint feed(self, const unsigned char *data, uint32_t n) noexcept
     cdef bint is_linked(self) noexcept
@@ -36,6 +44,8 @@ cdef class WebSocketReceive(Observer):
     cdef void consume(self, uint32_t n, uint32_t messages) noexcept
     cdef bint is_over(self, Slot *slot, bint wait) noexcept
     cdef bint nothing_yet(self) noexcept
+    cdef bint is_over_now(self) except -1
+    cdef bint is_told(self, bint wait) noexcept
     cdef object why_closed(self, bint sending)
     cdef void end_at_hole(self) noexcept
     cdef void free_pings(self, uint64_t up_to) noexcept

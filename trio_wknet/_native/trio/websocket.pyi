@@ -1,4 +1,4 @@
-from typing import Any, Literal, SupportsIndex
+from typing import Any, Literal, SupportsIndex, final
 
 from typing_extensions import Self
 
@@ -6,8 +6,20 @@ from trio_wknet._native.trio.core import Observer
 from trio_wknet._native.trio.latch import Latch
 from trio_wknet._native.trio.send import SendHalf
 from trio_wknet._websocket.deflate import Deflater, Inflater
+from trio_wknet._websocket.http import Request
+
+@final
+class Agreed:
+    @property
+    def request(self) -> Request | None: ...
+    @property
+    def subprotocol(self) -> str | None: ...
+    @property
+    def close_timeout(self) -> float: ...
 
 class WebSocketReceive(Observer):
+    @property
+    def _agreed(self) -> Agreed: ...
     @property
     def conn(self) -> Any: ...
     @property
@@ -22,6 +34,10 @@ class WebSocketReceive(Observer):
         inflater: Inflater | None,
         deflater: Deflater | None,
     ) -> None: ...
+    def _agree(
+        self, request: Request | None, subprotocol: str | None, close_timeout: float
+    ) -> None: ...
+    def _keep_alive(self, interval: float, timeout: float) -> None: ...
     def _close_state(
         self,
     ) -> tuple[int | None, str, Literal["peer", "local", "network"] | None]: ...

@@ -17,14 +17,15 @@ from libc.string cimport memcmp, memcpy, memset
 from ..base.atomics cimport wk_u32_add, wk_u32_load
 from ..base.linux cimport ENOMEM, pthread_mutex_lock, pthread_mutex_unlock
 from ..reactor.framing cimport MESSAGES
+from ..reactor.idle cimport idle_ms
 from ..reactor.pool cimport Block, block_data, pool_drop
 from ..reactor.ring cimport Ring, ring_clear, ring_copy, ring_discard, ring_len, ring_wraps
 from ..reactor.sender cimport SHUT, sender_state
-from ..reactor.slot cimport ANSWER, RESUME, Slot
+from ..reactor.slot cimport ANSWER, RESUME, WATCH, Slot
 from ..reactor.websocket cimport (
-    BAD_TEXT, BINARY, CLOSE_DUE, CLOSED_BY_PEER, PING_DUE, PROTOCOL_ERROR, RECORD_HEADER, TEXT,
-    TOO_BIG, CloseCode, Decoder, Ping, Record, decoder_discard, decoder_fail, decoder_feed,
-    decoder_say_goodbye,
+    BAD_TEXT, BINARY, CLOSE_DUE, CLOSED_BY_PEER, NO_CODE, PING_DUE, PROTOCOL_ERROR,
+    RECORD_HEADER, TEXT, TOO_BIG, CloseCode, Decoder, Ping, Record, decoder_discard,
+    decoder_fail, decoder_feed, decoder_say_goodbye,
 )
 from .framed cimport CompiledFraming, framed_drop
 from .latch cimport Latch
@@ -48,6 +49,20 @@ cdef char _scratch[AT_ONCE]
 cdef CompiledFraming _FRAMING = CompiledFraming(MESSAGES)
 
 
+cdef tuple _goodbye_of(Decoder *ws):
+    """What our close frame says, which was the first."""
+    cdef unsigned char *payload = ws.goodbye_payload
+    if ws.goodbye_size == 0:
+        return NO_CODE, "", "local"
+    text = PyUnicode_DecodeUTF8(<char *>payload + 2, ws.goodbye_size - 2, NULL)
+    return payload[0] << 8 | payload[1], text, "local"
+
+
+@cython.final
+cdef class Agreed:
+    """What the handshake has agreed on. It is the connection's: objects come and go."""
+
+
 # Freeing it takes its connection, so the collector lets that be.
 @cython.no_gc_clear
 cdef class WebSocketReceive(Observer):
@@ -56,11 +71,34 @@ cdef class WebSocketReceive(Observer):
         self.latches = []
 
     def __dealloc__(self):
-        if self.ws == NULL:
-            return
-        self.ws.observer = NULL
-        self.free_pings(<uint64_t>-1)
-        framed_drop(&self.ws.scan)
+        if self.ws != NULL:
+            self.leave()
+
+    # --- in event mode, one object for many connections ----------------------
+
+    cdef void attach(self, SendHalf conn, Decoder *ws) noexcept:
+        """Become the object of a connection, which has none."""
+        self.conn = conn
+        self.ws = ws
+        self.agreed = <Agreed>ws.agreed
+        self.inflater = self.agreed.inflater
+        self.deflater = self.agreed.deflater
+        ws.observer = <void *>self
+        ws.scan.users += 1
+
+    cdef void leave(self) noexcept:
+        """Be it no longer. Pings that were sent through this object nobody waits for."""
+        cdef Decoder *ws = self.ws
+        if ws.observer == <void *>self:
+            ws.observer = NULL
+            self.free_pings(<uint64_t>-1)
+        self.ws = NULL
+        framed_drop(&ws.scan)
+
+    cdef bint unmarked(self) noexcept:
+        """Whether this object differs from a new one only by its connection."""
+        return (not self.closing and not self.latches and self.ws.pings == NULL
+                and not self.is_undone)
 
     # --- its begin -----------------------------------------------------------
 
@@ -90,6 +128,28 @@ cdef class WebSocketReceive(Observer):
         self.ws.scan.users = 2      # the slot, and this
         self.conn = conn
         self.link(unread)
+
+    def _agree(self, request, subprotocol, double close_timeout):
+        """Note what the handshake has agreed on, once."""
+        cdef Agreed agreed = Agreed.__new__(Agreed)
+        agreed.request = request
+        agreed.subprotocol = subprotocol
+        agreed.close_timeout = close_timeout
+        agreed.inflater = self.inflater
+        agreed.deflater = self.deflater
+        Py_INCREF(agreed)
+        self.ws.agreed = <void *>agreed
+        self.agreed = agreed
+
+    def _keep_alive(self, double interval, double timeout):
+        """Have the reactor send pings to a silent peer, from now on. In seconds."""
+        cdef Slot *slot = self.conn.slot
+        pthread_mutex_lock(&slot.lock)
+        self.ws.ping_ms = idle_ms(<uint64_t>(interval * 1e9))
+        self.ws.pong_ms = idle_ms(<uint64_t>(timeout * 1e9))
+        self.ws.silent_since = self.conn.core.now()
+        pthread_mutex_unlock(&slot.lock)
+        self.conn.core.post(slot, WATCH)
 
     cdef int link(self, bytes unread) except -1:
         """What is in the ring is decoded here, under the lock: from there on the reactor
@@ -154,6 +214,15 @@ cdef class WebSocketReceive(Observer):
             slot.open_ended = False
         return False
 
+    cdef bint is_over_now(self) except -1:
+        """Whether it is closed, or broken, or was told to be."""
+        return (self.closing or wk_u32_load(&self.ws.goodbye) != 0
+                or self._close_state()[0] is not None)
+
+    cdef bint is_told(self, bint wait) noexcept:
+        """Whether it is for a server to tell that nothing more comes."""
+        return self.ws.scan.served and not wait
+
     cdef object why_closed(self, bint sending):
         """What is raised when it is over. After it was unlinked nobody writes there."""
         cdef Slot *slot = self.conn.slot if self.is_linked() else NULL
@@ -179,8 +248,8 @@ cdef class WebSocketReceive(Observer):
         cdef Slot *slot = self.conn.slot if self.is_linked() else NULL
         cdef bint ended = True
         cdef int over, code
-        if self.begun_here:
-            return self.close_code, self.close_text, "local"
+        if ws.begun_here:
+            return _goodbye_of(ws)
         if slot != NULL:
             pthread_mutex_lock(&slot.lock)
         over = ws.over
@@ -206,15 +275,12 @@ cdef class WebSocketReceive(Observer):
         self.closing = True
         pthread_mutex_lock(&slot.lock)
         if not self.ws.over:
-            self.begun_here = decoder_say_goodbye(self.ws, code, PyBytes_AS_STRING(reason),
-                                                  len(reason))
+            self.ws.begun_here = decoder_say_goodbye(
+                self.ws, code, PyBytes_AS_STRING(reason), len(reason))
         decoder_discard(self.ws, &slot.inbound, self.conn.core.hub.pool)
         slot.rcvlowat = 0
         resume = self.conn.resumes()
         pthread_mutex_unlock(&slot.lock)
-        if self.begun_here:
-            self.close_code = code
-            self.close_text = reason.decode()
         self.conn.core.post(slot, ANSWER | RESUME if resume else ANSWER)
         self.conn.wake_reader()
         self.on_control()
@@ -261,7 +327,7 @@ cdef class WebSocketReceive(Observer):
         ping = <Ping *>calloc(1, sizeof(Ping))
         if ping == NULL:
             raise MemoryError
-        ping.number = self.pings_sent + 1
+        ping.number = self.ws.pings_sent + 1
         if payload is None:
             payload = b"trio-wknet %d" % ping.number
         ping.size = <unsigned char>len(payload)
@@ -279,9 +345,9 @@ cdef class WebSocketReceive(Observer):
         if used:
             free(ping)
             raise ValueError(f"payload {payload!r} is that of a ping that is not answered yet")
-        self.pings_sent += 1
+        self.ws.pings_sent += 1
         self.conn.core.post(slot, ANSWER)
-        return self.pings_sent
+        return self.ws.pings_sent
 
     def _is_answered(self, uint64_t number):
         """Whether the peer has answered that ping, or a later one. Raises if it never will."""
@@ -366,7 +432,7 @@ cdef class WebSocketReceive(Observer):
             pthread_mutex_unlock(&slot.lock)
         if resume:
             self.conn.core.post(slot, RESUME)
-        if over:
+        if over and not self.is_told(wait):
             raise self.why_closed(False)
         if large:
             message = self.take_large(&record)
@@ -402,7 +468,7 @@ cdef class WebSocketReceive(Observer):
                 pthread_mutex_unlock(&slot.lock)
             if resume:
                 self.conn.core.post(slot, RESUME)
-            if over:
+            if over and not self.is_told(wait):
                 raise self.why_closed(False)
             if _is_apart(&record):
                 messages.append(None)
@@ -549,6 +615,10 @@ cdef class WebSocketReceive(Observer):
         self.conn.end_at_hole()
 
     # --- facts ---------------------------------------------------------------
+
+    @property
+    def _agreed(self):
+        return self.agreed
 
     @property
     def _is_client(self):
