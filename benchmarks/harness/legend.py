@@ -21,6 +21,7 @@ FORMS = {
     "-frames-many": "a task for each connection: `receive_many` and `send_many`",
     "-websocket": "WebSocket; a task for each connection: `async for` and `send`",
     "-websocket-many": "WebSocket; a task for each connection: `receive_many` and `send_many`",
+    "-websocket-events": "WebSocket, by callbacks (`WebSocketListener.serve_messages`)",
     "-frames-events": "event mode for frames: a callback with `send_many_nowait`, no tasks",
 }
 OURS = {

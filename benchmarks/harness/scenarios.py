@@ -18,6 +18,7 @@ FRAMES_MANY = ("wknet-threaded-frames-many", "wknet-inloop-frames-many")
 FRAMES_EVENTS = ("wknet-inloop-frames-events", "wknet-threaded-frames-events")
 WEBSOCKET_ONE = ("wknet-threaded-websocket", "wknet-inloop-websocket")
 WEBSOCKET_MANY = ("wknet-threaded-websocket-many", "wknet-inloop-websocket-many")
+WEBSOCKET_EVENTS = ("wknet-threaded-websocket-events", "wknet-inloop-websocket-events")
 WEBSOCKETS = ("picows-uvloop", "websockets-uvloop", "trio-websocket")
 PEERS = ("trio", "anyio-trio", "asyncio-streams", "uvloop-streams", "gevent", "c-epoll")
 BULK = 65536
@@ -253,6 +254,11 @@ def websocket(
 
 WEBSOCKET = (
     websocket("1", Wanted("trio-websocket", 6.0), Wanted("websockets-uvloop", 2.5)),
+    websocket(
+        "events",
+        Wanted("picows-uvloop", 1.0, ours=("wknet-inloop-websocket-events",)),
+        ours=WEBSOCKET_EVENTS,
+    ),
     websocket("16", Wanted("picows-uvloop", 3.0), ours=WEBSOCKET_MANY, depth=16),
     websocket("64k", Wanted("picows-uvloop", 1.0), size=64 * KIB),
     websocket("binary-1k", size=KIB),

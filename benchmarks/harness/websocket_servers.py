@@ -124,15 +124,26 @@ async def messages_many(socket: Any) -> None:
             await socket.send_many(await socket.receive_many())
 
 
-FORMS = {"websocket": messages, "websocket-many": messages_many}
+def messages_event(socket: Any, messages: list[Any]) -> None:
+    socket.send_many_nowait(messages)
+
+
+async def serve_messages(listener: Any) -> None:
+    # Without on_error: how a client leaves never ends serving.
+    await listener.serve_messages(messages_event)
+
+
+FORMS = {
+    "websocket": partial(serve_handler, messages),
+    "websocket-many": partial(serve_handler, messages_many),
+    "websocket-events": serve_messages,
+}
 
 SERVERS: dict[str, Serve] = {
     **{
-        f"wknet-{where}-{name}": wknet(
-            reactors, partial(serve_handler, handler), more=with_websocket
-        )
+        f"wknet-{where}-{name}": wknet(reactors, serve, more=with_websocket)
         for where, reactors in (("threaded", 1), ("inloop", 0))
-        for name, handler in FORMS.items()
+        for name, serve in FORMS.items()
     },
     "trio-websocket": trio_websocket_server,
     "websockets-uvloop": websockets_server,
