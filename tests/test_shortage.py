@@ -202,16 +202,16 @@ async def test_a_log_that_fails_stops_nothing(
 def test_the_log_of_stops_that_follow_each_other(caplog: pytest.LogCaptureFixture) -> None:
     clock = ManualClock()
     log = ShortageLog("stops", "goes on", clock)
-    log.heed("it", True, 1, errno.EMFILE)
+    log.update("it", True, 1, errno.EMFILE)
     clock.now = 1.5
-    log.heed("it", True, 1, errno.EMFILE)  # nothing new
-    log.heed("it", False, 1, errno.EMFILE)
+    log.update("it", True, 1, errno.EMFILE)  # nothing new
+    log.update("it", False, 1, errno.EMFILE)
     for times in range(2, 5):
-        log.heed("it", True, times, errno.EMFILE)
-        log.heed("it", False, times, errno.EMFILE)
+        log.update("it", True, times, errno.EMFILE)
+        log.update("it", False, times, errno.EMFILE)
     assert len(caplog.messages) == 2
     clock.now += QUIET
-    log.heed("it", False, 6, errno.ENOSPC)  # two, over before anybody looked
+    log.update("it", False, 6, errno.ENOSPC)  # two, over before anybody looked
     assert [line.replace(os.strerror(errno.EMFILE), "...") for line in caplog.messages[:2]] == [
         "'it' stops: [EMFILE] ...",
         "'it' goes on after 1.5 s; it has stopped 1 times so far",

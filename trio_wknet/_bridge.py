@@ -184,11 +184,11 @@ class Bridge:
 
 
 class _RunEnd(trio.abc.Instrument):
-    def __init__(self, told: Callable[[], None]) -> None:
-        self._told = told
+    def __init__(self, callback: Callable[[], None]) -> None:
+        self._callback = callback
 
     def after_run(self) -> None:
-        self._told()
+        self._callback()
 
 
 class _LastWatch:
@@ -198,7 +198,7 @@ class _LastWatch:
     def __init__(self, core: Core) -> None:
         self._core = core
         self._token = trio.lowlevel.current_trio_token()
-        self._told = threading.Semaphore(0)
+        self._callback = threading.Semaphore(0)
         self._stopped = False
         self._bell = os.eventfd(0)
         self._thread = threading.Thread(target=self._watch, name="wknet-last-watch", daemon=True)
@@ -215,16 +215,16 @@ class _LastWatch:
         while poll.poll() and not self._stopped:
             with suppress(trio.RunFinishedError):
                 self._token.run_sync_soon(self._tell)
-            self._told.acquire()
+            self._callback.acquire()
 
     def _tell(self) -> None:
         if not self._stopped:
             self._core.still()
-            self._told.release()
+            self._callback.release()
 
     def stop(self) -> None:
         self._stopped = True
         os.eventfd_write(self._bell, 1)
-        self._told.release()
+        self._callback.release()
         self._thread.join()
         os.close(self._bell)

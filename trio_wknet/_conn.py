@@ -204,22 +204,22 @@ class Conn(IdleWatch, StreamBase):  # type: ignore[misc]  # final, see _trio_bas
             yield scope
 
     @contextmanager
-    def _watching_for_end(self, told: Callable[[], object]) -> Iterator[None]:
+    def _watching_for_end(self, callback: Callable[[], object]) -> Iterator[None]:
         self._ensure_usable()
         if self._end_watchers is None:
             self._end_watchers = []
-        self._end_watchers.append(told)
-        self._when_ended(self._tell_end_watchers)
+        self._end_watchers.append(callback)
+        self._when_ended(self._call_end_watchers)
         try:
             yield
         finally:
-            self._end_watchers.remove(told)
+            self._end_watchers.remove(callback)
 
-    def _tell_end_watchers(self) -> None:
+    def _call_end_watchers(self) -> None:
         # It is called again if it ran out of memory, and calls some twice: so each of them
         # must be idempotent, as setting a latch and cancelling a scope are.
-        for told in self._end_watchers or ():
-            told()
+        for callback in self._end_watchers or ():
+            callback()
 
     # --- messages ------------------------------------------------------------
 

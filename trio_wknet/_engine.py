@@ -114,7 +114,7 @@ class Engine:
     def _start(self, reactors: int, balance: str) -> None:
         make_conn = partial(Conn.__new__, Conn)  # `Conn()` is for nobody
         self._core = Core(reactors, balance == "round_robin", make_conn, _virtual_clock())
-        self._core.on_shortage = self._heed_shortage
+        self._core.on_shortage = self._update_shortage
         self._connections = Connections(self._core)
         self._shortages = ShortageLog(
             "cannot watch a connection for now", "watches all connections again"
@@ -450,9 +450,9 @@ class Engine:
             ),
         )
 
-    def _heed_shortage(self) -> None:
+    def _update_shortage(self) -> None:
         unwatched, shortages, error = self._core.shortage()
-        self._shortages.heed(self, unwatched > 0, shortages, error)
+        self._shortages.update(self, unwatched > 0, shortages, error)
 
     # --- the end -------------------------------------------------------------
 

@@ -303,7 +303,7 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
         draining, cancellation and idle timeouts follow the rules of `serve_events`. An async
         callback may receive what comes next from the channel itself. Where a receive without
         waiting would raise anything but `trio.WouldBlock` for what the peer did, it raises
-        `trio.WouldBlock` here, in a callback or between two: the end is told when the callback
+        `trio.WouldBlock` here, in a callback or between two: the end is reported when the callback
         has returned.
 
         When the peer has finished sending behind a whole frame, and ``on_frames`` has had every
@@ -545,9 +545,9 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
     def _end_shortage(self) -> None:
         self._shortages.close(self)
 
-    def _heed_shortage(self) -> None:
+    def _update_shortage(self) -> None:
         _, _, starved, _, shortages = self._counters()
-        self._shortages.heed(self, starved > 0, shortages, self._shortage())
+        self._shortages.update(self, starved > 0, shortages, self._shortage())
 
     def statistics(self) -> ListenerStatistics:
         """Return a snapshot of the counters. Not a checkpoint.

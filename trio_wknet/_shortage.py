@@ -38,11 +38,11 @@ class ShortageLog:
         self._goes_on = goes_on
         self._clock = clock
         self._times = 0
-        self._began: float | None = None  # of the stop that a line told of
+        self._began: float | None = None  # of the stop that was logged
         self._last_line: float | None = None
         self._unsaid = 0
 
-    def heed(self, what: object, lacking: bool, times: int, error: int) -> None:
+    def update(self, what: object, lacking: bool, times: int, error: int) -> None:
         """Something may have changed for `what`: whether it is short now, how often it
         has been so far, and the errno of the last time."""
         begun, self._times = times - self._times, times

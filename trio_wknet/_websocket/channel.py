@@ -149,7 +149,7 @@ class WebSocket(WebSocketSend, trio.abc.Channel[str | bytes]):
         Args:
           conn: a `Conn`, or any other `trio.abc.Stream`; its bytes are the WebSocket's from
               here on.
-          url: ``"ws://host[:port][/path][?query]"``, of which the server is told; it may
+          url: ``"ws://host[:port][/path][?query]"``, which the request names; it may
               begin with ``wss://``, too, which is the caller's to see to.
           subprotocols: those that are offered, the preferred one first; by default
               ``options.subprotocols``.

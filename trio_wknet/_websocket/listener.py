@@ -162,7 +162,7 @@ class WebSocketListener:
         draining, cancellation and idle timeouts follow the rules of `Listener.serve_events`.
         An async callback may receive what comes next from the WebSocket itself. Where a
         receive without waiting would raise `ConnectionClosed` for what the peer did, it raises
-        `trio.WouldBlock`: the end is told when the callback has returned.
+        `trio.WouldBlock`: the end is reported when the callback has returned.
 
         When the peer has closed the WebSocket normally (1000, 1001, 1005), and
         ``on_messages`` has had every message, the connection is closed. Any other end goes to

@@ -8,9 +8,9 @@
 #
 # A reactor knows one rule for each connection, and when that comes due it only
 # reports it: it sets the rule to 0, posts IDLE, and stops watching. The Trio side
-# (idle_scopes.pyx) decides what follows. It may have several wishes
-# for a connection, and sets a rule that comes due no later than any of them. So a
-# rule that is not 0 is being watched; one that comes due too early costs a look.
+# (idle_scopes.pyx) decides what follows. It may have several idle
+# scopes on a connection, and sets a rule that comes due no later than any of them. So a
+# rule that is not 0 is being watched; one that comes due too early costs a check.
 from libc.stdint cimport uint32_t, uint64_t
 
 from ..base.atomics cimport wk_u32_load_relaxed, wk_u64_load_relaxed

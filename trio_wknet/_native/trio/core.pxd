@@ -94,7 +94,7 @@ cdef class Core:
     cdef void fail_run(self, object failure) noexcept
     cdef void let_go_blind(self, Slot *slot) noexcept
     cdef int require_hub(self) except -1
-    cdef void heed_beacon(self, uint32_t bits) noexcept
+    cdef void on_beacon(self, uint32_t bits) noexcept
     cdef tuple _memory(self, list rows)
     cdef int check(self) except -1
     cdef int check_thread(self) except -1

@@ -434,7 +434,7 @@ cdef class Core:
             deliver(self, notification)
             notification = following
 
-    cdef void heed_beacon(self, uint32_t bits) noexcept:
+    cdef void on_beacon(self, uint32_t bits) noexcept:
         if bits & TRIM:
             pool_trim_idle(self.hub.pool)
         if bits & ENDED and self.on_quiet is not None:
@@ -889,7 +889,7 @@ cdef void deliver(Core core, Notification *notification) noexcept:
         return      # a callback before this one has forked: the child does nothing more
     spin_policy_hear(&core.spin_policy, slot)
     if slot == core.hub.beacon:
-        core.heed_beacon(bits)
+        core.on_beacon(bits)
     elif bits & RELEASED:
         slot_map_return(core.hub.slot_map, slot)
     elif slot.server != NULL:

@@ -17,7 +17,7 @@ cdef class IdleScope:
 
 
 cdef class IdleWatch(VectorHalf):
-    cdef list wishes            # each an IdleScope; None before the first
+    cdef list idle_scopes            # each an IdleScope; None before the first
     cdef object handler_scope   # what `serve` runs a handler in, with an idle timeout
     cdef bint timed_out         # closed by the idle timeout, while in use
 
@@ -30,6 +30,6 @@ cdef class IdleWatch(VectorHalf):
     cdef bint is_due(self, uint64_t now) noexcept
     cdef bint excuse(self, uint64_t now) noexcept
     cdef bint has_unread(self) noexcept
-    cdef void look_by(self, uint64_t now, uint64_t limit, uint32_t direction) noexcept
-    cdef void look_again(self, uint64_t now) noexcept
+    cdef void check_by(self, uint64_t now, uint64_t limit, uint32_t direction) noexcept
+    cdef void check_again(self, uint64_t now) noexcept
     cdef void watch(self, uint64_t now, uint64_t due, uint32_t ms, uint32_t direction) noexcept

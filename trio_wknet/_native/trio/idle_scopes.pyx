@@ -3,7 +3,7 @@
 A scope is a plain cancel scope of Trio's. What it waits for is in a list of its
 connection, which holds the scope weakly: leaving or dropping a scope needs no notice.
 
-Bytes that move only store the time. The reactor looks at the connection
+Bytes that move only store the time. The reactor checks the connection
 by one rule (idle.pxd) and posts IDLE when that comes due. Here, in Trio's thread,
 each scope's time is then computed exactly, from when bytes moved last by now, and
 the reactor gets the rule that comes due with the first remaining scope:
@@ -14,7 +14,7 @@ the reactor gets the rule that comes due with the first remaining scope:
 
 Such a rule never comes due later than a scope, whatever bytes move: a byte moves the rule
 no further than the scope that it moves least. If it comes due before any scope, that costs
-a look, and another rule.
+a check, and another rule.
 
 A scope that is due gets a deadline that has passed. Trio expires deadlines after the
 hook in which completions are drained, so its task is cancelled in the same turn. A
@@ -44,7 +44,7 @@ cdef object CancelScope = trio.CancelScope
 cdef object current_time = trio.current_time
 
 cdef enum:
-    LOOK_AGAIN_MS = 10
+    CHECK_AGAIN_MS = 10
 
 cdef uint64_t LONGEST = <uint64_t>1 << 62       # ns, 146 years
 
@@ -73,9 +73,9 @@ def timeout_rule(seconds):
     return idle_rule(idle_ms(ns), EITHER)
 
 
-cdef uint64_t _due(IdleScope wish, Slot *slot) noexcept:
+cdef uint64_t _due(IdleScope entry, Slot *slot) noexcept:
     """When a scope comes due (ns) if no more bytes move."""
-    return idle_last(slot, wish.direction, wish.since) + wish.limit
+    return idle_last(slot, entry.direction, entry.since) + entry.limit
 
 
 def expire(scope):
@@ -147,7 +147,7 @@ cdef class IdleWatch(VectorHalf):
         scope = CancelScope()
         self.require_open()
         now = self.core.now()
-        self.expire_due(0)      # forgets wishes whose scope is gone
+        self.expire_due(0)      # forgets entries whose scope is gone
         if either:
             self.add(scope, now, either, EITHER)
         if received:
@@ -163,28 +163,28 @@ cdef class IdleWatch(VectorHalf):
         return 0
 
     cdef void add(self, object scope, uint64_t since, uint64_t limit, uint32_t direction):
-        cdef IdleScope wish = IdleScope.__new__(IdleScope)
-        wish.scope = PyWeakref_NewRef(scope, None)
-        wish.since = since
-        wish.limit = limit
-        wish.direction = direction
-        if self.wishes is None:
-            self.wishes = []
-        self.wishes.append(wish)
-        self.look_by(since, limit, direction)
+        cdef IdleScope entry = IdleScope.__new__(IdleScope)
+        entry.scope = PyWeakref_NewRef(scope, None)
+        entry.since = since
+        entry.limit = limit
+        entry.direction = direction
+        if self.idle_scopes is None:
+            self.idle_scopes = []
+        self.idle_scopes.append(entry)
+        self.check_by(since, limit, direction)
 
     cdef bint expire_due(self, uint64_t now) noexcept:
         """Expire the scopes that are due, the handler's too if the idle timeout is, and
-        forget them, and wishes whose scope is gone. False if memory ran out for some, which
+        forget them, and entries whose scope is gone. False if memory ran out for some, which
         are still there then."""
-        cdef IdleScope wish
+        cdef IdleScope entry
         cdef bint done = True
-        for wish in self.wishes or ():
-            scope = wish.scope()
-            wish.is_over = scope is None
-            if scope is not None and _due(wish, self.slot) <= now:
-                wish.is_over = _try_to_expire(scope)
-                done = done and wish.is_over
+        for entry in self.idle_scopes or ():
+            scope = entry.scope()
+            entry.is_over = scope is None
+            if scope is not None and _due(entry, self.slot) <= now:
+                entry.is_over = _try_to_expire(scope)
+                done = done and entry.is_over
         if self.handler_scope is not None and timeout_due(self.slot) <= now:
             if _try_to_expire(self.handler_scope):
                 self.handler_scope = None
@@ -195,16 +195,16 @@ cdef class IdleWatch(VectorHalf):
         return done
 
     cdef void forget_over(self) noexcept:
-        cdef IdleScope wish
+        cdef IdleScope entry
         cdef Py_ssize_t kept = 0
-        cdef list wishes = self.wishes
-        if wishes is None:
+        cdef list idle_scopes = self.idle_scopes
+        if idle_scopes is None:
             return
-        for wish in wishes:
-            if not wish.is_over:
-                wishes[kept] = wish
+        for entry in idle_scopes:
+            if not entry.is_over:
+                idle_scopes[kept] = entry
                 kept += 1
-        del wishes[kept:]
+        del idle_scopes[kept:]
 
     # --- the idle timeout ------------------------------------------------------
 
@@ -239,7 +239,7 @@ cdef class IdleWatch(VectorHalf):
         self.slot.limits.idle = rule
         self.slot.timeout_since = self.core.now()
         if rule:
-            self.look_by(self.slot.timeout_since, <uint64_t>(rule >> 2) * 1000000, EITHER)
+            self.check_by(self.slot.timeout_since, <uint64_t>(rule >> 2) * 1000000, EITHER)
 
     def _handler_scope(self):
         """The scope to run a handler in, which the idle timeout cancels instead of
@@ -251,10 +251,10 @@ cdef class IdleWatch(VectorHalf):
     def _timed_out(self):
         return self.timed_out
 
-    # --- looking -----------------------------------------------------------------
+    # --- checking ----------------------------------------------------------------
 
-    cdef void look_by(self, uint64_t now, uint64_t limit, uint32_t direction) noexcept:
-        """Let the reactor look when a new wish comes due, too, unless its current rule is
+    cdef void check_by(self, uint64_t now, uint64_t limit, uint32_t direction) noexcept:
+        """Have the reactor check when a new scope comes due, too, unless its current rule is
         strict enough."""
         cdef uint32_t rule = wk_u32_load_relaxed(&self.slot.idle)
         cdef uint32_t ms = idle_ms(limit)
@@ -264,18 +264,18 @@ cdef class IdleWatch(VectorHalf):
             ms = min(ms, rule >> 2)
         self.watch(now, min(now + limit, idle_due_by(self.slot, rule)), ms, rule & 3 | direction)
 
-    cdef void look_again(self, uint64_t now) noexcept:
-        """Let the reactor look when the first of all wishes comes due."""
+    cdef void check_again(self, uint64_t now) noexcept:
+        """Have the reactor check when the first of all scopes comes due."""
         cdef uint64_t first = timeout_due(self.slot)
         cdef uint32_t direction = EITHER
         cdef uint32_t ms = MAX_IDLE_MS
-        cdef IdleScope wish
+        cdef IdleScope entry
         if first != NEVER:
             ms = self.slot.limits.idle >> 2
-        for wish in self.wishes or ():
-            first = min(first, _due(wish, self.slot))
-            ms = min(ms, idle_ms(wish.limit))
-            direction |= wish.direction
+        for entry in self.idle_scopes or ():
+            first = min(first, _due(entry, self.slot))
+            ms = min(ms, idle_ms(entry.limit))
+            direction |= entry.direction
         if first != NEVER:
             self.watch(now, first, ms, direction)
 
@@ -286,16 +286,16 @@ cdef class IdleWatch(VectorHalf):
         self.core.watch_idle(self.slot, idle_rule(ms, direction), min(since, now))
 
     cdef void became_idle(self, uint32_t bits) noexcept:
-        """Act on what is due, and have the reactor look when the next will be. Without
-        memory for that, have it look again in a moment."""
+        """Act on what is due, and have the reactor check when the next will be. Without
+        memory for that, have it check again in a moment."""
         cdef uint64_t now = self.core.now()
         self.restart(now, self.moved(bits))
         if stall_was_late(&self.core.stall, self.core.hub) and self.excuse(now):
             return
         if not self.expire_due(now):
-            self.core.watch_idle(self.slot, idle_rule(LOOK_AGAIN_MS, EACH), now)
+            self.core.watch_idle(self.slot, idle_rule(CHECK_AGAIN_MS, EACH), now)
         elif timeout_due(self.slot) > now:
-            self.look_again(now)
+            self.check_again(now)
         else:
             self.timed_out = True
             self.let_go(CLOSE, "idle")
@@ -314,27 +314,27 @@ cdef class IdleWatch(VectorHalf):
         return directions
 
     cdef void restart(self, uint64_t now, uint32_t directions) noexcept:
-        """Let the time of wishes for any of these directions count from now."""
-        cdef IdleScope wish
+        """Let the time of scopes for any of these directions count from now."""
+        cdef IdleScope entry
         if directions == 0:
             return
         self.slot.timeout_since = now
-        for wish in self.wishes or ():
-            if wish.direction == EITHER or wish.direction & directions:
-                wish.since = now
+        for entry in self.idle_scopes or ():
+            if entry.direction == EITHER or entry.direction & directions:
+                entry.since = now
 
     cdef bint is_due(self, uint64_t now) noexcept:
-        cdef IdleScope wish
+        cdef IdleScope entry
         if timeout_due(self.slot) <= now:
             return True
-        for wish in self.wishes or ():
-            if _due(wish, self.slot) <= now:
+        for entry in self.idle_scopes or ():
+            if _due(entry, self.slot) <= now:
                 return True
         return False
 
     cdef bint excuse(self, uint64_t now) noexcept:
         """After a stall, once until bytes move again: restart the time if there is something
-        that could not be received meanwhile; else let the reactor look again, in a
+        that could not be received meanwhile; else have the reactor check again, in a
         moment, when it has done what tasks asked of it. True if that is all for now."""
         cdef uint64_t before
         if not self.is_due(now):
@@ -349,7 +349,7 @@ cdef class IdleWatch(VectorHalf):
         if self.has_unread():
             self.restart(now, EACH)
             return False
-        self.core.watch_idle(self.slot, idle_rule(LOOK_AGAIN_MS, EACH), now)
+        self.core.watch_idle(self.slot, idle_rule(CHECK_AGAIN_MS, EACH), now)
         return True
 
     cdef bint has_unread(self) noexcept:
@@ -360,9 +360,9 @@ cdef class IdleWatch(VectorHalf):
         return unread
 
     cdef bint unmarked(self) noexcept:
-        return not self.wishes and self.handler_scope is None and VectorHalf.unmarked(self)
+        return not self.idle_scopes and self.handler_scope is None and VectorHalf.unmarked(self)
 
     cdef void let_go(self, uint32_t command, str reason) noexcept:
-        self.wishes = None
+        self.idle_scopes = None
         self.handler_scope = None
         VectorHalf.let_go(self, command, reason)

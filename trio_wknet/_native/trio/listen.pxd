@@ -32,7 +32,7 @@ cdef class NativeListener(Endpoint):
     cdef void resume_ports(self) noexcept
     cdef uint32_t resume_mark(self) noexcept
     cdef uint32_t too_many(self) noexcept
-    cdef void heed_gate(self) noexcept
+    cdef void on_gate(self) noexcept
     cdef void end_shortage(self) noexcept
     cdef void remove_file(self) noexcept
     cdef void tell_if_ended(self) noexcept

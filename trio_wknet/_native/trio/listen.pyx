@@ -242,15 +242,15 @@ cdef class NativeListener(Endpoint):
         if bits & ACCEPTED:
             if self.gate is not None and not self.closing:
                 self.gate.take_in()
-                self.heed_gate()
+                self.on_gate()
             if self.server is not None:
                 self.server.accepted()
             self.wake_acceptor()
             self.tell_if_ended()
         if bits & SHORTAGE and self.slot != NULL:
-            self._heed_shortage()       # last: handlers of logging may do anything
+            self._update_shortage()       # last: handlers of logging may do anything
 
-    cdef void heed_gate(self) noexcept:
+    cdef void on_gate(self) noexcept:
         """Make room in the gate if ports have stopped, and let them resume if there is room."""
         cdef uint32_t many = self.too_many()
         cdef bint room
