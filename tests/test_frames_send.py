@@ -21,6 +21,7 @@ from trio_wknet import (
     LengthPrefixed,
     Limits,
     VarintPrefixed,
+    WebSocket,
     open_engine,
 )
 from trio_wknet._native.testing import ReactorSender
@@ -295,3 +296,22 @@ def test_what_was_delivered_can_be_sent(reactors: int, stream: tuple[Any, bytes]
             assert one.statistics().bytes_sent == 0
 
     trio.run(main)
+
+
+@pytest.mark.parametrize("one", ["frames", "websocket"])
+async def test_what_was_not_sent_is_let_go_of(engine: Engine, one: str) -> None:
+    """A buffer may be resized again, however the send has failed."""
+    async with conn_and_peer(engine, limits=Limits(outbound=1000)) as (conn, _):
+        channel: Any = conn.framed(PREFIXED) if one == "frames" else WebSocket._over(conn, "server")
+        data = bytearray(10)
+        for bad in ([data, 5], [data, bytes(2000)]):
+            with pytest.raises((TypeError, ValueError)):
+                channel.send_many_nowait(bad)
+            data.append(1)
+        with pytest.raises(TypeError):
+            await channel.send_many([data, 5])
+        data.append(1)
+        data.extend(bytes(2000))
+        with pytest.raises(ValueError, match="outbound"):
+            channel.send_nowait(data)
+        data.append(1)

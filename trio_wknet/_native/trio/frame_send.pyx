@@ -18,7 +18,7 @@ from ..reactor.framing cimport (
 )
 from .operation cimport DONE
 from .send cimport Sending
-from .send_vector cimport SendSpans, as_tuple
+from .send_vector cimport SendWhole, as_tuple
 
 cdef extern from "Python.h":
     PyObject **list_items "PySequence_Fast_ITEMS"(object items)
@@ -125,13 +125,10 @@ cdef unsigned char *_put_delimiter(const FramingSpec *spec, unsigned char *out) 
 
 
 @cython.final
-cdef class SendFrames(SendSpans):
+cdef class SendFrames(SendWhole):
+    """Behind the frames' ends on the wire `ends` has those of what is delivered."""
     cdef FrameSend channel
     cdef tuple frames           # kept while their bytes are used
-    cdef bint single
-    cdef unsigned char *scratch
-    cdef size_t *ends           # of each frame: on the wire, and behind all of these, of
-    cdef size_t total           # what is delivered
 
     cdef str name_of(self, Py_ssize_t which):
         return "value" if self.single else f"frames[{which}]"
@@ -198,7 +195,7 @@ cdef class SendFrames(SendSpans):
         return 0
 
     cdef bint attempt(self) except -1:
-        if not SendSpans.attempt(self):
+        if not SendWhole.attempt(self):
             return False
         self.count_first(len(self.frames))
         return True
@@ -206,44 +203,6 @@ cdef class SendFrames(SendSpans):
     cdef void count_first(self, Py_ssize_t n) noexcept:
         """The first `n` frames are accepted for sending."""
         self.channel.count_sent(n, self.ends[len(self.frames) + n - 1] if n else 0)
-
-    cdef bint tears(self) noexcept:
-        self.leave_begun()
-        return False
-
-    cdef void leave_begun(self) noexcept:
-        """Leave the rest of the frame that was begun to the reactor; what comes behind it
-        is not sent."""
-        cdef size_t sent = self.total - self.left
-        cdef size_t rest, kept = 0
-        cdef Py_ssize_t i = 0, last = self.at
-        if not self.begun or not self.left or not self.holding:
-            return
-        while self.ends[i] < sent:
-            i += 1
-        rest = self.ends[i] - sent
-        self.count_first(i + 1)
-        self.left = 0
-        if rest == 0:
-            return
-        while kept + self.spans[last].iov_len < rest:
-            kept += self.spans[last].iov_len
-            last += 1
-        self.spans[last].iov_len = rest - kept
-        self.holding = False
-        try:
-            self.conn.leave_rest(self.spans + self.at, <int>(last + 1 - self.at), <uint32_t>rest)
-        except BaseException:
-            pass        # no memory: the connection is broken (SendHalf.leave_rest)
-
-    cdef void finish(self) noexcept:
-        if self.conn.slot != NULL and not self.conn.slot.send_error:
-            self.leave_begun()
-        SendSpans.finish(self)
-
-    def __dealloc__(self):
-        free(self.scratch)
-        free(self.ends)
 
 
 # --- the channel's methods ------------------------------------------------------------------

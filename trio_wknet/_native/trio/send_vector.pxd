@@ -22,4 +22,15 @@ cdef class SendSpans(SendingData):
     cdef str name_of(self, Py_ssize_t which)
     cdef void advance(self, size_t n) noexcept
 
+
+# Sends messages, each of them whole or not at all. Subclasses also set `ends` and `total`.
+cdef class SendWhole(SendSpans):
+    cdef bint single
+    cdef unsigned char *scratch     # what was written for the wire
+    cdef size_t *ends               # on the wire, of each message
+    cdef size_t total
+
+    cdef void count_first(self, Py_ssize_t n) noexcept
+    cdef void leave_begun(self) noexcept
+
 cdef tuple as_tuple(object things, str name, str kind)

@@ -1,6 +1,7 @@
 """Sending many pieces by one call to the kernel, without joining them first."""
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer
+from libc.stdint cimport uint32_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
@@ -140,8 +141,54 @@ cdef class SendSpans(SendingData):
             PyBuffer_Release(&self.views[self.held])
 
     def __dealloc__(self):
+        SendSpans.let_go_of_data(self)      # of one that was not awaited, and has failed
         free(self.spans)
         free(self.views)
+
+
+cdef class SendWhole(SendSpans):
+
+    cdef void count_first(self, Py_ssize_t n) noexcept:
+        """The first `n` messages are accepted for sending."""
+        pass
+
+    cdef bint tears(self) noexcept:
+        self.leave_begun()
+        return False
+
+    cdef void leave_begun(self) noexcept:
+        """Leave the rest of the message that was begun to the reactor; what comes behind
+        it is not sent."""
+        cdef size_t sent = self.total - self.left
+        cdef size_t rest, kept = 0
+        cdef Py_ssize_t i = 0, last = self.at
+        if not self.begun or not self.left or not self.holding:
+            return
+        while self.ends[i] < sent:
+            i += 1
+        rest = self.ends[i] - sent
+        self.count_first(i + 1)
+        self.left = 0
+        if rest == 0:
+            return
+        while kept + self.spans[last].iov_len < rest:
+            kept += self.spans[last].iov_len
+            last += 1
+        self.spans[last].iov_len = rest - kept
+        self.holding = False
+        try:
+            self.conn.leave_rest(self.spans + self.at, <int>(last + 1 - self.at), <uint32_t>rest)
+        except BaseException:
+            pass        # no memory: the connection is broken (SendHalf.leave_rest)
+
+    cdef void finish(self) noexcept:
+        if self.conn.slot != NULL and not self.conn.slot.send_error:
+            self.leave_begun()
+        SendSpans.finish(self)
+
+    def __dealloc__(self):
+        free(self.scratch)
+        free(self.ends)
 
 
 @cython.final

@@ -35,7 +35,7 @@ from ..reactor.websocket cimport (
 )
 from .operation cimport DONE
 from .send cimport SendHalf, Sending, SendingData
-from .send_vector cimport SendSpans, as_tuple
+from .send_vector cimport SendWhole, as_tuple
 
 import os
 
@@ -81,17 +81,13 @@ os.register_at_fork(after_in_child=_forget_keys)
 
 
 @cython.final
-cdef class SendMessages(SendSpans):
+cdef class SendMessages(SendWhole):
     cdef WebSocketSend channel
     cdef tuple messages         # kept while their bytes are used
-    cdef bint single
     cdef bint checked           # that no close frame is ahead; by who holds the sending side
     cdef list packed            # what was compressed, likewise
     cdef bint alone             # it refers to nothing before it
     cdef uint32_t compressed    # the channel's, when this began, or last compressed
-    cdef size_t *ends           # on the wire, of each message
-    cdef size_t total
-    cdef unsigned char *scratch
     # Of a single message: no memory of their own.
     cdef size_t end
     cdef iovec few[2]
@@ -129,7 +125,6 @@ cdef class SendMessages(SendSpans):
         self.left = 0
         self.alone = self.compressed != self.channel.compressed
         self.encode(COPY_UP_TO)
-        self.compressed = self.channel.compressed
         return 0
 
     cdef int encode(self, size_t copy_up_to) except -1:
@@ -155,7 +150,7 @@ cdef class SendMessages(SendSpans):
             payload.iov_len = n
             return TEXT
         if self.views == NULL:
-            SendSpans.reserve(self, 1)
+            SendWhole.reserve(self, 1)
             free(self.spans)
             self.spans = self.few
         try:
@@ -182,6 +177,7 @@ cdef class SendMessages(SendSpans):
         self.packed.append(data)
         if not self.alone:
             self.channel.compressed += 1
+            self.compressed = self.channel.compressed
         payload.iov_base = PyBytes_AS_STRING(data)
         payload.iov_len = PyBytes_GET_SIZE(data)
         return opcode | COMPRESSED
@@ -299,51 +295,23 @@ cdef class SendMessages(SendSpans):
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             raise self.channel.why_closed(True)
         self.sent = True        # of no messages, too
-        self.channel.count_sent(self.count_of(), self.total)
+        self.count_first(self.count_of())
         return True
 
-    cdef bint tears(self) noexcept:
-        self.leave_begun()
-        return False
-
-    cdef void leave_begun(self) noexcept:
-        """Leave the rest of the message that was begun to the reactor; what comes behind it is
-        not sent."""
-        cdef size_t sent = self.total - self.left
-        cdef size_t rest, kept = 0
-        cdef Py_ssize_t i = 0, last = self.at
-        if not self.begun or not self.left or not self.holding:
-            return
-        while self.ends[i] < sent:
-            i += 1
-        rest = self.ends[i] - sent
-        self.channel.count_sent(i + 1, sent + rest)
-        self.left = 0
-        if rest == 0:
-            return
-        while kept + self.spans[last].iov_len < rest:
-            kept += self.spans[last].iov_len
-            last += 1
-        self.spans[last].iov_len = rest - kept
-        self.holding = False
-        try:
-            self.conn.leave_rest(self.spans + self.at, <int>(last + 1 - self.at), <uint32_t>rest)
-        except BaseException:
-            pass        # no memory: the connection is broken (SendHalf.leave_rest)
+    cdef void count_first(self, Py_ssize_t n) noexcept:
+        self.channel.count_sent(n, self.ends[n - 1] if n else 0)
 
     cdef void finish(self) noexcept:
-        if self.conn.slot != NULL and not self.conn.slot.send_error:
-            self.leave_begun()
         if not self.sent:
             self.unpack()
-        SendSpans.finish(self)
+        SendWhole.finish(self)
 
     def __dealloc__(self):
-        free(self.scratch)
-        if self.ends != &self.end:
-            free(self.ends)
+        # The bases free what is memory of its own.
+        if self.ends == &self.end:
+            self.ends = NULL
         if self.spans == self.few:
-            self.spans = NULL       # the base frees it
+            self.spans = NULL
 
 
 # --- the channel's methods -----------------------------------------------------------------
@@ -381,18 +349,17 @@ cdef class WebSocketSend(WebSocketReceive):
         self.ensure_may_send()
         if self.deflater is not None and self.conn.sender is not None:
             self.deflater.restart()
-        operation.encode(<size_t>-1)
-        operation.compressed = self.compressed
-        if self.conn.sender is not None:
-            (<Sending>self.conn.sender).make_way()
         try:
+            operation.encode(<size_t>-1)
+            if self.conn.sender is not None:
+                (<Sending>self.conn.sender).make_way()
             if operation.left:
                 self.put(<const char *>operation.spans[0].iov_base, operation.left)
         except BaseException:
             operation.unpack()
             raise
         operation.let_go_of_data()
-        self.count_sent(operation.count_of(), operation.left)
+        operation.count_first(operation.count_of())
         return 0
 
     cdef int put(self, const char *data, Py_ssize_t n) except -1:
