@@ -16,7 +16,6 @@ import os
 import random
 import select
 import socket
-import time
 import zlib
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -28,14 +27,13 @@ import attrs
 from rich.console import Console
 from rich.table import Table
 
+from harness import python_load
 from harness.answers import say
 from harness.machine import Machine
-from harness.measure import running_on
+from harness.python_load import PythonLoad, Round
 from harness.rounds import take_turns
 from harness.servers import missing
 from harness.serving import run_asyncio, serve_asyncio, trio_until_stdin_ends
-from harness.worker import Worker
-from trio_wknet._load.cpu import cpu_seconds
 
 HOST = "127.0.0.1"
 WANTED = 1.5  # times the messages a second of websockets
@@ -111,15 +109,14 @@ def message() -> bytes:
     return b"\xc1\xfe" + len(data).to_bytes(2, "big") + bytes(4) + data  # a key of zeros
 
 
-class Load:
+class Load(PythonLoad):
     """Connections, each with a message in flight."""
 
-    def __init__(self, port: int, connections: int, stack: ExitStack) -> None:
+    def __init__(self, connections: int, port: int, stack: ExitStack) -> None:
+        super().__init__(stack)
         self._message = message()
-        self._poll = stack.enter_context(select.epoll())
         self._socks: dict[int, socket.socket] = {}
         self._unread: dict[int, bytes] = {}
-        self._answered = 0
         for _ in range(connections):
             sock = stack.enter_context(socket.create_connection((HOST, port), timeout=60))
             sock.sendall(UPGRADE)
@@ -145,44 +142,10 @@ class Load:
         self._answered += 1
         self._socks[fd].sendall(self._message)
 
-    def run(self, duration: float) -> int:
-        """Messages that were answered within a number of seconds."""
-        before, end = self._answered, time.perf_counter() + duration
-        while time.perf_counter() < end:
-            for fd, _ in self._poll.poll(1.0):
-                self._receive(fd)
-        return self._answered - before
-
-
-@attrs.frozen
-class Round:
-    """What one server did, once."""
-
-    per_second: float
-    cpu: float
-    """Seconds of the server's CPU for a message."""
-    load_busy: float
-    """How many cores the load kept busy: near 1, it was what held things up."""
-
 
 def measure(name: str, duration: float, connections: int) -> Round:
-    """A fresh server, warmed up and loaded once."""
-    cores = sorted(os.sched_getaffinity(0))
-    with (
-        Worker("experiments/deflate.py", "--serve", name, f"--core={cores[0]}") as server,
-        ExitStack() as stack,
-    ):
-        port = server.answer()
-        stack.enter_context(running_on({cores[-1]}))
-        load = Load(port, connections, stack)
-        load.run(duration / 4)
-        before, own, began = cpu_seconds(server.pid), time.process_time(), time.perf_counter()
-        answered = load.run(duration)
-        took = time.perf_counter() - began
-        spent, own = cpu_seconds(server.pid) - before, time.process_time() - own
-    if not answered:
-        raise RuntimeError(f"{name} answered nothing")
-    return Round(answered / took, spent / answered, own / took)
+    connect = partial(Load, connections)
+    return python_load.measure("experiments/deflate.py", name, duration / 4, duration, connect)
 
 
 def table(found: dict[str, list[Round]]) -> Table:

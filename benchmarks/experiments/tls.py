@@ -8,12 +8,10 @@ the load on another. Needs trustme.
 
 from __future__ import annotations
 
-import os
 import select
 import socket
 import ssl
 import sys
-import time
 from contextlib import ExitStack
 from functools import partial
 from statistics import median
@@ -22,11 +20,10 @@ from typing import Any
 import attrs
 from rich.table import Table
 
+from harness import python_load
 from harness.answers import answer_all, say
-from harness.measure import running_on
+from harness.python_load import PythonLoad, Round
 from harness.transports import OWN, compare, parser, run_server
-from harness.worker import Worker
-from trio_wknet._load.cpu import cpu_seconds
 
 HOST = "127.0.0.1"
 WANTED = 1.3  # times Trio's messages a second
@@ -61,14 +58,14 @@ async def serve() -> None:
 # --- the load -----------------------------------------------------------------------
 
 
-class Load:
+class Load(PythonLoad):
     """Connections, each with a message under way."""
 
-    def __init__(self, port: int, connections: int, size: int, stack: ExitStack) -> None:
+    def __init__(self, connections: int, size: int, port: int, stack: ExitStack) -> None:
+        super().__init__(stack)
         context = ssl.create_default_context()
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         self._message = bytes(size)
-        self._poll = stack.enter_context(select.epoll())
         self._socks: dict[int, ssl.SSLSocket] = {}
         self._missing: dict[int, int] = {}
         for _ in range(connections):
@@ -78,7 +75,6 @@ class Load:
             self._poll.register(sock, select.EPOLLIN)
             self._socks[sock.fileno()] = sock
             self._missing[sock.fileno()] = 0
-        self._answered = 0
         for fd in self._socks:
             self._send(fd)
 
@@ -100,25 +96,6 @@ class Load:
             self._answered += 1
             self._send(fd)
 
-    def run(self, duration: float) -> int:
-        """Messages that were answered within a number of seconds."""
-        before, end = self._answered, time.perf_counter() + duration
-        while time.perf_counter() < end:
-            for fd, _ in self._poll.poll(1.0):
-                self._receive(fd)
-        return self._answered - before
-
-
-@attrs.frozen
-class Round:
-    """What one server did, once."""
-
-    per_second: float
-    cpu: float
-    """Seconds of the server's CPU for a message."""
-    load_busy: float
-    """How many cores the load kept busy: near 1, it was what held things up."""
-
 
 @attrs.frozen
 class Settings:
@@ -130,23 +107,10 @@ class Settings:
 
 
 def measure(name: str, settings: Settings) -> Round:
-    """A fresh server, warmed up and loaded once."""
-    cores = sorted(os.sched_getaffinity(0))
-    with (
-        Worker("experiments/tls.py", "--serve", name, f"--core={cores[0]}") as server,
-        ExitStack() as stack,
-    ):
-        port = server.answer()
-        stack.enter_context(running_on({cores[-1]}))
-        load = Load(port, settings.connections, settings.size, stack)
-        load.run(settings.warmup)
-        before, own, began = cpu_seconds(server.pid), time.process_time(), time.perf_counter()
-        answered = load.run(settings.duration)
-        took = time.perf_counter() - began
-        spent, own = cpu_seconds(server.pid) - before, time.process_time() - own
-    if not answered:
-        raise RuntimeError(f"{name} answered nothing")
-    return Round(answered / took, spent / answered, own / took)
+    connect = partial(Load, settings.connections, settings.size)
+    return python_load.measure(
+        "experiments/tls.py", name, settings.warmup, settings.duration, connect
+    )
 
 
 def table(found: dict[str, list[Round]], settings: Settings) -> Table:
