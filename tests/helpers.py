@@ -8,6 +8,7 @@ import random
 import resource
 import socket
 import tempfile
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
@@ -253,6 +254,19 @@ async def is_served(engine: Engine, listener: Any, data: bytes = b"hello") -> No
     await conn.send_eof()
     assert await read_all(conn) == data
     await conn.aclose()
+
+
+class Gate:
+    """Garbage whose finalizer waits: whoever frees it is held there, in another thread,
+    while this one goes on."""
+
+    def __init__(self) -> None:
+        self.reached = threading.Event()
+        self.go = threading.Event()
+
+    def __del__(self) -> None:
+        self.reached.set()
+        assert self.go.wait(30)
 
 
 class ManualClock:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import trio
 from event_servers import STYLES, address_of, caller, served_frames, styled
-from helpers import SMALL, dialled, read, until
+from helpers import SMALL, Gate, dialled, read, until
 from trio.testing import wait_all_tasks_blocked
 
 from trio_wknet import Conn, Engine, FrameChannel, LengthPrefixed, Limits
@@ -202,18 +202,6 @@ async def test_a_context_that_refers_to_its_channel(engine: Engine) -> None:
         await until(lambda: listener.statistics().handlers == 0)
         gc.collect()
         assert sessions[0]() is None
-
-
-class Gate:
-    """Garbage whose finalizer waits: the thread that frees it is held there."""
-
-    def __init__(self) -> None:
-        self.reached = threading.Event()
-        self.go = threading.Event()
-
-    def __del__(self) -> None:
-        self.reached.set()
-        assert self.go.wait(30)
 
 
 async def test_the_collector_finds_a_channel_that_is_handed_out_meanwhile(engine: Engine) -> None:

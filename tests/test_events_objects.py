@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import trio
 from event_servers import STYLES, caller, echo, served, styled
-from helpers import dialled, read, until
+from helpers import Gate, dialled, read, until
 from trio.testing import wait_all_tasks_blocked
 
 from trio_wknet import Conn, Engine
@@ -217,29 +217,16 @@ async def test_a_context_is_replaced(engine: Engine) -> None:
 # -- other threads ---------------------------------------------------------------------------------
 
 
-class ProxyGate:
-    """Garbage whose finalizer waits: whoever frees it is held there, in another thread,
-    while this one goes on."""
-
-    def __init__(self) -> None:
-        self.reached = threading.Event()
-        self.go = threading.Event()
-
-    def __del__(self) -> None:
-        self.reached.set()
-        assert self.go.wait(30)
-
-
 async def test_the_collector_finds_an_object_that_is_handed_out_meanwhile(engine: Engine) -> None:
     """The collector, in another thread, has found a Conn in a cycle that nobody refers
     to. Before it comes to finalize it, bytes arrive, and the application gets it and
     keeps it. It must not be taken away again."""
     conns: list[Any] = []
     kept: list[Conn] = []
-    gates: list[ProxyGate] = []
+    gates: list[Gate] = []
 
     def on_connect(conn: Conn) -> None:
-        gate = ProxyGate()
+        gate = Gate()
         gates.append(gate)
         cycle: list[Any] = [gate, conn]
         cycle.append(cycle)
@@ -296,7 +283,7 @@ async def test_an_object_that_another_thread_is_freeing(engine: Engine) -> None:
         for depth in range(40, 60):
             with caller(listener) as peer:
                 await until(lambda: roots)
-                gate = ProxyGate()
+                gate = Gate()
                 reached, go = gate.reached, gate.go
                 nested: Any = [roots.pop()]
                 for _ in range(depth):
