@@ -9,11 +9,19 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from helpers import SMALL, conn_and_peer, content, two_conns
 from trio.testing import wait_all_tasks_blocked
 from websocket_model import BINARY, CONTINUATION, KEY, TEXT, frame
 
-from trio_wknet import ConnectionClosed, Engine, Limits, PerMessageDeflate, WebSocket
+from trio_wknet import (
+    ConnectionClosed,
+    Engine,
+    Limits,
+    PerMessageDeflate,
+    StreamWebSocket,
+    WebSocket,
+)
 from trio_wknet._websocket.deflate import Agreed, coders
 
 TAIL = b"\x00\x00\xff\xff"
@@ -187,17 +195,17 @@ async def test_a_fragmented_message(engine: Engine) -> None:
         assert await server.receive() == b""
 
 
+MUST_NOT: Any = [
+    (compressed(BINARY, b"\xff\xff\xff"), 1002),
+    (compressed(BINARY, packed(bytes(LIMIT + 1))), 1009),
+    (compressed(BINARY, packed(bytes(LIMIT * 500))), 1009),
+    (compressed(TEXT, packed(b"\xff not UTF-8")), 1007),
+    (frame(CONTINUATION, b"", key=KEY), 1002),
+]
+
+
 @pytest.mark.parametrize("many", [False, True])
-@pytest.mark.parametrize(
-    ("bad", "code"),
-    [
-        (compressed(BINARY, b"\xff\xff\xff"), 1002),
-        (compressed(BINARY, packed(bytes(LIMIT + 1))), 1009),
-        (compressed(BINARY, packed(bytes(LIMIT * 500))), 1009),
-        (compressed(TEXT, packed(b"\xff not UTF-8")), 1007),
-        (frame(CONTINUATION, b"", key=KEY), 1002),
-    ],
-)
+@pytest.mark.parametrize(("bad", "code"), MUST_NOT)
 async def test_what_a_peer_must_not_send(engine: Engine, bad: bytes, code: int, many: bool) -> None:
     """What came before is received first, and nothing behind it."""
     async with server_and_peer(engine) as (server, peer):
@@ -216,6 +224,21 @@ async def test_what_a_peer_must_not_send(engine: Engine, bad: bytes, code: int, 
             await server.send("too late")
 
 
+@pytest.mark.parametrize(("bad", "code"), MUST_NOT)
+async def test_what_a_peer_must_not_send_on_any_stream(bad: bytes, code: int) -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+    compression = coders(Agreed(15, 15, True, True), OWN, server=True, max_message=LIMIT)
+    server = StreamWebSocket._over(ours, "server", compression=compression)
+    good = compressed(BINARY, packed(b"good"))
+    await theirs.send_all(good + bad + good)
+    assert await server.receive() == b"good"
+    with pytest.raises(ConnectionClosed) as caught:
+        await server.receive()
+    assert (caught.value.code, caught.value.by) == (code, "local")
+    answer = await theirs.receive_some()
+    assert int.from_bytes(answer[2:4], "big") == code
+
+
 async def test_it_must_have_been_agreed_on(engine: Engine) -> None:
     async with conn_and_peer(engine) as (conn, peer):
         server = WebSocket._over(conn, "server")
@@ -226,17 +249,25 @@ async def test_it_must_have_been_agreed_on(engine: Engine) -> None:
 
 
 async def test_bad_messages_do_not_disturb_the_order(engine: Engine) -> None:
+    """What was compressed before the bad one was found is not sent, and not referred to."""
     anything: Any = 5
-    same = content("same", 1000)
+    same, unsent = content("same", 1000), content("unsent", 1000)
     async with two_ends(engine) as (server, client):
         await server.send(same)
-        wrong: list[Any] = [[same, anything], [same, "\ud800"]]
+        wrong: list[Any] = [[unsent, anything], [unsent, "\ud800"]]
         for bad in wrong:
             with pytest.raises((TypeError, ValueError), match=r"messages\[1\]"):
                 await server.send_many(bad)
+            await server.send(unsent)
             with pytest.raises((TypeError, ValueError), match=r"messages\[1\]"):
-                server.send_many_nowait(bad)
+                server.send_many_nowait([same, *bad[1:]])
+            await server.send(same)
         with pytest.raises(TypeError, match="message must be"):
             await server.send(anything)
         await server.send_many(bytearray(same) for _ in range(2))
-        assert [await client.receive() for _ in range(3)] == [same] * 3
+        assert [await client.receive() for _ in range(7)] == [
+            same,
+            *([unsent, same] * 2),
+            same,
+            same,
+        ]

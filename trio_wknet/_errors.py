@@ -7,6 +7,14 @@ from typing import Literal
 import trio
 
 
+def is_only(exc: BaseException, kind: type[BaseException]) -> bool:
+    """Whether an exception, or every one of an exception group, is of a kind."""
+    members = getattr(exc, "exceptions", None)
+    if members is not None:
+        return all(is_only(member, kind) for member in members)
+    return isinstance(exc, kind)
+
+
 class IncompleteRead(Exception):
     """The peer finished sending before `Conn.receive_exactly`, `Conn.receive_until` or a
     frame had enough bytes.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import trio
 
 from trio_wknet._conn import Conn
+from trio_wknet._errors import is_only
 from trio_wknet._events import EventServing, FrameServing, Serving
 from trio_wknet._framing import require_framing
 from trio_wknet._handler_tasks import frames_below, trios_stream
@@ -196,7 +197,7 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
                     await call_handler(handler, conn)
                 conn._close("idle" if scope.cancelled_caught else "closed")
         except Exception as exc:
-            if not (conn._timed_out and _says_closed(exc)):
+            if not (conn._timed_out and is_only(exc, trio.ClosedResourceError)):
                 raise
         finally:
             conn._drop()  # does nothing if it was closed above or by the handler
@@ -583,14 +584,6 @@ _HANDLERS = {
 def _require_optional(**callbacks: object) -> None:
     """Refuse callbacks that are not callable; None is no callback."""
     require_callable(**{name: fn for name, fn in callbacks.items() if fn is not None})
-
-
-def _says_closed(exc: BaseException) -> bool:
-    """Whether an exception, or every one of an exception group, is ClosedResourceError."""
-    members = getattr(exc, "exceptions", None)
-    if members is not None:
-        return all(map(_says_closed, members))
-    return isinstance(exc, trio.ClosedResourceError)
 
 
 def _file_id(path: str | None) -> tuple[int, int] | None:

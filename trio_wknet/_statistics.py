@@ -110,6 +110,12 @@ class WebSocketStatistics:
     """Pings of the peer's that the reactor has answered."""
 
 
+def websocket_statistics(counts: tuple[int, ...]) -> WebSocketStatistics:
+    """From the decoder's counters, which are in the order of the fields."""
+    names = attrs.fields_dict(WebSocketStatistics)
+    return WebSocketStatistics(**dict(zip(names, counts, strict=True)))
+
+
 @attrs.frozen(kw_only=True)
 class EngineStatistics:
     """An engine's counters."""

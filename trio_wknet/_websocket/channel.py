@@ -13,7 +13,7 @@ import trio
 from trio_wknet._conn import Conn
 from trio_wknet._native.trio.latch import Latch
 from trio_wknet._native.trio.websocket_send import WebSocketSend
-from trio_wknet._statistics import WebSocketStatistics
+from trio_wknet._statistics import WebSocketStatistics, websocket_statistics
 from trio_wknet._usage_errors import require_callable
 from trio_wknet._websocket.control import close_reason, control_payload
 from trio_wknet._websocket.extra import opening
@@ -441,17 +441,7 @@ class WebSocket(WebSocketSend, trio.abc.Channel[str | bytes]):
           RuntimeError: in another thread, while the connection is open.
         """
         self.conn._ensure_thread()
-        counts = self._counters()
-        return WebSocketStatistics(
-            messages_received=counts[0],
-            bytes_received=counts[1],
-            batches_received=counts[2],
-            messages_sent=counts[3],
-            bytes_sent=counts[4],
-            batches_sent=counts[5],
-            messages_waiting=counts[6],
-            pings_answered=counts[7],
-        )
+        return websocket_statistics(self._counters())
 
 
 def _check_stream(conn: object) -> None:

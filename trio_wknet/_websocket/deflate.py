@@ -19,8 +19,18 @@ _MIN_BITS = 9  # of zlib
 _FLAGS = ("server_no_context_takeover", "client_no_context_takeover")
 
 
-class TooLarge(Exception):
-    """A message is decompressed to more than is allowed."""
+class Unacceptable(Exception):
+    """A compressed message is one that the peer must not send.
+
+    Attributes:
+      code: what the WebSocket is closed with.
+      reason: why, in ASCII.
+    """
+
+    def __init__(self, code: int, reason: bytes) -> None:
+        super().__init__(code, reason)
+        self.code = code
+        self.reason = reason
 
 
 @attrs.frozen
@@ -156,17 +166,29 @@ class Inflater:
     def _fresh(self) -> zlib._Decompress:
         return zlib.decompressobj(wbits=-max(self._bits, _MIN_BITS))
 
-    def decompress(self, data: bytes) -> bytes:
-        """A whole message.
+    def message(self, packed: bytes, *, is_text: bool) -> str | bytes:
+        """A whole message, as it is delivered.
 
         Raises:
-          TooLarge: if it would be longer than allowed. Never more than that is in memory.
-          zlib.error: if it is not properly compressed.
+          Unacceptable: if it would be longer than allowed (never more than that is in memory),
+              is not properly compressed, or is text and not UTF-8.
         """
+        message = self._decompressed(packed)
+        if not is_text:
+            return message
+        try:
+            return message.decode()
+        except UnicodeDecodeError:
+            raise Unacceptable(1007, b"text is not UTF-8") from None
+
+    def _decompressed(self, packed: bytes) -> bytes:
         state = self._state
-        message = state.decompress(data + _TAIL, self._max_message + 1)
+        try:
+            message = state.decompress(packed + _TAIL, self._max_message + 1)
+        except zlib.error:
+            raise Unacceptable(1002, b"message cannot be decompressed") from None
         if len(message) > self._max_message:
-            raise TooLarge
+            raise Unacceptable(1009, b"message is too big")
         if state.eof or not self._takeover:
             self._state = self._fresh()
         return message

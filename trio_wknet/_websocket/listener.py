@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
-from trio_wknet._errors import ConnectionClosed
+from trio_wknet._errors import ConnectionClosed, is_only
 from trio_wknet._listener import Listener, _require_optional
 from trio_wknet._usage_errors import call_handler, require_callable
 from trio_wknet._websocket.extra import events, opening
@@ -125,7 +125,7 @@ class WebSocketListener:
         except BaseException as exc:
             if websocket.close_code is None:
                 websocket._say_goodbye(INTERNAL_ERROR, b"")
-            elif _says_closed(exc):
+            elif is_only(exc, ConnectionClosed):
                 return
             raise
         await websocket.aclose()
@@ -265,11 +265,3 @@ class _Started:
 
     def started(self, value: object = None) -> None:
         self.outer.started(self.listener)
-
-
-def _says_closed(exc: BaseException) -> bool:
-    """Whether an exception, or every one of an exception group, is `ConnectionClosed`."""
-    members = getattr(exc, "exceptions", None)
-    if members is not None:
-        return all(map(_says_closed, members))
-    return isinstance(exc, ConnectionClosed)

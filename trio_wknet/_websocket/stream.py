@@ -18,15 +18,14 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, NoReturn
-from zlib import error as DecompressError
 
 import trio
 
 from trio_wknet._errors import ConnectionClosed, connection_closed
 from trio_wknet._native.trio.websocket_stream import StreamDecoder
-from trio_wknet._statistics import WebSocketStatistics
+from trio_wknet._statistics import WebSocketStatistics, websocket_statistics
 from trio_wknet._websocket.control import close_reason, control_payload
-from trio_wknet._websocket.deflate import TooLarge
+from trio_wknet._websocket.deflate import Unacceptable
 
 if TYPE_CHECKING:
     import sys
@@ -43,8 +42,6 @@ if TYPE_CHECKING:
 AHEAD = 65_536  # bytes of messages that were not taken, at which others than receivers stop
 ANSWER_TIME = 10.0  # seconds in which the peer must take a pong
 LOST = 1006  # no close frame came
-TOO_BIG = 1009
-INVALID_DATA = 1007
 _MAX_MESSAGES = 1 << 30
 
 
@@ -255,15 +252,10 @@ class StreamWebSocket(trio.abc.Channel[str | bytes]):
         """A message; None if it cannot be one, which is the end."""
         assert self._inflater is not None
         try:
-            message = self._inflater.decompress(packed)
-            return message.decode() if is_text else message
-        except TooLarge:
-            self._decoder.refuse(TOO_BIG, b"message is too big")
-        except DecompressError:
-            self._decoder.refuse(INVALID_DATA, b"message is not compressed properly")
-        except UnicodeDecodeError:
-            self._decoder.refuse(INVALID_DATA, b"text is not UTF-8")
-        return None
+            return self._inflater.message(packed, is_text=is_text)
+        except Unacceptable as refusal:
+            self._decoder.refuse(refusal.code, refusal.reason)
+            return None
 
     async def _receive(self, most: int) -> list[str | bytes]:
         with self._receiver():
@@ -656,17 +648,7 @@ class StreamWebSocket(trio.abc.Channel[str | bytes]):
         Returns:
           The numbers of messages, bytes, batches and pings.
         """
-        counts = self._decoder.counters()
-        return WebSocketStatistics(
-            messages_received=counts[0],
-            bytes_received=counts[1],
-            batches_received=counts[2],
-            messages_sent=counts[3],
-            bytes_sent=counts[4],
-            batches_sent=counts[5],
-            messages_waiting=counts[6],
-            pings_answered=counts[7],
-        )
+        return websocket_statistics(self._decoder.counters())
 
 
 def _most(max_messages: object) -> int:

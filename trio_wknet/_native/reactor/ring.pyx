@@ -104,10 +104,9 @@ cdef bint ring_reserve(Ring *ring, Pool *pool, uint32_t n, uint32_t more) noexce
     return _move(ring, pool, used + n + more) or (more > 0 and _move(ring, pool, used + n))
 
 
-cdef int ring_free_spans(Ring *ring, iovec *spans, uint32_t n) noexcept nogil:
-    """Where the next `n` bytes (1 or more) will stand, for which there is room: up to two
-    spans. Who has written them adds `n` to `tail`."""
-    cdef uint32_t at = ring.tail & _mask(ring)
+cdef inline int _spans_from(Ring *ring, uint32_t position, uint32_t n, iovec *spans) noexcept nogil:
+    """`n` bytes (1 or more) from a position on, as up to two spans."""
+    cdef uint32_t at = position & _mask(ring)
     cdef uint32_t first = _min(n, ring.block.capacity - at)
     spans[0].iov_base = block_data(ring.block) + at
     spans[0].iov_len = first
@@ -116,6 +115,12 @@ cdef int ring_free_spans(Ring *ring, iovec *spans, uint32_t n) noexcept nogil:
     spans[1].iov_base = block_data(ring.block)
     spans[1].iov_len = n - first
     return 2
+
+
+cdef int ring_free_spans(Ring *ring, iovec *spans, uint32_t n) noexcept nogil:
+    """Where the next `n` bytes (1 or more) will stand, for which there is room: up to two
+    spans. Who has written them adds `n` to `tail`."""
+    return _spans_from(ring, ring.tail, n, spans)
 
 
 cdef void ring_patch(Ring *ring, uint32_t offset, const void *data, uint32_t n) noexcept nogil:
@@ -182,17 +187,7 @@ cdef void ring_copy(Ring *ring, void *out, uint32_t n, uint32_t offset) noexcept
 cdef int ring_spans(Ring *ring, iovec *spans) noexcept nogil:
     """The unread bytes as up to two spans, for one gathering write."""
     cdef uint32_t n = ring_len(ring)
-    if n == 0:
-        return 0
-    cdef uint32_t at = ring.head & _mask(ring)
-    cdef uint32_t first = _min(n, ring.block.capacity - at)
-    spans[0].iov_base = block_data(ring.block) + at
-    spans[0].iov_len = first
-    if first == n:
-        return 1
-    spans[1].iov_base = block_data(ring.block)
-    spans[1].iov_len = n - first
-    return 2
+    return _spans_from(ring, ring.head, n, spans) if n else 0
 
 
 cdef void ring_discard(Ring *ring, Pool *mine, uint32_t n) noexcept nogil:

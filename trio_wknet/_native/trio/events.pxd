@@ -1,3 +1,4 @@
+from cpython.object cimport PyObject
 from libc.stdint cimport uint32_t
 
 from ..reactor.slot cimport Slot
@@ -7,6 +8,7 @@ from .stream cimport Stream
 
 cdef extern from "Python.h":
     Py_ssize_t Py_REFCNT(object o)
+    Py_ssize_t references "Py_REFCNT"(PyObject *o)      # of one that may be going
 
 cdef extern from *:
     """

@@ -23,7 +23,7 @@ from ..base.linux cimport pthread_mutex_lock, pthread_mutex_unlock
 from ..reactor.framing cimport FRAME_WAIT, FrameScan, frame_scan
 from ..reactor.slot cimport CLOSE, QUIET, RESUME, RUNNING, Slot
 from .core cimport Endpoint
-from .events cimport NOTHING, UNSEEN, Py_REFCNT, has_weakrefs
+from .events cimport NOTHING, UNSEEN, Py_REFCNT, has_weakrefs, references
 from .framed cimport framed_link
 from .frames cimport MAX_FRAMES, STEP_WAIT, frame_step
 from .listen cimport NativeListener
@@ -32,9 +32,6 @@ from .send cimport SendHalf
 import trio
 
 from trio_wknet._errors import FrameTooLong, IncompleteRead, MalformedFrame
-
-cdef extern from "Python.h":
-    Py_ssize_t references "Py_REFCNT"(PyObject *o)
 
 # A connection that is closed for one of these says so.
 cdef dict REASONS = {FrameTooLong: "frame too long", MalformedFrame: "malformed frame"}

@@ -17,7 +17,7 @@ Whatever closes a WebSocket without having said so to the peer, its close frame 
 1011 where a callback raised, else 1001.
 """
 from cpython.object cimport PyObject
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint32_t
 
 from ..base.atomics cimport wk_u64_load
 from ..base.linux cimport pthread_mutex_lock, pthread_mutex_unlock
@@ -27,21 +27,16 @@ from ..reactor.websocket cimport (
     GOING_AWAY, INTERNAL_ERROR, Decoder, decoder_of, decoder_say_goodbye,
 )
 from .core cimport Endpoint, take_entry
-from .events cimport NOTHING, UNSEEN, EventServer, Py_REFCNT, has_weakrefs
+from .events cimport NOTHING, UNSEEN, EventServer, Py_REFCNT, has_weakrefs, references
 from .listen cimport NativeListener
 from .receive cimport has_room
 from .send cimport SendHalf
 from .stream cimport Stream
+from .websocket cimport MAX_MESSAGES
 
 import trio
 
-from trio_wknet._errors import ConnectionClosed
-
-cdef extern from "Python.h":
-    Py_ssize_t references "Py_REFCNT"(PyObject *o)
-
-cdef enum:
-    MAX_MESSAGES = 1 << 30
+from trio_wknet._errors import ConnectionClosed, is_only
 
 cdef object current_time = trio.current_time
 
@@ -49,14 +44,6 @@ cdef object current_time = trio.current_time
 cdef Decoder *decoder_of_conn(Stream conn) noexcept:
     """NULL before the end of the handshake. The connection may be let go of."""
     return <Decoder *>conn.scan if conn.slot == NULL else decoder_of(conn.slot)
-
-
-cdef bint _says_closed(exception):
-    """Whether an exception, or every one of a group, is `ConnectionClosed`."""
-    members = getattr(exception, "exceptions", None)
-    if members is not None:
-        return all([_says_closed(member) for member in members])
-    return isinstance(exception, ConnectionClosed)
 
 
 cdef bint _is_normal(exception):
@@ -242,7 +229,7 @@ cdef class MessageServer(EventServer):
         if decoder_of_conn(conn) == NULL:
             return False
         try:
-            closed = _says_closed(exception) and self.websocket_of(conn).is_over_now()
+            closed = is_only(exception, ConnectionClosed) and self.websocket_of(conn).is_over_now()
             if closed and _is_normal(exception):
                 return True
         except BaseException as failure:

@@ -3,9 +3,11 @@ from libc.stdint cimport uint32_t, uint64_t
 from ..reactor.slot cimport Slot
 from ..reactor.websocket cimport CloseCode, Decoder, Record
 from .core cimport Observer
-from .framed cimport CompiledFraming
 from .receive cimport Receive
 from .send cimport SendHalf
+
+cdef enum:
+    MAX_MESSAGES = 1 << 30      # that may be asked for
 
 
 cdef class Agreed:

@@ -23,8 +23,8 @@ from ..reactor.ring cimport Ring, ring_clear, ring_copy, ring_discard, ring_len,
 from ..reactor.sender cimport SHUT, sender_state
 from ..reactor.slot cimport ANSWER, RESUME, WATCH, Slot
 from ..reactor.websocket cimport (
-    BAD_TEXT, BINARY, CLOSE_DUE, CLOSED_BY_PEER, NO_CODE, PING_DUE, PROTOCOL_ERROR,
-    RECORD_HEADER, TEXT, TOO_BIG, CloseCode, Decoder, Ping, Record, decoder_discard,
+    BINARY, CLOSE_DUE, CLOSED_BY_PEER, NO_CODE, PING_DUE,
+    RECORD_HEADER, TEXT, CloseCode, Decoder, Ping, Record, decoder_discard,
     decoder_fail, decoder_feed, decoder_say_goodbye,
 )
 from .framed cimport CompiledFraming, framed_drop
@@ -36,11 +36,10 @@ from .stream cimport broken
 import trio
 
 from trio_wknet._errors import ConnectionClosed, connection_closed
-from trio_wknet._websocket.deflate import TooLarge
+from trio_wknet._websocket.deflate import Unacceptable
 
 cdef enum:
     MESSAGES_AT_ONCE = 256      # that are taken in one visit
-    MAX_MESSAGES = 1 << 30
     LOST = 1006                 # no close frame came
 
 # Text that wraps in the ring, and is small. Under the GIL.
@@ -577,17 +576,12 @@ cdef class WebSocketReceive(Observer):
         """A compressed message that was taken. Without memory for it, or if it is not what the
         peer may send, nothing more is received: what follows refers to it."""
         try:
-            message = self.inflater.decompress(packed)
-            return message.decode() if record.kind == TEXT else message
+            return self.inflater.message(packed, is_text=record.kind == TEXT)
         except MemoryError:
             self.end_at_hole()
             raise
-        except TooLarge:
-            raise self.refuse(TOO_BIG, b"message is too big")
-        except UnicodeDecodeError:
-            raise self.refuse(BAD_TEXT, b"text is not UTF-8")
-        except Exception:       # zlib's
-            raise self.refuse(PROTOCOL_ERROR, b"message cannot be decompressed")
+        except Unacceptable as refusal:
+            raise self.refuse(refusal.code, refusal.reason)
 
     cdef object refuse(self, CloseCode code, bytes reason):
         """A message that was taken is one that the peer must not send. What is raised."""
