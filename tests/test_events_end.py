@@ -326,7 +326,7 @@ async def test_a_callback_may_close(
                         assert await read_all(peer) in (b"UNREAD", b"")
             assert log == ["on_connect", *(["on_data"] if where == "on_data" else []), reason]
             log.clear()
-        assert listener.statistics().handlers == 0
+        await until(lambda: listener.statistics().handlers == 0)
 
 
 async def test_on_close_is_not_called_from_inside_a_close(engine: Engine) -> None:

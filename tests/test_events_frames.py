@@ -123,7 +123,7 @@ async def test_lists_of_whole_frames(engine: Engine, kind: str, style: str, tmp_
             calls = len(log.lists)
             assert not log.reasons
         await until(lambda: log.reasons == ["eof"])
-        assert listener.statistics().handlers == 0
+        await until(lambda: listener.statistics().handlers == 0)
     assert log.frames == [b"one", b"two", b"", b"three", *many, b"byte by byte"]
     assert log.errors == []
     # Packets may be split, but nothing is called for each frame, or each byte.

@@ -893,7 +893,7 @@ async def test_serve_cancels_the_handler_and_goes_on(
             assert len(ended) == number + 1
             assert ended[-1][1] is trio.Cancelled
             assert conns[-1].close_reason == "idle"
-        assert listener.statistics().handlers == 0
+        await until(lambda: listener.statistics().handlers == 0)
         nursery.cancel_scope.cancel()
 
 
@@ -1177,7 +1177,7 @@ async def test_callbacks_are_told_of_idleness(autojump_clock: MockClock, tmp_pat
                 assert await stream.receive_some() == b""
                 assert in_time(start + 1.5 + span)
             assert ends.pop()[1:] == ("idle", start)
-        assert listener.statistics().handlers == 0
+        await until(lambda: listener.statistics().handlers == 0)
         nursery.cancel_scope.cancel()
 
 
