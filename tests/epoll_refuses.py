@@ -18,8 +18,9 @@ from typing import Any
 import trio
 from helpers import conn_and_peer, dialled, echo, plain_pair, read, until
 from trio.testing import wait_all_tasks_blocked
+from websocket_model import KEY, PING, PONG, frame
 
-from trio_wknet import Conn, Engine, Limits, open_engine
+from trio_wknet import Conn, ConnectionClosed, Engine, Limits, WebSocket, open_engine
 
 refusal = ctypes.c_int.in_dll(ctypes.CDLL(sys.argv[1]), "refusal")
 lines: list[str] = []
@@ -121,6 +122,28 @@ async def what_was_adopted_waits(engine: Engine, kind: str, folder: str) -> None
     assert engine.statistics().unwatched == 0
 
 
+async def a_websocket_that_waits_is_kept_alive(engine: Engine, kind: str, folder: str) -> None:
+    """One over a connection whose handshake was made before it was adopted."""
+    with refused(errno.ENOSPC):
+        async with conn_and_peer(engine, kind) as (conn, peer):
+            await until(lambda: engine.statistics().unwatched == 1)
+            ws = WebSocket._over(
+                conn, "server", unread=frame(PING, b"early", key=KEY), ping_interval=0.02
+            )
+            turns = sum(reactor.turns for reactor in engine.statistics().reactors)
+            # The reactor has seen what it is to do, and cannot do it yet.
+            await until(lambda: sum(r.turns for r in engine.statistics().reactors) > turns + 2)
+            refusal.value = 0
+            assert await read(peer, 7) == frame(PONG, b"early")
+            assert await read(peer, 12) == frame(PING, b"trio-wknet")
+            try:
+                await ws.receive()
+            except ConnectionClosed as closed:
+                assert closed.reason == "ping timeout"
+            else:
+                raise AssertionError("the peer was silent")
+
+
 async def what_waits_may_end(engine: Engine, kind: str, folder: str) -> None:
     for how in ("abort", "detach", "aclose"):
         with refused(errno.ENOSPC):
@@ -170,6 +193,7 @@ async def main(reactors: int) -> None:
         what_was_accepted_waits,
         what_was_adopted_waits,
         what_was_adopted_fails,
+        a_websocket_that_waits_is_kept_alive,
         what_waits_may_end,
     ]
     for case in cases:

@@ -44,6 +44,7 @@ from ..base.linux cimport (
 )
 from .closing cimport close_now, on_closing_event
 from .hub cimport Hub, Reactor, least_loaded, notify
+from .keep_alive cimport note_keep_alive
 from .lists cimport queue_append
 from .shortage cimport end_shortage, is_shortage, wait_for_resources
 from .slot cimport ADD, DROP, NEW, OPEN, PORT, Slot, take_acceptor
@@ -107,12 +108,14 @@ cdef void watch(Reactor *reactor, Slot *slot) noexcept nogil:
         on_closing_event(reactor, slot)
         return
     slot.state = OPEN
-    if wk_u32_load_relaxed(&slot.idle):
+    if waited:
+        note_keep_alive(slot)   # WATCH was ignored meanwhile
+    if wk_u32_load_relaxed(&slot.idle) or slot.keeps_alive:
         timeout_set(reactor, slot)
     if error:
         end_of_input(reactor, slot, error)
     elif waited:
-        flush(reactor, slot)    # FLUSH was ignored meanwhile
+        flush(reactor, slot)    # and so were FLUSH and ANSWER
 
 
 cdef void _arm(Reactor *reactor, Slot *port) noexcept nogil:
