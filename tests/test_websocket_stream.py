@@ -642,7 +642,7 @@ async def test_upgrading_sends_the_answer_with_what_comes_first() -> None:
     with trio.CancelScope() as scope:
         scope.cancel()
         await ws.receive()
-    assert ws._is_due()
+    assert ws._wire.is_due()
     with pytest.raises(HandshakeError):
         WebSocket.upgrade(ours, {"Host": "a"})
 

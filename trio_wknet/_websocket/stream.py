@@ -1,17 +1,7 @@
 """A WebSocket over any stream: TLS, a memory stream, or what else a program has.
 
 A reactor decodes only what a `Conn` receives. Over any other stream the tasks that call do all
-of the work, and two rules keep them apart.
-
-Reading. One task at a time reads from the stream, whatever it waits for: a message, a pong, or
-the peer's close frame. Others wait until it has read something. If it is cancelled, one of
-them goes on.
-
-Sending. One task at a time sends, by the lock. Pongs, pings and close frames wait in the
-decoder. Whoever finds some sends them if nobody is sending; else the task that is sending does
-so, before it lets go of the lock. So none is inside a message, and who reads does not wait
-for who sends. A frame that is due is sent shielded, in bounded time: a receive that is
-cancelled must not leave half a frame, for the other end can make no sense of what follows.
+of the work; which of them reads and which sends is decided in `stream_wire.py`.
 """
 
 from __future__ import annotations
@@ -26,10 +16,11 @@ from trio_wknet._native.trio.websocket_stream import StreamDecoder
 from trio_wknet._statistics import WebSocketStatistics, websocket_statistics
 from trio_wknet._websocket.control import close_reason, control_payload
 from trio_wknet._websocket.deflate import Unacceptable
+from trio_wknet._websocket.stream_wire import StreamWire
 
 if TYPE_CHECKING:
     import sys
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from trio_wknet._websocket.deflate import Deflater, Inflater
     from trio_wknet._websocket.http import Request
@@ -39,8 +30,6 @@ if TYPE_CHECKING:
     else:
         from typing_extensions import Buffer
 
-AHEAD = 65_536  # bytes of messages that were not taken, at which others than receivers stop
-ANSWER_TIME = 10.0  # seconds in which the peer must take a pong
 LOST = 1006  # no close frame came
 _MAX_MESSAGES = 1 << 30
 
@@ -65,29 +54,15 @@ class StreamWebSocket(trio.abc.Channel[str | bytes]):
 
     __slots__ = (
         "__weakref__",
-        "_cause",
-        "_close_time",
-        "_closing",
-        "_decoder",
         "_deflater",
         "_inflater",
-        "_is_broken",
         "_is_client",
-        "_is_ended",
-        "_is_reading",
         "_is_receiving",
         "_is_sending",
-        "_news",
-        "_reading_scope",
         "_request",
-        "_sending",
         "_subprotocol",
-        "_unsent",
-        "stream",
+        "_wire",
     )
-
-    stream: trio.abc.Stream
-    """The stream, which is closed along with the WebSocket. Use it for nothing else."""
 
     def __init__(self, *_: NoReturn, **__: NoReturn) -> None:
         raise TypeError("a StreamWebSocket cannot be constructed; WebSocket.accept returns one")
@@ -110,105 +85,34 @@ class StreamWebSocket(trio.abc.Channel[str | bytes]):
         """Speak WebSocket on a stream whose handshake is done, up to sending `unsent`. Not a
         checkpoint."""
         ws = cls.__new__(cls)
-        ws.stream = stream
         ws._inflater, ws._deflater = compression
         ws._is_client = role == "client"
-        ws._decoder = StreamDecoder(
-            ws._is_client, max_message, max_fragments, ws._inflater is not None
-        )
-        ws._close_time = close_timeout
+        decoder = StreamDecoder(ws._is_client, max_message, max_fragments, ws._inflater is not None)
+        ws._wire = StreamWire(stream, decoder, close_timeout, unsent)
         ws._subprotocol = subprotocol
         ws._request = request
-        ws._unsent = unsent
-        ws._sending = trio.Lock()
-        ws._news = trio.lowlevel.ParkingLot()
-        ws._reading_scope = None
-        ws._cause = None
-        ws._is_reading = ws._is_receiving = ws._is_sending = False
-        ws._is_ended = ws._is_broken = ws._closing = False
-        ws._feed(unread)
+        ws._is_receiving = ws._is_sending = False
+        ws._wire.feed(unread)
         return ws
 
-    _is_broken: bool
-    """The stream is, or half a message was sent on it."""
-    _cause: BaseException | None
-    _close_time: float
-    _closing: bool
-    """`aclose` was called."""
-    _decoder: StreamDecoder
     _deflater: Deflater | None
     _inflater: Inflater | None
     _is_client: bool
-    _is_ended: bool
-    """The stream is: nothing more can be read."""
-    _is_reading: bool
     _is_receiving: bool
     _is_sending: bool
-    _news: trio.lowlevel.ParkingLot
-    """Tasks that wait for what another one reads, or for room."""
-    _reading_scope: trio.CancelScope | None
     _request: Request | None
-    _sending: trio.Lock
     _subprotocol: str | None
-    _unsent: bytes
-    """The answer to the handshake, until it is sent."""
+    _wire: StreamWire
 
     def __repr__(self) -> str:
         code = self.close_code
         state = "open" if code is None else f"closed {code}"
         return f"<trio_wknet.StreamWebSocket {state} over {self.stream!r}>"
 
-    # --- reading -------------------------------------------------------------
-
-    def _feed(self, data: Buffer) -> None:
-        """Bytes have come."""
-        if not self._decoder.feed(data):
-            self._break(MemoryError("no memory for a message"))
-
-    def _break(self, cause: BaseException | None, *, ended: bool = True) -> None:
-        """Nothing more can be sent, and, if it has `ended`, received."""
-        self._is_broken = True
-        self._is_ended = self._is_ended or ended
-        self._cause = self._cause or cause
-        self._news.unpark_all()
-
-    def _is_over(self) -> bool:
-        """Whether no message will come but those that are there."""
-        return self._is_ended or self._closing or self._decoder.is_over
-
-    async def _read(self) -> None:
-        """Read from the stream, or wait until another task has; and answer what asks for it.
-        It is cancelled by `aclose`, too, and then returns."""
-        if self._is_reading:
-            await self._news.park()
-            return
-        self._is_reading = True
-        try:
-            with trio.CancelScope() as self._reading_scope:
-                data = await self.stream.receive_some()
-                if data:
-                    self._feed(data)
-                else:
-                    self._is_ended = True
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-            self._break(exc)
-        finally:
-            self._is_reading = False
-            self._reading_scope = None
-            self._news.unpark_all()
-        await self._answer()
-
-    async def _read_ahead(self) -> None:
-        """Read, unless there is much that nobody has received."""
-        if self._decoder.buffered >= AHEAD:
-            await self._news.park()
-        else:
-            await self._read()
-
-    async def _keep_reading(self) -> None:
-        """Read, and answer pings, until the end, though nobody receives: for a task of its own."""
-        while not self._is_over():
-            await self._read_ahead()
+    @property
+    def stream(self) -> trio.abc.Stream:
+        """The stream, which is closed along with the WebSocket. Use it for nothing else."""
+        return self._wire.stream
 
     # --- receiving -----------------------------------------------------------
 
@@ -228,11 +132,12 @@ class StreamWebSocket(trio.abc.Channel[str | bytes]):
         Raises:
           ConnectionClosed: if there are none, and none will come.
         """
+        wire = self._wire
         messages: list[str | bytes] = []
-        if self._closing:
+        if wire.is_closing:
             raise self._why_closed(sending=False)
         try:
-            while len(messages) < most and (message := self._decoder.take()) is not None:
+            while len(messages) < most and (message := wire.decoder.take()) is not None:
                 if isinstance(message, tuple):
                     message = self._inflated(*message)
                     if message is None:
@@ -242,9 +147,9 @@ class StreamWebSocket(trio.abc.Channel[str | bytes]):
             if not messages:
                 raise
         if messages:
-            self._decoder.count_batch()
-            self._news.unpark_all()
-        elif self._is_over():
+            wire.decoder.count_batch()
+            wire.make_room()
+        elif wire.is_over():
             raise self._why_closed(sending=False)
         return messages
 
@@ -254,25 +159,31 @@ class StreamWebSocket(trio.abc.Channel[str | bytes]):
         try:
             return self._inflater.message(packed, is_text=is_text)
         except Unacceptable as refusal:
-            self._decoder.refuse(refusal.code, refusal.reason)
+            self._wire.decoder.refuse(refusal.code, refusal.reason)
             return None
 
+    async def _keep_reading(self) -> None:
+        """Read, and answer pings, until the end, though nobody receives: for a task of its own."""
+        while not self._wire.is_over():
+            await self._wire.read_ahead()
+
     async def _receive(self, most: int) -> list[str | bytes]:
+        wire = self._wire
         with self._receiver():
             await trio.lowlevel.checkpoint()
             while True:
                 # What the decoder asks for goes out before it is handed on: who receives
                 # rarely need not be who answers late.
-                if self._is_due():
-                    await self._answer()
+                if wire.is_due():
+                    await wire.answer()
                 try:
                     messages = self._take(most)
                 except ConnectionClosed:
-                    await self._answer()
+                    await wire.answer()
                     raise
                 if messages:
                     return messages
-                await self._read()
+                await wire.read()
 
     async def receive(self) -> str | bytes:
         """Wait for a message, and return it. A checkpoint.
@@ -343,76 +254,36 @@ class StreamWebSocket(trio.abc.Channel[str | bytes]):
 
     # --- sending -------------------------------------------------------------
 
-    def _is_due(self) -> bool:
-        return bool(self._unsent) or self._decoder.is_due
-
-    async def _answer(self) -> None:
-        """Send what is due, unless another task is sending: then that one does it."""
-        while self._is_due() and not self._is_broken:
-            try:
-                self._sending.acquire_nowait()
-            except trio.WouldBlock:
-                return
-            try:
-                await self._send_due()
-            finally:
-                self._sending.release()
-
-    async def _send_due(self) -> None:
-        """Send what is due, by who holds the lock. When this returns nothing is, or all is
-        broken."""
-        while self._is_due() and not self._is_broken:
-            frames = self._unsent + self._decoder.answers()
-            self._unsent = b""
-            seconds = min(self._close_time, ANSWER_TIME)
-            with trio.move_on_after(seconds, shield=True) as scope:
-                await self._send_bytes(frames)
-            if scope.cancelled_caught:
-                self._break(trio.TooSlowError("the peer does not read"))
-
-    async def _send_bytes(self, data: bytes) -> None:
-        """By who holds the lock. Whether it was sent shows in `_is_broken`."""
-        whole = False
-        try:
-            await self.stream.send_all(data)
-            whole = True
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-            # What the peer has sent may still be received, its close frame included.
-            self._break(exc, ended=False)
-            whole = True
-        finally:
-            if not whole:
-                self._break(None)
-
     async def _send_response(self) -> bool:
         """Send the answer to the handshake. Whether that was possible."""
-        await self._answer()
-        return not self._is_broken
+        await self._wire.answer()
+        return not self._wire.is_broken
 
     def _ensure_may_send(self) -> None:
-        if self._is_broken or self._closing or self._decoder.said_goodbye:
+        if self._wire.is_broken or self._wire.is_closing or self._wire.decoder.said_goodbye:
             raise self._why_closed(sending=True)
 
     async def _send(self, payloads: Sequence[tuple[bool, Buffer]]) -> None:
         """Send messages, each given as whether it is text, and its bytes."""
+        wire = self._wire
         if self._is_sending:
             raise trio.BusyResourceError("another task is sending")
         self._ensure_may_send()
         self._is_sending = True
         try:
-            await self._sending.acquire()
+            await wire.sending.acquire()
             try:
-                await self._send_due()
+                await wire.send_due()
                 await trio.lowlevel.checkpoint_if_cancelled()
                 self._ensure_may_send()
                 frames = b"".join([self._frame(*payload) for payload in payloads])
-                await self._send_bytes(frames)
-                if self._is_broken:
+                await wire.send_bytes(frames)
+                if wire.is_broken:
                     raise self._why_closed(sending=True)
-                self._decoder.count_sent(len(payloads), len(frames))
-                await self._send_due()
+                wire.decoder.count_sent(len(payloads), len(frames))
+                await wire.send_due()
             finally:
-                self._sending.release()
+                wire.sending.release()
         finally:
             self._is_sending = False
 
@@ -420,9 +291,9 @@ class StreamWebSocket(trio.abc.Channel[str | bytes]):
         """Compressed by who holds the lock: a message refers to those before it."""
         deflater = self._deflater
         if deflater is None or memoryview(payload).nbytes < deflater.threshold:
-            return self._decoder.message(is_text, payload, compressed=False)
+            return self._wire.decoder.message(is_text, payload, compressed=False)
         packed = deflater.compress(memoryview(payload))
-        return self._decoder.message(is_text, packed, compressed=True)
+        return self._wire.decoder.message(is_text, packed, compressed=True)
 
     async def send(self, message: str | Buffer) -> None:
         """Send a message. A checkpoint.
@@ -469,14 +340,15 @@ class StreamWebSocket(trio.abc.Channel[str | bytes]):
 
     async def _send_pong(self, payload: bytes) -> None:
         """Send a pong that nobody has asked for."""
-        await self._sending.acquire()
+        wire = self._wire
+        await wire.sending.acquire()
         try:
             self._ensure_may_send()
-            await self._send_bytes(self._decoder.pong(payload))
-            await self._send_due()
+            await wire.send_bytes(wire.decoder.pong(payload))
+            await wire.send_due()
         finally:
-            self._sending.release()
-        if self._is_broken:
+            wire.sending.release()
+        if wire.is_broken:
             raise self._why_closed(sending=True)
 
     # --- control frames ------------------------------------------------------
@@ -501,26 +373,22 @@ class StreamWebSocket(trio.abc.Channel[str | bytes]):
         """
         data = None if payload is None else control_payload(payload)
         self._ensure_may_send()
-        number = self._decoder.add_ping(data)
+        number = self._wire.decoder.add_ping(data)
         start = trio.current_time()
         try:
             await trio.lowlevel.checkpoint()
-            await self._answer()
-            await self._read_until(lambda: self._is_answered(number))
+            await self._wire.answer()
+            await self._wire.read_until(lambda: self._is_answered(number))
         finally:
-            self._decoder.forget_ping(number)
+            self._wire.decoder.forget_ping(number)
         return trio.current_time() - start
 
     def _is_answered(self, number: int) -> bool:
-        if self._decoder.is_answered(number):
+        if self._wire.decoder.is_answered(number):
             return True
-        if self._is_over() or self._is_broken:
+        if self._wire.is_over() or self._wire.is_broken:
             raise self._why_closed(sending=True)
         return False
-
-    async def _read_until(self, condition: Callable[[], bool]) -> None:
-        while not condition():
-            await self._read_ahead()
 
     # --- the end -------------------------------------------------------------
 
@@ -545,73 +413,63 @@ class StreamWebSocket(trio.abc.Channel[str | bytes]):
         self._say_goodbye(code, close_reason(code, reason))
         done = False
         try:
-            with trio.move_on_after(self._close_time):
-                await self._answer()
-                await self._read_until(self._is_closed)
-                await self._end_stream()
+            with trio.move_on_after(self._wire.close_time):
+                await self._wire.answer()
+                await self._wire.read_until(self._is_closed)
+                await self._wire.end()
                 done = True
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
         finally:
-            self._is_ended = True
+            self._wire.is_ended = True
             if not done:
                 await trio.aclose_forcefully(self.stream)
 
     async def _end_early(self) -> None:
         """After the peer's goodbye: end the stream, and keep the messages that came."""
         try:
-            with trio.move_on_after(self._close_time):
-                await self._end_stream()
+            with trio.move_on_after(self._wire.close_time):
+                await self._wire.end()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
-        self._is_ended = True
-
-    async def _end_stream(self) -> None:
-        """A kernel drops what was sent last if a socket is closed with unread bytes. So the
-        peer's are read to their end, where the stream can say that there are no more of ours."""
-        stream = self.stream
-        async with self._sending:  # who has it may be sending our close frame
-            if isinstance(stream, trio.abc.HalfCloseableStream) and not self._is_broken:
-                await stream.send_eof()
-                await self._read_until(lambda: self._is_ended)
-        await stream.aclose()
+        self._wire.is_ended = True
 
     def _say_goodbye(self, code: int, reason: bytes) -> None:
         """Have our close frame sent, if that was not done, and drop all messages. `code` 1005 is
         an empty frame."""
-        self._closing = True
-        if not self._is_ended:
-            self._decoder.say_goodbye(code, reason)
-        self._decoder.discard()
-        if self._reading_scope is not None:
-            self._reading_scope.cancel()
-        self._news.unpark_all()
+        wire = self._wire
+        if not wire.is_ended:
+            wire.decoder.say_goodbye(code, reason)
+        wire.decoder.discard()
+        wire.stop()
 
     def _is_closed(self) -> bool:
         """Whether nothing of the closing handshake is to be waited for."""
-        if self._is_ended or self._is_broken:
+        wire = self._wire
+        if wire.is_ended or wire.is_broken:
             return True
-        waits_for_end = self._is_client and self._decoder.was_closed_by_peer
-        return self._decoder.is_over and not waits_for_end
+        waits_for_end = self._is_client and wire.decoder.was_closed_by_peer
+        return wire.decoder.is_over and not waits_for_end
 
     def _close_state(
         self,
     ) -> tuple[int | None, str, Literal["peer", "local", "network"] | None]:
-        code, reason, by = self._decoder.close_state()
-        if code is None and (self._is_ended or self._is_broken):
+        wire = self._wire
+        code, reason, by = wire.decoder.close_state()
+        if code is None and (wire.is_ended or wire.is_broken):
             return LOST, "", "local" if self._is_closed_here() else "network"
         return code, reason, by
 
     def _is_closed_here(self) -> bool:
         """Whether the stream was closed by this program, if not by `aclose`."""
-        return isinstance(self._cause, trio.ClosedResourceError)
+        return isinstance(self._wire.cause, trio.ClosedResourceError)
 
     def _why_closed(self, *, sending: bool) -> ConnectionClosed:
         code, reason, by = self._close_state()
-        cause = self._cause
+        cause = self._wire.cause
         if isinstance(cause, trio.BrokenResourceError) and cause.__cause__ is not None:
             cause = cause.__cause__
-        here = self._closing or self._is_closed_here()
+        here = self._wire.is_closing or self._is_closed_here()
         if code is None:
             code, by = LOST, "network" if not here else "local"
         assert by is not None
@@ -648,7 +506,7 @@ class StreamWebSocket(trio.abc.Channel[str | bytes]):
         Returns:
           The numbers of messages, bytes, batches and pings.
         """
-        return websocket_statistics(self._decoder.counters())
+        return websocket_statistics(self._wire.decoder.counters())
 
 
 def _most(max_messages: object) -> int:

@@ -2,7 +2,7 @@
 
 The decoder is the reactor's (reactor/websocket.pxd), with a ring and a pool of its own. All of
 it belongs to Trio's thread, and is called under the GIL. So there is no lock, and what is due
-to be sent is taken by whoever sends on the stream (_websocket/stream.py).
+to be sent is taken by whoever sends on the stream (_websocket/stream_wire.py).
 """
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
