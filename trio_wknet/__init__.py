@@ -13,6 +13,7 @@ from trio_wknet._drop_in.functions import (
 from trio_wknet._drop_in.install import install, run, uninstall
 from trio_wknet._engine import Engine, open_engine, open_wknet_listener
 from trio_wknet._errors import (
+    BroadcastIncomplete,
     ConnectionClosed,
     DelimiterNotFound,
     FrameTooLong,
@@ -23,6 +24,7 @@ from trio_wknet._errors import (
 )
 from trio_wknet._frame_channel import FrameChannel
 from trio_wknet._framing import Delimited, FixedLength, LengthPrefixed, VarintPrefixed
+from trio_wknet._group import Broadcast, BroadcastResult, Group, Groups
 from trio_wknet._listener import Listener
 from trio_wknet._native.public.ringbuffer import RingBuffer
 from trio_wknet._native.public.timer import Timer
@@ -51,6 +53,9 @@ from trio_wknet._websocket.stream import StreamWebSocket
 __version__ = "0.1.0"
 
 __all__ = [
+    "Broadcast",
+    "BroadcastIncomplete",
+    "BroadcastResult",
     "Conn",
     "ConnOptions",
     "ConnStatistics",
@@ -63,6 +68,8 @@ __all__ = [
     "FrameChannel",
     "FrameStatistics",
     "FrameTooLong",
+    "Group",
+    "Groups",
     "HandshakeError",
     "HandshakeRejected",
     "IncompleteRead",

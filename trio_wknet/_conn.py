@@ -164,7 +164,7 @@ class Conn(IdleWatch, StreamBase):  # type: ignore[misc]  # final, see _trio_bas
         None while it is open in both directions. ``"eof"``: the peer finished
         sending; it can still be sent to. ``"reset"``: the peer
         reset it. For another system error, its text. ``"closed"``,
-        ``"aborted"``, ``"detached"``: by this program. ``"idle"``: by its idle
+        ``"aborted"``, ``"detached"``: by this program. ``"slow"``: by `Group.broadcast_nowait`. ``"idle"``: by its idle
         timeout. ``"frame too long"``, ``"malformed frame"``: by `Listener.serve_frames`.
         ``"engine closed"``: with its engine.
         """

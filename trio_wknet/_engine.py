@@ -17,6 +17,7 @@ from trio_wknet._bridge import Bridge
 from trio_wknet._conn import Conn
 from trio_wknet._drop_in.bypass import bypass
 from trio_wknet._fork import watch_forks
+from trio_wknet._group import MAX_PENDING, Group, Groups
 from trio_wknet._listener import Listener
 from trio_wknet._native.trio.connections import Connections
 from trio_wknet._native.trio.core import Core
@@ -116,6 +117,7 @@ class Engine:
         self._core = Core(reactors, balance == "round_robin", make_conn, _virtual_clock())
         self._core.on_shortage = self._update_shortage
         self._connections = Connections(self._core)
+        self._groups = Groups._of(self)
         self._shortages = ShortageLog(
             "cannot watch a connection for now", "watches all connections again"
         )
@@ -183,6 +185,31 @@ class Engine:
         thread, and in a forked child.
         """
         return self._connections
+
+    def group(self, *, max_pending: int = MAX_PENDING) -> Group:
+        """Make a group of connections, to send the same messages to all of them. Not a
+        checkpoint. A group needs no closing.
+
+        Args:
+          max_pending: bytes that broadcasts in progress may hold, their lists of members (some
+              30 bytes each) included; by default 16 MiB. One that is larger is still sent, if
+              no other is in progress.
+
+        Returns:
+          A `Group`, empty.
+
+        Raises:
+          ValueError, TypeError: if an argument is invalid.
+          RuntimeError: if the engine is closed, or belongs to another thread.
+        """
+        self._core.ensure_usable()
+        return Group._of(self, max_pending)
+
+    @property
+    def groups(self) -> Groups:
+        """Groups by key, each of which exists while it has members: a live mapping, see
+        `Groups`."""
+        return self._groups
 
     @overload
     async def listen(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import trio
+
+if TYPE_CHECKING:
+    from trio_wknet._group import BroadcastResult
 
 
 def is_only(exc: BaseException, kind: type[BaseException]) -> bool:
@@ -193,3 +196,16 @@ class HandshakeRejected(HandshakeError):
         self,
     ) -> tuple[type[HandshakeRejected], tuple[int, tuple[tuple[str, str], ...], bytes]]:
         return type(self), (self.status, self.headers, self.body)
+
+
+class BroadcastIncomplete(Exception):
+    """Members of a `Group` were too slow for a broadcast that was to reach all
+    (``when_slow="error"``).
+
+    Attributes:
+      result: the `BroadcastResult`.
+    """
+
+    def __init__(self, result: BroadcastResult) -> None:
+        super().__init__(f"{result.skipped} members were too slow for a broadcast")
+        self.result = result

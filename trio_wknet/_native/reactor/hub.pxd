@@ -7,6 +7,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from ..base.atomics cimport wk_u32, wk_u32_load_relaxed, wk_u64
 from ..base.linux cimport epoll_event, monotonic_ns
+from .lists cimport list_empty
 from .mailbox cimport Batch, Mailbox, Notification, batch_add, notification_mark
 from .pool cimport Block, Pool
 from .slot cimport Link, Slot
@@ -33,6 +34,7 @@ cdef struct Hub:
     wk_u64 wakes            # statistics: how often it was
     Slot *beacon            # its notification reports what concerns no connection: that a
                             # reactor has none left, that the pool should be trimmed
+    Mailbox finished        # broadcasts that are done, each the `link` of its Job
     wk_u32 quiet_wanted     # the Trio side waits until no connection is left
     wk_u32 shared           # a child was forked, and may hold the same descriptors
     wk_u32 looks_awaited    # Trio waits for reactors to look: see stall.pyx
@@ -75,6 +77,8 @@ cdef struct Reactor:
     Slot *dead              # to be returned once the event batch ends
     Slot *spare             # for the next accept
     bint descriptor_freed   # something was closed in this turn
+    Job *broadcasts         # in the order in which they were given, by `link`
+    Job *last_broadcast     # if there are any
 
     wk_u32 kicked           # the eventfd has been written and not yet read
     wk_u32 stopping
@@ -88,6 +92,11 @@ cdef struct Reactor:
     wk_u32 connections      # statistics and least-connections
     wk_u64 turns
     wk_u64 events_seen
+
+cdef inline bint has_more(Reactor *reactor) noexcept nogil:
+    """Whether it has work that needs no event: it must not sleep."""
+    return not list_empty(&reactor.ready) or reactor.broadcasts != NULL
+
 
 cdef inline uint64_t hub_now(Hub *hub) noexcept nogil:
     return hub.virtual_now if hub.virtual else monotonic_ns()

@@ -16,11 +16,12 @@ from ..base.linux cimport (
 )
 from .accept cimport close_port, on_acceptable, rearm, retry, watch
 from .answer cimport answer
+from .broadcast cimport run_broadcasts
 from .closing cimport (
     close_gracefully, close_now, forget, leave_listener, on_closing_event, on_closing_timeout,
     reset,
 )
-from .hub cimport EVENTS, TIMER_TAG, WAKE_TAG, Job, Reactor, hub_now, notify
+from .hub cimport EVENTS, TIMER_TAG, WAKE_TAG, Job, Reactor, has_more, hub_now, notify
 from .idle cimport idle_due
 from .keep_alive cimport keep_alive, note_keep_alive
 from .lists cimport list_empty, list_remove
@@ -49,7 +50,7 @@ cdef void reactor_run(Reactor *reactor) noexcept nogil:
 cdef int _patience(Reactor *reactor) noexcept nogil:
     """How long a thread may sleep: in milliseconds, -1 for no limit."""
     cdef uint64_t at, now
-    if not list_empty(&reactor.ready):
+    if has_more(reactor):
         return 0
     if wk_u32_load(&reactor.asked) != wk_u32_load_relaxed(&reactor.looked):
         return 0
@@ -74,6 +75,7 @@ cdef void reactor_turn(Reactor *reactor, int timeout) noexcept nogil:
         _dispatch(reactor, &reactor.events[i])
     _run_commands(reactor)
     _run_jobs(reactor)
+    run_broadcasts(reactor)
     _continue_ready(reactor)
     _run_timeouts(reactor)
     _try_starved(reactor)

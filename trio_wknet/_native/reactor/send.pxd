@@ -10,6 +10,14 @@ cdef enum Sent:
     FULL = 1            # more than `limit` bytes would be unsent
     CLOSED = 2          # nothing can be sent any more
 
+# A message in two steps, for who has more to do in the visit to the lock.
+cdef Sent admit(
+    Reactor *reactor, Slot *slot, const iovec *spans, int count, uint32_t n, uint32_t limit,
+    uint32_t *state
+) noexcept nogil
+cdef Sent send_admitted(
+    Reactor *reactor, Slot *slot, const iovec *spans, int count, uint32_t n, uint32_t state
+) noexcept nogil
 cdef Sent send_message(
     Reactor *reactor, Slot *slot, const iovec *spans, int count, uint32_t limit
 ) noexcept nogil

@@ -29,28 +29,49 @@ cdef Sent send_message(
     for its turn: the rest of this message goes before that. If it is somebody's turn, the
     message goes behind what is queued; if the Trio side holds, it sees that when it lets go."""
     cdef uint32_t n = 0
-    cdef uint32_t state
+    cdef uint32_t state = 0
     cdef int i
-    cdef Sent outcome = ACCEPTED
+    cdef Sent outcome
     for i in range(count):
         n += <uint32_t>spans[i].iov_len
     pthread_mutex_lock(&slot.lock)
-    state = sender_state(slot)
-    if slot.state != OPEN or state & SHUT or slot.error or slot.pending_error:
-        outcome = CLOSED
-    elif ring_len(&slot.outbound) + n > limit:
-        outcome = FULL
-    else:
-        state = wk_u32_or(&slot.mail.sending.owner, QUEUED)
-        # Without memory QUEUED is wrong, which does no harm: the owner checks the ring.
-        if state and not ring_write_spans(&slot.outbound, reactor.pool, spans, count, n):
-            outcome = FULL
+    outcome = admit(reactor, slot, spans, count, n, limit, &state)
     pthread_mutex_unlock(&slot.lock)
-    if outcome == ACCEPTED and state == 0:
-        outcome = _send_first(reactor, slot, spans, count, n)
-    elif outcome == ACCEPTED and not state & HELD and not slot.draining:
-        flush(reactor, slot)
+    if outcome == ACCEPTED:
+        outcome = send_admitted(reactor, slot, spans, count, n, state)
     return outcome
+
+
+cdef Sent admit(
+    Reactor *reactor, Slot *slot, const iovec *spans, int count, uint32_t n, uint32_t limit,
+    uint32_t *state
+) noexcept nogil:
+    """Under the lock: give a message of `n` bytes its place. It is behind what is queued, and
+    there it is copied to; or, if it is nobody's turn, the turn is the reactor's from here on.
+    `state` says whose turn it was. `send_admitted` must follow."""
+    cdef uint32_t seen = sender_state(slot)
+    if slot.state != OPEN or seen & SHUT or slot.error or slot.pending_error:
+        return CLOSED
+    if ring_len(&slot.outbound) + n > limit:
+        return FULL
+    seen = wk_u32_or(&slot.mail.sending.owner, QUEUED)
+    state[0] = seen
+    # Without memory QUEUED is wrong, which does no harm: the owner checks the ring.
+    if seen and not ring_write_spans(&slot.outbound, reactor.pool, spans, count, n):
+        return FULL
+    return ACCEPTED
+
+
+cdef Sent send_admitted(
+    Reactor *reactor, Slot *slot, const iovec *spans, int count, uint32_t n, uint32_t state
+) noexcept nogil:
+    """Send a message that was admitted, as far as the kernel takes it, unless that is the Trio
+    side's to do."""
+    if state == 0:
+        return _send_first(reactor, slot, spans, count, n)
+    if not state & HELD and not slot.draining:
+        flush(reactor, slot)
+    return ACCEPTED
 
 
 cdef Sent _send_first(

@@ -85,6 +85,7 @@ cdef enum Completion:
     SHORTAGE = 512      # of a LISTENER, and of the beacon for connections: something
                         # has begun to wait for descriptors or memory, or goes on
     CONTROL = 1024      # of a WebSocket: a ping was answered, or nothing more will come
+    BROADCAST = 2048    # of the beacon: broadcasts are done
 
 # Bits of `command`: what the Trio side, or the reactor that accepted, asks for.
 cdef enum Command:

@@ -1,9 +1,11 @@
 # The Trio side's handle on a hub: owned by an Engine, used from one thread.
 from libc.stdint cimport uint32_t, uint64_t
 
+from ..reactor.broadcast cimport BroadcastJob
 from ..reactor.hub cimport Hub
 from ..reactor.mailbox cimport Notification
 from ..reactor.slot cimport Limits, Slot
+from .broadcasts cimport Broadcasts
 from .cork cimport Corks
 from .operation cimport Operation
 from .send_batch cimport SendBatch
@@ -46,6 +48,14 @@ cdef class Endpoint(Undone):
     cdef int ensure_thread(self) except -1
 
 
+cdef class Audience(Undone):
+    """What a connection is a member of, and what is told of broadcasts: a `Group`. All run in
+    Trio's thread and never raise."""
+    cdef void left(self, uint64_t handle) noexcept
+    cdef void unframed(self, uint64_t handle) noexcept
+    cdef void done(self, BroadcastJob *job) noexcept
+
+
 cdef class Server(Undone):
     """What a slot's `server` points to: what serves connections in event mode. It
     outlives the time for which its connections are claimed."""
@@ -73,6 +83,8 @@ cdef class Core:
     cdef readonly uint32_t claimed      # connections that the application knows
     cdef readonly SendBatch send_batch
     cdef Corks corks
+    cdef Broadcasts broadcasts
+    cdef dict memberships       # by handle: an Audience, or a set of them
     cdef SpinPolicy spin_policy
     cdef StallWatch stall
     cdef dict headers           # PROXY headers of open connections, by handle
@@ -100,6 +112,10 @@ cdef class Core:
     cdef int check_thread(self) except -1
     cdef void post(self, Slot *slot, uint32_t bits) noexcept
     cdef void uncork(self, Slot *slot) noexcept
+    cdef void settle(self, Slot *slot) noexcept
+    cdef void leave_groups(self, Slot *slot) noexcept
+    cdef void unframed(self, Slot *slot) noexcept
+    cdef void _end_broadcasts(self) noexcept
     cdef void end_sending(self, Slot *slot, bint torn) noexcept
     cdef void end_turn(self) noexcept
     cdef void start(self, Slot *slot) noexcept

@@ -15,8 +15,9 @@ from ..base.atomics cimport (
 )
 from ..base.linux cimport errno, monotonic_ns, pthread_mutex_lock, pthread_mutex_unlock
 from ..reactor.answer cimport draw_key
+from ..reactor.broadcast cimport BroadcastJob
 from ..reactor.closing cimport close_now
-from ..reactor.hub cimport Reactor, least_loaded
+from ..reactor.hub cimport Reactor, has_more, least_loaded
 from ..reactor.lists cimport list_empty
 from ..reactor.mailbox cimport (
     Notification, notification_mark, notification_take, mailbox_push, mailbox_take,
@@ -30,7 +31,7 @@ from ..reactor.sender cimport (
 )
 from ..reactor.setup cimport hub_free, hub_new
 from ..reactor.slot cimport (
-    ADD, CONNECTION, DROP, ENDED, FLUSH, GONE, LISTENER, QUIET, RELEASED, SHORTAGE, TRIM, WATCH,
+    ADD, BROADCAST, CONNECTION, DROP, ENDED, FLUSH, GONE, LISTENER, QUIET, RELEASED, SHORTAGE, TRIM, WATCH,
     Limits, Slot, slot_of_completion,
 )
 from ..reactor.slot_map cimport (
@@ -42,6 +43,7 @@ from ..reactor.websocket cimport (
     CLOSE_DUE, MAX_ANSWER, Decoder, Due, decoder_answer, decoder_of,
 )
 from ..reactor.wheel cimport NEVER, wheel_next
+from .broadcasts cimport broadcasts_remove, broadcasts_settle
 from .cork cimport corks_free
 from .framed cimport framed_unlink
 from .operation cimport HALF_DONE, UNDONE, WOKEN_UP, Operation, Wake
@@ -198,6 +200,17 @@ cdef class Endpoint:
         self.ensure_thread()
 
 
+cdef class Audience:
+    cdef void left(self, uint64_t handle) noexcept:
+        pass
+
+    cdef void unframed(self, uint64_t handle) noexcept:
+        pass
+
+    cdef void done(self, BroadcastJob *job) noexcept:
+        pass
+
+
 cdef class Server:
     cdef void completed(self, Slot *slot, uint32_t bits) noexcept:
         pass
@@ -236,6 +249,7 @@ cdef class Core:
         self.headers = {}
         self.excused = {}
         self.searches = {}
+        self.memberships = {}
         self.send_batch = SendBatch()
         spin_policy_new(&self.spin_policy)
         stall_watch_new(&self.stall)
@@ -419,7 +433,7 @@ cdef class Core:
     def unfinished(self):
         """Whether the in-loop reactor needs another turn without waiting."""
         self.require_hub()
-        return self.hub.in_loop and not list_empty(&self.hub.reactors[0].ready)
+        return self.hub.in_loop and has_more(self.hub.reactors[0])
 
     cdef void drain(self) noexcept:
         """Hand the completions that are there now to their endpoints, which reschedule tasks
@@ -437,6 +451,8 @@ cdef class Core:
     cdef void on_beacon(self, uint32_t bits) noexcept:
         if bits & TRIM:
             pool_trim_idle(self.hub.pool)
+        if bits & BROADCAST:
+            self._end_broadcasts()
         if bits & ENDED and self.on_quiet is not None:
             callback, self.on_quiet = self.on_quiet, None
             try:
@@ -533,6 +549,45 @@ cdef class Core:
         if not self.forked and sender_flush(slot, self.hub.pool, self.now()):
             self.post(slot, FLUSH)
 
+    cdef void settle(self, Slot *slot) noexcept:
+        """Before this side sends on a connection, or lets go of it: queue the broadcasts that
+        have not come to it yet, so that they are not overtaken."""
+        if (self.broadcasts.first != NULL and not self.forked
+                and broadcasts_settle(&self.broadcasts, slot, self.hub.pool)):
+            self.post(slot, FLUSH)
+
+    cdef void _end_broadcasts(self) noexcept:
+        """Take the jobs that reactors have done."""
+        cdef Notification *link = mailbox_take(&self.hub.finished)
+        cdef BroadcastJob *job
+        cdef Audience audience
+        while link != NULL:
+            job = <BroadcastJob *>link      # its first field's first field
+            link = link.next
+            broadcasts_remove(&self.broadcasts, job)
+            audience = <Audience>job.audience
+            audience.done(job)
+
+    cdef void leave_groups(self, Slot *slot) noexcept:
+        """A connection is let go of, and with that leaves its groups."""
+        cdef uint64_t handle = wk_u64_load(&slot.handle)
+        where = take_entry(self.memberships, slot)
+        if isinstance(where, Audience):
+            (<Audience>where).left(handle)
+        elif where is not None:
+            for audience in <set>where:
+                (<Audience>audience).left(handle)
+
+    cdef void unframed(self, Slot *slot) noexcept:
+        """It leaves the groups that send frames to it."""
+        cdef uint64_t handle = wk_u64_load(&slot.handle)
+        where = self.memberships.get(handle) if self.memberships else None
+        if isinstance(where, Audience):
+            (<Audience>where).unframed(handle)
+        elif where is not None:
+            for audience in list(where):
+                (<Audience>audience).unframed(handle)
+
     cdef void end_turn(self) noexcept:
         """Send what this turn's tasks, or callbacks, have corked."""
         cdef Slot *slot
@@ -551,6 +606,7 @@ cdef class Core:
         rest will not be."""
         if self.forked:
             return
+        self.settle(slot)
         if slot.corked:
             self.uncork(slot)
         sender_end(slot, self.hub.pool, torn)
@@ -586,7 +642,7 @@ cdef class Core:
         cdef Reactor *reactor = self.hub.reactors[0]
         return (
             mailbox_waiting(&self.hub.completions)
-            or not list_empty(&reactor.ready)
+            or has_more(reactor)
             or (reactor.descriptor_freed and not list_empty(&reactor.starved))
         )
 
@@ -640,6 +696,7 @@ cdef class Core:
         slot.claimed = False
         slot.server = NULL
         if slot.kind == CONNECTION:
+            self.leave_groups(slot)
             if slot.by_kind.scan != NULL:
                 if decoder_of(slot) != NULL:
                     _say_last(self, slot)
@@ -729,6 +786,8 @@ cdef class Core:
         for i in range(self.hub.count):
             reactor = self.hub.reactors[i]
             reactor_turn(reactor, 0)
+            while reactor.broadcasts != NULL:
+                reactor_turn(reactor, 0)
             if reactor.spare != NULL:
                 slot_map_return(self.hub.slot_map, reactor.spare)
                 reactor.spare = NULL
@@ -861,7 +920,7 @@ cdef void woke(Core core, bint rung) noexcept:
         core.try_undone()
     core.send_batch.begin_turn()
     if core.hub.in_loop:
-        if rung or not list_empty(&core.hub.reactors[0].ready) or core.hub.virtual:
+        if rung or has_more(core.hub.reactors[0]) or core.hub.virtual:
             _turn_in_loop(core)
         else:
             stall_turned(&core.stall, core.hub, False)
@@ -874,7 +933,7 @@ cdef void _turn_in_loop(Core core) noexcept:
         reactor_turn(reactor, 0)
         # The pump may be parked, under a virtual clock, or gone, at a run's end; and the
         # edges of what is left to read were consumed. So signal that there is more.
-        if not list_empty(&reactor.ready):
+        if has_more(reactor):
             eventfd_signal(reactor.wakefd)
     stall_turned(&core.stall, core.hub, reactor.full)
     core.show_alarm()

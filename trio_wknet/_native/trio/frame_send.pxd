@@ -1,4 +1,10 @@
+from ..reactor.framing cimport FramingSpec
 from .frames cimport Frames
+
+cdef str frame_objection(const FramingSpec *spec, const char *data, size_t n)
+cdef unsigned char *put_frame(
+    const FramingSpec *spec, unsigned char *out, const void *data, size_t n
+) noexcept
 
 
 cdef class FrameSend(Frames):

@@ -34,7 +34,7 @@ cdef enum:
 # --- encoding ----------------------------------------------------------------------------
 
 
-cdef str _objection(const FramingSpec *spec, const char *data, size_t n):
+cdef str frame_objection(const FramingSpec *spec, const char *data, size_t n):
     """Why a frame would not be delivered to the peer as it is; None if it would."""
     if spec.kind == FIXED_LENGTH:
         if n != spec.max_frame:
@@ -124,6 +124,16 @@ cdef unsigned char *_put_delimiter(const FramingSpec *spec, unsigned char *out) 
     return out + spec.delimiter_length
 
 
+cdef unsigned char *put_frame(
+    const FramingSpec *spec, unsigned char *out, const void *data, size_t n
+) noexcept:
+    """Write a frame; where it ends. It takes at most MAX_VARINT bytes, and the delimiter, more
+    than what is delivered."""
+    out = _put_header(spec, out, n)
+    memcpy(out, data, n)
+    return _put_delimiter(spec, out + n)
+
+
 @cython.final
 cdef class SendFrames(SendWhole):
     """Behind the frames' ends on the wire `ends` has those of what is delivered."""
@@ -156,7 +166,7 @@ cdef class SendFrames(SendWhole):
             for i in range(count):
                 self.look_at(self.frames[i], i, &payloads[i])
                 n = payloads[i].iov_len
-                why = _objection(spec, <const char *>payloads[i].iov_base, n)
+                why = frame_objection(spec, <const char *>payloads[i].iov_base, n)
                 if why is not None:
                     raise ValueError(f"{self.name_of(i)} {why}")
                 delivered += n
@@ -261,15 +271,13 @@ cdef class FrameSend(Frames):
                 return False
             n = PyBytes_GET_SIZE(<object>items[i])
             room += n + MAX_VARINT + spec.delimiter_length
-            if room > SMALL_SEND or _objection(
+            if room > SMALL_SEND or frame_objection(
                 spec, PyBytes_AS_STRING(<object>items[i]), n
             ) is not None:
                 return False
         for i in range(count):
             n = PyBytes_GET_SIZE(<object>items[i])
-            out = _put_header(spec, out, n)
-            memcpy(out, PyBytes_AS_STRING(<object>items[i]), n)
-            out = _put_delimiter(spec, out + n)
+            out = put_frame(spec, out, PyBytes_AS_STRING(<object>items[i]), n)
             delivered += n
         if out != wire:
             self.conn._send_or_queue(<const char *>wire, out - wire)

@@ -229,6 +229,7 @@ cdef class SendHalf(ReceiveSized):
             )
         if n == 0:
             return 0
+        self.core.settle(slot)
         while not sender_acquire(slot):
             if self.queue_behind(data, <uint32_t>n):
                 return 0
@@ -368,6 +369,8 @@ cdef class Sending(Operation):
         self.validate()
         self.conn.ensure_usable()
         self.conn.ensure_no_sender()
+        if self.conn.slot != NULL:
+            self.conn.core.settle(self.conn.slot)
         self.conn.sender = self
         return 0
 
