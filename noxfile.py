@@ -30,7 +30,16 @@ ONCE = [
     *("benchmarks", "scale_scripts", "docs", "docstrings", "layout", "stubs", "types", "haproxy"),
     *("cli_demo", "load", "load_cli", "load_modes", "load_options", "frame_fuzz", "mailbox"),
     *("stalls", "two_senders", "idle_descriptor", "proxy_protocol", "churn", "frames_model"),
-    *("pool", "ring", "slot_map", "wheel", "trim", "websocket_conformance", "websocket_decoder"),
+    *(
+        "pool",
+        "ring",
+        "slot_map",
+        "handles",
+        "wheel",
+        "trim",
+        "websocket_conformance",
+        "websocket_decoder",
+    ),
 ]
 PYTHONS = [THIS, *(v for v in ("3.10", "3.12", "3.13", "3.14", "3.15") if v != THIS)]
 
@@ -367,6 +376,7 @@ WATCHED = {
         "ring",
         "pool",
         "slot_map",
+        "handles",
         "wheel",
         "timing_wheel",
         "mailbox",
@@ -376,6 +386,7 @@ WATCHED = {
         *("websocket_decoder", "websocket_channel", "websocket_deflate", "websocket_stream"),
         "send_vectored",
         "two_senders",
+        "group",
         "views",
         "close_races",
         "load_modes",
@@ -388,7 +399,7 @@ WATCHED = {
         *("mailbox", "close_races", "load_modes", "stream_contract", "churn", *EVENTS),
         *("proxy_protocol", "trace", "send_batch", "spin"),
         *("listener", "reuse_port", "engine"),
-        *("two_senders", "frames_send", "frames_model"),
+        *("two_senders", "group", "frames_send", "frames_model"),
         *("websocket_channel", "websocket_two_sides", "websocket_keep_alive", "events_messages"),
     ],
 }

@@ -19,11 +19,14 @@ from helpers import ManualClock, plain_pair, read, until
 
 import trio_wknet
 from trio_wknet import (
+    Broadcast,
     Conn,
     Delimited,
     Engine,
     FixedLength,
     FrameChannel,
+    Group,
+    Groups,
     Limits,
     Listener,
     Timer,
@@ -162,9 +165,43 @@ ENGINE: dict[str, Callable[[Any], Any] | None] = {
     "adopt": lambda engine: engine.adopt(None),
     "connect": lambda engine: engine.connect("tcp://127.0.0.1:1"),
     "connections": None,
+    "group": lambda engine: engine.group(),
+    "groups": None,
     "listen": lambda engine: engine.listen(LOCAL),
     "reactors": None,
     "statistics": lambda engine: engine.statistics(),
+}
+members: list[Any] = []
+GROUP: dict[str, Callable[[Any], Any] | None] = {
+    "add": lambda group: group.add(members[0]),
+    "broadcast": lambda group: group.broadcast(b"stray"),
+    "broadcast_nowait": lambda group: group.broadcast_nowait(b"stray"),
+    "count": None,
+    "discard": lambda group: group.discard(members[0]),
+    "pending": None,
+    "__contains__": lambda group: members[0] in group,
+    "__iter__": lambda group: next(iter(group)),
+    "__len__": None,
+}
+GROUPS: dict[str, Callable[[Any], Any] | None] = {
+    "get": None,  # what a dict of the application's could do
+    "items": None,
+    "join": lambda groups: groups.join("another", members[0]),
+    "keys": None,
+    "leave": lambda groups: groups.leave("room", members[0]),
+    "values": None,
+    "__contains__": None,
+    "__getitem__": None,
+    "__iter__": None,
+    "__len__": None,
+}
+BROADCAST: dict[str, Callable[[Any], Any] | None] = {
+    "closed": None,
+    "jobs": None,
+    "queued": None,
+    "sent": None,
+    "skipped": None,
+    "wait": None,  # refused while it is in progress
 }
 CONNECTIONS: dict[str, Callable[[Any], Any] | None] = {
     "get": lambda connections: connections.get(1),
@@ -216,7 +253,8 @@ PROTOCOLS = {"__aenter__", "__aexit__", "__aiter__", "__anext__", "__enter__", "
     ("kind", "known"),
     [
         (Conn, CONN), (FrameChannel, CHANNEL), (Listener, LISTENER), (Engine, ENGINE),
-        (Connections, CONNECTIONS), (WebSocket, WEBSOCKET),
+        (Connections, CONNECTIONS), (Group, GROUP), (Groups, GROUPS), (Broadcast, BROADCAST),
+        (WebSocket, WEBSOCKET),
         (WebSocketListener, WEBSOCKET_LISTENER),
         (SocketFacade, SOCKET), (TimingWheel, WHEEL), (Timer, TIMER), (Trace, TRACE),
     ],
@@ -243,6 +281,7 @@ def test_all_is_known(kind: type, known: dict[str, Any]) -> None:
 
 # Which classes an application is given, and which of them belong to no thread.
 OF_NO_THREAD = {
+    "BroadcastIncomplete", "BroadcastResult",
     "ConnOptions", "ConnStatistics", "Delimited", "DelimiterNotFound", "EngineStatistics",
     "FixedLength", "FrameStatistics", "FrameTooLong", "IncompleteRead", "LengthPrefixed",
     "MalformedFrame", "VarintPrefixed", "ConnectionClosed", "HandshakeError",
@@ -257,8 +296,8 @@ OF_NO_THREAD = {
 def test_all_classes_are_known() -> None:
     classes = {name for name in trio_wknet.__all__ if isinstance(getattr(trio_wknet, name), type)}
     assert classes - OF_NO_THREAD == {
-        "Conn", "Engine", "FrameChannel", "Listener", "TLSStream", "Timer", "TimingWheel", "Trace",
-        "WebSocket", "WebSocketListener",
+        "Broadcast", "Conn", "Engine", "FrameChannel", "Group", "Groups", "Listener", "TLSStream",
+        "Timer", "TimingWheel", "Trace", "WebSocket", "WebSocketListener",
     }  # fmt: skip
 
 
@@ -369,6 +408,19 @@ async def test_a_websocket(pair: tuple[Conn, Conn]) -> None:
     await peer.send_all(b"\x81\x82\0\0\0\0ok")
     assert await websocket.receive() == "ok"
     assert websocket.statistics().messages_sent == 0
+
+
+async def test_a_group(engine: Engine, pair: tuple[Conn, Conn]) -> None:
+    conn, peer = pair
+    members[:] = [conn]
+    groups = engine.groups
+    group = groups.join("room", conn)
+    await refuses(group, GROUP)
+    await refuses(groups, GROUPS)
+    assert list(group) == [conn]
+    assert list(groups) == ["room"]
+    await group.broadcast_nowait(b"ok").wait()
+    assert await peer.receive_exactly(2) == b"ok"
 
 
 async def test_a_websocket_listener(engine: Engine) -> None:

@@ -164,8 +164,9 @@ class Conn(IdleWatch, StreamBase):  # type: ignore[misc]  # final, see _trio_bas
         None while it is open in both directions. ``"eof"``: the peer finished
         sending; it can still be sent to. ``"reset"``: the peer
         reset it. For another system error, its text. ``"closed"``,
-        ``"aborted"``, ``"detached"``: by this program. ``"slow"``: by `Group.broadcast_nowait`. ``"idle"``: by its idle
-        timeout. ``"frame too long"``, ``"malformed frame"``: by `Listener.serve_frames`.
+        ``"aborted"``, ``"detached"``: by this program. ``"slow"``: by a broadcast of a
+        `Group`, because the peer did not read. ``"idle"``: by its idle timeout. ``"frame too
+        long"``, ``"malformed frame"``: by `Listener.serve_frames`.
         ``"engine closed"``: with its engine.
         """
         return self._reason()

@@ -209,3 +209,6 @@ class BroadcastIncomplete(Exception):
     def __init__(self, result: BroadcastResult) -> None:
         super().__init__(f"{result.skipped} members were too slow for a broadcast")
         self.result = result
+
+    def __reduce__(self) -> tuple[type[BroadcastIncomplete], tuple[BroadcastResult]]:
+        return type(self), (self.result,)

@@ -61,12 +61,14 @@ class Broadcast(Broadcasting):
     def __init__(self, *_: NoReturn, **__: NoReturn) -> None:
         raise TypeError("a Broadcast cannot be constructed; Group.broadcast_nowait returns one")
 
+    _engine: Engine
     _done: Latch
     _fails: bool
 
     @classmethod
     def _of(cls, engine: Engine, *, fails: bool) -> Broadcast:
         broadcast = cls.__new__(cls)
+        broadcast._engine = engine
         broadcast._done = Latch(engine._core)
         broadcast._fails = fails
         return broadcast
@@ -81,7 +83,11 @@ class Broadcast(Broadcasting):
         Raises:
           BroadcastIncomplete: some members were slow, and the broadcast was begun with
               ``when_slow="error"``. The others have it.
+          RuntimeError: it is in progress, and this was called in another thread, or in a
+              forked child.
         """
+        if self.jobs:
+            self._engine._core.ensure_usable()
         await self._done.wait()
         result = BroadcastResult(
             sent=self.sent, queued=self.queued, skipped=self.skipped, closed=self.closed
@@ -103,7 +109,7 @@ class Group(Members):
     ``len(group)``, ``member in group``, and iteration, over the `Conn` objects of those who
     were members when it began and still are.
 
-    Methods raise `RuntimeError` in another thread than the engine's, in a forked child, and
+    Its methods raise `RuntimeError` in another thread than the engine's, in a forked child, and
     once the engine is closed.
     """
 
@@ -239,6 +245,7 @@ class Group(Members):
         Raises:
           ValueError, TypeError: as there.
         """
+        self._engine._core.ensure_usable()
         fails = _fails(when_slow)
         excluded = tuple(exclude)
         async with self._turn:

@@ -10,6 +10,10 @@ from .base.atomics cimport (
     wk_u32_load, wk_u64, wk_u64_add, wk_u64_exchange, wk_u64_load, wk_u64_load_relaxed,
 )
 from .base.linux cimport iovec
+from .reactor.handles cimport (
+    ADDED, NOWHERE, HandleSet, handles_add, handles_copy, handles_discard, handles_find,
+    handles_free,
+)
 from .reactor.hub cimport Job, Reactor
 from .reactor.framing cimport (
     DELIMITED, FIXED_LENGTH, FRAME_MALFORMED, FRAME_READY, FRAME_TOO_LONG, FRAME_WAIT,
@@ -300,6 +304,41 @@ cdef WheelNode *_member_node(void *owner, uint32_t index) noexcept nogil:
 
 cdef uint64_t _member_due(void *owner, uint32_t index) noexcept nogil:
     return (<Member *>owner)[index].due
+
+
+cdef class Handles:
+    """A set of handles with a Python face, for tests."""
+    cdef HandleSet _handles
+
+    def __dealloc__(self):
+        handles_free(&self._handles)
+
+    def __len__(self):
+        return self._handles.count
+
+    @property
+    def room(self):
+        return self._handles.room
+
+    def __contains__(self, uint64_t handle):
+        return handles_find(&self._handles, handle) != NOWHERE
+
+    def add(self, uint64_t handle):
+        """Whether it was not there."""
+        return handles_add(&self._handles, handle) == ADDED
+
+    def discard(self, uint64_t handle):
+        """Whether it was there."""
+        return handles_discard(&self._handles, handle)
+
+    def copied(self):
+        """What a copy has, as a list."""
+        cdef HandleSet copy
+        if not handles_copy(&copy, &self._handles):
+            raise MemoryError
+        found = [copy.places[i] for i in range(copy.room) if copy.places[i] != 0]
+        handles_free(&copy)
+        return found
 
 
 cdef class NodeWheel:

@@ -14,6 +14,7 @@ else:
 class Form: ...
 
 class Broadcasting:
+    jobs: int
     sent: int
     queued: int
     skipped: int

@@ -128,7 +128,7 @@ cdef class Broadcasting:
     cdef readonly uint32_t queued
     cdef readonly uint32_t skipped
     cdef readonly uint32_t closed
-    cdef uint32_t jobs              # that are not done
+    cdef readonly uint32_t jobs     # that are not done
     cdef size_t size                # bytes that it holds until all are
     cdef bint closes_slow
     cdef object on_done             # called once, when all are
@@ -301,6 +301,7 @@ cdef class Members(Audience):
 
     def _has(self, member):
         cdef uint64_t handle = self._handle_of(member)
+        self.core.check_thread()
         return handle != 0 and self._form_of(handle) is not None
 
     def _handles(self):
