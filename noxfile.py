@@ -30,16 +30,8 @@ ONCE = [
     *("benchmarks", "scale_scripts", "docs", "docstrings", "layout", "stubs", "types", "haproxy"),
     *("cli_demo", "load", "load_cli", "load_modes", "load_options", "frame_fuzz", "mailbox"),
     *("stalls", "two_senders", "idle_descriptor", "proxy_protocol", "churn", "frames_model"),
-    *(
-        "pool",
-        "ring",
-        "slot_map",
-        "handles",
-        "wheel",
-        "trim",
-        "websocket_conformance",
-        "websocket_decoder",
-    ),
+    *("pool", "ring", "slot_map", "handles", "wheel", "trim"),
+    *("websocket_conformance", "websocket_decoder"),
 ]
 PYTHONS = [THIS, *(v for v in ("3.10", "3.12", "3.13", "3.14", "3.15") if v != THIS)]
 

@@ -16,19 +16,19 @@ from trio_wknet._native.base.atomics cimport (
 from trio_wknet._native.reactor.slot cimport FLUSHED, READABLE, WATCH, WRITABLE, Slot
 from trio_wknet._native.trio.core cimport Core, deliver, woke
 from trio_wknet._native.trio.idle_scopes cimport IdleWatch
-from trio_wknet._native.reactor.lists cimport list_empty
 from trio_wknet._native.base.linux cimport (
     MSG_DONTWAIT, MSG_NOSIGNAL, POLLIN, iovec, poll, pollfd, recv, send,
 )
 from trio_wknet._native.trio.listen cimport NativeListener
 from trio_wknet._native.reactor.mailbox cimport Notification, mailbox_take, mailbox_waiting
 from trio_wknet._native.reactor.pool cimport Block, Pool, pool_drop, pool_take, pool_trim
-from trio_wknet._native.reactor.hub cimport Hub, Job, Reactor, notify
+from trio_wknet._native.reactor.hub cimport Hub, Job, Reactor, has_more, notify
 from trio_wknet._native.reactor.reactor cimport publish, reactor_turn
 from trio_wknet._native.trio.receive cimport ENOUGH
 from trio_wknet._native.reactor.ring cimport ring_len
 from trio_wknet._native.reactor.send cimport ACCEPTED, send_message
 from trio_wknet._native.reactor.wake cimport reactor_give, reactor_post, eventfd_clear
+from trio_wknet._native.trio.group cimport Broadcasting, Members
 from trio_wknet._native.trio.send cimport Sending
 from trio_wknet._native.trio.websocket_send cimport WebSocketSend
 
@@ -82,7 +82,7 @@ cdef int _is_ready(int fd) noexcept nogil:
 
 cdef int reactor_has_news(void *argument) noexcept nogil:
     cdef Reactor *reactor = <Reactor *>argument
-    return over or not list_empty(&reactor.ready) or _is_ready(reactor.epfd)
+    return over or has_more(reactor) or _is_ready(reactor.epfd)
 
 
 cdef int trio_is_woken(void *argument) noexcept nogil:
@@ -538,22 +538,27 @@ cdef class TwoSenders(Scenario):
         return b"ABCRS"
 
 
+cdef uint32_t _fill(Witness conn):
+    """Until the kernel takes no more; how many bytes it took."""
+    cdef uint32_t filled = 0
+    cdef Py_ssize_t n
+    cdef char data[PIECE]
+    memset(data, 0, sizeof(data))
+    while True:
+        n = conn.push(data, PIECE, True)
+        filled += <uint32_t>n
+        if n < PIECE:
+            break
+    wk_u32_store(&conn.slot.writable_wanted, 0)
+    return filled
+
+
 cdef class TwoSendersFull(TwoSenders):
     """The same where the kernel takes a part of a message, and then no more until the peer has
     read."""
 
     cdef uint32_t fill(self):
-        cdef uint32_t filled = 0
-        cdef Py_ssize_t n
-        cdef char data[PIECE]
-        memset(data, 0, sizeof(data))
-        while True:
-            n = self.conn.push(data, PIECE, True)
-            filled += <uint32_t>n
-            if n < PIECE:
-                break
-        wk_u32_store(&self.conn.slot.writable_wanted, 0)
-        return filled
+        return _fill(self.conn)
 
 
 cdef class SendBetween(TwoSendersFull):
@@ -593,6 +598,60 @@ cdef class CancelledSend(TwoSendersFull):
 
     cdef bytes expected(self):
         return b"ACRS"
+
+
+cdef class Broadcasts(TwoSenders):
+    """Two broadcasts, and behind each a message of the Trio side's, which must not overtake it,
+    whether the reactor has come to this member or not."""
+    cdef Members group
+    cdef int done
+
+    cdef set_up(self):
+        self.connect(Limits())
+        self.group = Members()
+        self.group._begin(self.core, 1 << 20, int, None)
+        self.group._join(self.conn)
+        self.done = 0
+        self.make_ready(self.fill(), 4)
+
+    cdef make_ready(self, uint32_t filled, int expected):
+        self.core.corks.open = True
+        self.core.corks.turn = 0
+        pool_trim(self.hub.pool)
+        pool_trim(self.hub.reactors[0].pool)
+        self.listener.fd = self.peer.fileno()
+        self.listener.skipped = filled
+        self.listener.expected = expected * SIZE
+        self.listener.n = 0
+        self.add_reactors()
+        il_add(peer_listens, &self.listener)
+
+    def one_done(self):
+        self.done += 1
+
+    cdef trio_side(self):
+        for broadcast, message in [(b"R", b"A"), (b"S", b"B")]:
+            self.group._start(Broadcasting(), broadcast * SIZE, (), False, self.one_done)
+            self.conn.send_nowait(message * SIZE)
+        self.core.end_turn()
+        il_wait(peer_heard_all, &self.listener)
+        while self.done < 2 and not il_failed():
+            self.sleep()
+        if not il_failed() and self.listener.data[:self.listener.n] != b"".join(
+            [letter * SIZE for letter in (b"R", b"A", b"S", b"B")]
+        ):
+            il_fail(b"a message was lost, doubled, torn or overtaken")
+
+    cdef tear_down(self):
+        self.group = None
+        Scenario.tear_down(self)
+
+
+cdef class BroadcastsFull(Broadcasts):
+    """The same where the kernel is full."""
+
+    cdef uint32_t fill(self):
+        return _fill(self.conn)
 
 
 cdef enum:
@@ -832,8 +891,8 @@ cdef class Blocks(Scenario):
 
 
 SCENARIOS = [
-    Sleep, Commands, Queue, Flush, Push, TwoSenders, TwoSendersFull, SendBetween, CancelledSend, Pongs,
-    Receive, ReceiveAll, Release, CloseListener, Accept,
+    Sleep, Commands, Queue, Flush, Push, TwoSenders, TwoSendersFull, SendBetween, CancelledSend,
+    Broadcasts, BroadcastsFull, Pongs, Receive, ReceiveAll, Release, CloseListener, Accept,
     Quiet, Blocks,
 ]
 

@@ -50,12 +50,6 @@ cdef object BY_CLIENT = "client"
 
 
 cdef class Form:
-    """A form of messages, and the members that get it."""
-    cdef object key             # a CompiledFraming, or one of the above
-    cdef HandleSet *members     # by reactor
-    cdef uint32_t reactors
-    cdef uint32_t count
-
     def __cinit__(self, key, uint32_t reactors):
         self.key = key
         self.members = <HandleSet *>calloc(reactors, sizeof(HandleSet))
@@ -87,7 +81,7 @@ cdef class Form:
 
     cdef Payload *write(self, const char *data, size_t n, bint text) except NULL:
         """A message in this form."""
-        cdef CompiledFraming framing = self.key if self._is_framed() else None
+        cdef CompiledFraming framing = self.key if self.is_framed() else None
         cdef size_t extra = MAX_HEADER + MAX_VARINT
         cdef const unsigned char *mask = _next_key() if self.key is BY_CLIENT else NULL
         cdef Payload *payload
@@ -118,21 +112,11 @@ cdef class Form:
         payload.size = <uint32_t>(out - payload.data)
         return payload
 
-    cdef bint _is_framed(self) noexcept:
+    cdef bint is_framed(self) noexcept:
         return isinstance(self.key, CompiledFraming)
 
 
 cdef class Broadcasting:
-    """A broadcast that was begun, and what came of it. The base of `Broadcast`."""
-    cdef readonly uint32_t sent
-    cdef readonly uint32_t queued
-    cdef readonly uint32_t skipped
-    cdef readonly uint32_t closed
-    cdef readonly uint32_t jobs     # that are not done
-    cdef size_t size                # bytes that it holds until all are
-    cdef bint closes_slow
-    cdef object on_done             # called once, when all are
-
     cdef void count(self, BroadcastJob *job) noexcept:
         cdef uint32_t taken = 0, slow = 0, i
         for i in range(job.members.room):
@@ -158,15 +142,6 @@ cdef void _free_job(BroadcastJob *job) noexcept:
 
 
 cdef class Members(Audience):
-    """The base of `Group`."""
-    cdef Core core
-    cdef dict forms                 # by key
-    cdef readonly uint32_t count
-    cdef readonly size_t pending    # bytes of broadcasts that are not done
-    cdef size_t max_pending
-    cdef object on_room             # called when some are
-    cdef object on_empty            # called when the last member has left
-
     def _begin(self, Core core not None, size_t max_pending, on_room, on_empty):
         self.core = core
         self.forms = {}
@@ -273,7 +248,7 @@ cdef class Members(Audience):
 
     cdef void unframed(self, uint64_t handle) noexcept:
         cdef Form form = self._form_of(handle)
-        if form is not None and form._is_framed():
+        if form is not None and form.is_framed():
             self._forget(handle)
 
     cdef void _forget(self, uint64_t handle) noexcept:
