@@ -48,7 +48,7 @@ def connected_or_listening(state: str) -> Iterator[socket.socket]:
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (wrapped, r"SSLSocket.*; for TLS, adopt the plain socket, and wrap the Conn"),
+        (wrapped, r"SSLSocket.*; for TLS, adopt the plain socket, and call start_tls"),
         (subclassed, r"Subclass"),
         (trio.socket.from_stdlib_socket, r"trio\.socket.*; trio_wknet\.install\(\)"),
         (lambda sock: sock.fileno(), r"\d+$"),

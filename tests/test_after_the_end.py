@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import inspect
 import socket
+import ssl
 import sys
 from collections.abc import Awaitable
 from contextlib import AbstractContextManager, suppress
@@ -23,6 +24,8 @@ if sys.version_info < (3, 11):
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 LOCAL = "tcp://127.0.0.1:0"
+CLIENT_CONTEXT = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+CLIENT_CONTEXT.check_hostname = False
 
 # What to call things with, by the names of their parameters.
 ARGUMENTS: dict[str, Any] = {
@@ -31,6 +34,7 @@ ARGUMENTS: dict[str, Any] = {
     "buffer": bytearray(10),
     "buffers": [b"data"],
     "buflen": None,
+    "context": CLIENT_CONTEXT,
     "data": b"data",
     "delimiter": b"\n",
     "framing": Delimited(b"\n", max_frame=100),
@@ -127,7 +131,16 @@ async def touch(thing: Any) -> list[str]:
 OPERATIONS = (
     *("receive_some", "receive_into", "receive_exactly", "receive_until"),
     *("send_all", "flush", "wait_send_all_might_not_block", "send_eof", "detach"),
-    *("wait_closed", "aclose", "accept", "serve", "serve_events", "serve_frames", "drain"),
+    *(
+        "start_tls",
+        "wait_closed",
+        "aclose",
+        "accept",
+        "serve",
+        "serve_events",
+        "serve_frames",
+        "drain",
+    ),
 )
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import gc
 import socket
+import ssl
 import threading
 import warnings
 from collections.abc import Awaitable, Callable
@@ -77,6 +78,7 @@ CONN: dict[str, Callable[[Any], Any] | None] = {
     "send_vectored": lambda conn: conn.send_vectored([b"stray"]),
     "setsockopt": lambda conn: conn.setsockopt(*NODELAY, 1),
     "socket": None,
+    "start_tls": lambda conn: conn.start_tls(ssl.create_default_context()),
     "statistics": lambda conn: conn.statistics(),
     "wait_closed": lambda conn: conn.wait_closed(),
     "wait_send_all_might_not_block": lambda conn: conn.wait_send_all_might_not_block(),

@@ -26,12 +26,14 @@ from trio_wknet._statistics import ConnStatistics
 from trio_wknet._trio_bases import StreamBase
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable, Iterator
 
     from trio_wknet._framing import Framing
     from trio_wknet._native.trio.core import Core
     from trio_wknet._options import Limits
     from trio_wknet._sockets.address import SocketAddress
+    from trio_wknet._tls import TLSStream
 
     if sys.version_info >= (3, 12):
         from collections.abc import Buffer
@@ -246,6 +248,62 @@ class Conn(IdleWatch, StreamBase):  # type: ignore[misc]  # final, see _trio_bas
           trio.ClosedResourceError: closed here.
         """
         return FrameChannel._over(self, framing)
+
+    # --- TLS -----------------------------------------------------------------
+
+    async def start_tls(
+        self,
+        context: ssl.SSLContext,
+        *,
+        server_side: bool = False,
+        server_hostname: str | bytes | None = None,
+    ) -> TLSStream:
+        """Begin TLS on this connection, and perform the handshake. A checkpoint.
+
+        What was received and not taken counts as the peer's first bytes of TLS. So a peer that
+        speaks early, as behind a ``STARTTLS`` that it was sure of, loses nothing; and
+        unencrypted commands that came along fail the handshake instead of being taken for
+        encrypted ones. What `send_nowait` left is sent before.
+
+        From the call on, the connection is the stream's: what receives or sends on it, and
+        `framed`, `detach` and another `start_tls`, raise `trio.BusyResourceError`, until
+        `TLSStream.unwrap` gives it back. Closing it, its ``close_reason``, ``context``, idle
+        timeouts, addresses, options and statistics stay as they are; bytes that move, and that
+        are counted, are those of TLS.
+
+        If the handshake fails, the peer is sent an alert, and the connection is closed. If the
+        call is cancelled, the connection is closed at once. The handshake takes as long as the
+        peer makes it take: use a deadline (`trio.fail_after`).
+
+        Args:
+          context: an `ssl.SSLContext`, with all of its callbacks and options.
+          server_side: whether this is the server's end; by default False.
+          server_hostname: for a client, the name that is sent to the server, and that its
+              certificate is checked for. It must be given if the context checks names; by
+              default None.
+
+        Returns:
+          A `TLSStream`, whose handshake is done.
+
+        Raises:
+          trio.BrokenResourceError: if the handshake fails, or the connection broke. Its cause is
+              the `OSError`, which an `ssl.SSLError` is.
+          trio.BusyResourceError: if another task is receiving or sending, if the
+              connection is framed, has TLS already, or if `Listener.serve_events` or
+              `Listener.serve_frames` receives from it. It stays as it is.
+          trio.ClosedResourceError: if the connection is closed, before or during the call, or
+              `send_eof` was called.
+          TypeError, ValueError: if an argument is invalid.
+          RuntimeError: if called from another thread.
+        """
+        from trio_wknet._tls import check_context, check_server_hostname, start_tls
+
+        self._ensure_usable()
+        check_context(context, "context", server_side=server_side)
+        check_server_hostname(context, server_hostname, server_side=server_side)
+        return await start_tls(
+            self, context, server_side=server_side, server_hostname=server_hostname
+        )
 
     # --- facts ---------------------------------------------------------------
 

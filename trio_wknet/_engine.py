@@ -30,16 +30,21 @@ from trio_wknet._sockets.address import parse_address
 from trio_wknet._sockets.listening import open_listening_sockets
 from trio_wknet._sockets.unix_connect import connect_unix
 from trio_wknet._statistics import EngineStatistics, ReactorStatistics
+from trio_wknet._tls import check_server_hostname, start_tls
+from trio_wknet._tls_address import split_tls
 from trio_wknet._usage_errors import for_async_with, one_address
 from trio_wknet._websocket.address import split_websocket
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import AsyncIterator, Callable, Collection, Mapping
     from contextlib import AbstractAsyncContextManager
 
     from typing_extensions import Unpack
 
     from trio_wknet._proxy.trust import Network, Trusted
+    from trio_wknet._sockets.address import Address
+    from trio_wknet._tls import TLSStream
     from trio_wknet._websocket.listener import WebSocketListener
     from trio_wknet._websocket.options import WebSocketOptions
 
@@ -50,6 +55,13 @@ if TYPE_CHECKING:
         reuse_port: bool
         idle_timeout: float | None
         proxy_protocol: Collection[Network] | None
+        limits: Limits
+        options: ConnOptions
+
+    class ConnectSettings(TypedDict, total=False):
+        """What can be set of any connection."""
+
+        server_hostname: str | bytes | None
         limits: Limits
         options: ConnOptions
 
@@ -325,38 +337,72 @@ class Engine:
             trusted=trusted,
         )
 
+    @overload
+    async def connect(
+        self, address: str, *, tls: None = None, **settings: Unpack[ConnectSettings]
+    ) -> Conn: ...
+
+    @overload
+    async def connect(
+        self, address: str, *, tls: ssl.SSLContext, **settings: Unpack[ConnectSettings]
+    ) -> TLSStream: ...
+
     @one_address
     async def connect(
         self,
         address: str,
         *,
+        tls: ssl.SSLContext | None = None,
+        server_hostname: str | bytes | None = None,
         limits: Limits = Limits(),
         options: ConnOptions = ConnOptions(),
-    ) -> Conn:
+    ) -> Conn | TLSStream:
         """Connect to an address. A checkpoint.
 
         If the host has several addresses, Trio's own Happy Eyeballs (RFC 8305) tries
         them, and the winner is adopted. While the queue of a unix socket's server is
         full this waits, trying again at least every 50 ms. So, as with TCP, use a deadline
-        (`trio.fail_after`) against a server that is stuck.
+        (`trio.fail_after`) against a server that is stuck, or that does not perform the
+        handshake of TLS.
 
         Args:
-          address: ``"tcp://host:port"``, ``"unix:///path"``, or ``"unix://@name"``.
+          address: ``"tcp://host:port"``, ``"tls://host:port"``, ``"unix:///path"``, or
+              ``"unix://@name"``.
+          tls: for ``tls://``, and for no other address: an `ssl.SSLContext`, such as
+              `ssl.create_default_context` makes. By default None.
+          server_hostname: for ``tls://``, the name that is sent to the server, and that its
+              certificate is checked for. None, the default: the address's host.
           limits: the limits of the connection; by default ``Limits()``.
           options: its socket options; by default ``ConnOptions()``.
 
         Returns:
-          A `Conn`.
+          A `Conn`; for ``tls://`` a `TLSStream` over one, whose handshake is done.
 
         Raises:
           ValueError, TypeError: if an argument is invalid.
           OSError: if the host does not resolve, or no address could be reached.
+          trio.BrokenResourceError: if the handshake of TLS fails. Its cause is the
+              `OSError`, which an `ssl.SSLError` is, as for a certificate that is not trusted.
           RuntimeError: if the engine is closed, or belongs to another thread.
         """
         self._core.ensure_usable()
         _check(limits, Limits, "limits")
         _check(options, ConnOptions, "options")
-        parsed = parse_address(address)
+        plain, context = split_tls(address, tls, server_side=False)
+        parsed = parse_address(plain)
+        if context is not None:
+            server_hostname = server_hostname or parsed.host
+            check_server_hostname(context, server_hostname, server_side=False)
+        elif server_hostname is not None:
+            raise ValueError("server_hostname must be None without tls")
+        conn = await self._connect(address, parsed, limits, options)
+        if context is None:
+            return conn
+        return await start_tls(conn, context, server_side=False, server_hostname=server_hostname)
+
+    async def _connect(
+        self, address: str, parsed: Address, limits: Limits, options: ConnOptions
+    ) -> Conn:
         if parsed.path is not None:
             stream = await connect_unix(parsed.path)
         elif parsed.host is None or parsed.port == 0:
@@ -523,7 +569,7 @@ def _check_plain(sock: object) -> None:
         return
     # Such a socket exists only if the module was imported.
     if "ssl" in sys.modules and isinstance(sock, sys.modules["ssl"].SSLSocket):
-        advice = "; for TLS, adopt the plain socket, and wrap the Conn in a trio.SSLStream"
+        advice = "; for TLS, adopt the plain socket, and call start_tls() of the Conn"
     elif isinstance(sock, trio.socket.SocketType):
         advice = "; trio_wknet.install() makes Trio's functions return a Conn"
     else:

@@ -7,13 +7,17 @@ making one, its end, and what it forwards to the `ssl.SSLObject`.
 from __future__ import annotations
 
 import ssl
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import idna
 import trio
 
-from trio_wknet._native.trio.tls import TLSBase
+from trio_wknet._native.trio.tls import TLSBase, ensure_unused
+from trio_wknet._tls_conn import begin_tls, end_tls
 from trio_wknet._trio_bases import TLSStreamBase
+
+if TYPE_CHECKING:
+    from trio_wknet._conn import Conn
 
 
 class TLSStream(TLSBase, TLSStreamBase):  # type: ignore[misc,override]  # final, see _trio_bases.py
@@ -152,7 +156,9 @@ class TLSStream(TLSBase, TLSStreamBase):  # type: ignore[misc,override]  # final
           trio.BusyResourceError: if another task is receiving or sending.
           RuntimeError: if called from another thread.
         """
-        return await self._shut_down()
+        transport, rest = await self._shut_down()
+        end_tls(transport)
+        return transport, rest
 
     async def aclose(self) -> None:
         """Say goodbye, and close the transport. A checkpoint. Idempotent.
@@ -170,3 +176,63 @@ class TLSStream(TLSBase, TLSStreamBase):  # type: ignore[misc,override]  # final
 
 # For type checkers see _trio_bases.py.
 trio.SSLStream.register(TLSStream)
+
+
+def check_context(context: object, name: str, *, server_side: bool) -> ssl.SSLContext:
+    """The context, if it is one for this end.
+
+    Raises:
+      TypeError, ValueError: the message begins with `name`.
+    """
+    if not isinstance(context, ssl.SSLContext):
+        raise TypeError(f"{name} must be an ssl.SSLContext, not {context!r}")
+    other = ssl.PROTOCOL_TLS_CLIENT if server_side else ssl.PROTOCOL_TLS_SERVER
+    if context.protocol == other:
+        end = "server" if server_side else "client"
+        raise ValueError(f"{name} must be a context for a {end}, not {context!r} of the other end")
+    return context
+
+
+def check_server_hostname(context: ssl.SSLContext, name: object, *, server_side: bool) -> None:
+    """Refuse a name that cannot be one, and its absence where one is needed."""
+    if name is not None and not isinstance(name, (str, bytes)):
+        raise TypeError(f"server_hostname must be a string or None, not {name!r}")
+    if server_side and name is not None:
+        raise ValueError(f"server_hostname must be None for the server's end, not {name!r}")
+    if not server_side and context.check_hostname and not name:
+        raise ValueError("server_hostname must be given: the context checks names")
+
+
+def over_conn(
+    conn: Conn,
+    context: ssl.SSLContext,
+    *,
+    server_side: bool,
+    server_hostname: str | bytes | None = None,
+) -> TLSStream:
+    """A stream over a connection, which from here on refuses to be used without it."""
+    ensure_unused(conn)
+    stream = TLSStream(conn, context, server_side=server_side, server_hostname=server_hostname)
+    begin_tls(conn)
+    return stream
+
+
+async def start_tls(
+    conn: Conn,
+    context: ssl.SSLContext,
+    *,
+    server_side: bool,
+    server_hostname: str | bytes | None = None,
+) -> TLSStream:
+    """What `Conn.start_tls` does, but for checking its arguments."""
+    stream = over_conn(conn, context, server_side=server_side, server_hostname=server_hostname)
+    try:
+        await stream.do_handshake()
+    except trio.BrokenResourceError:
+        stream._leave_to_reactor()  # the alert, which says why
+        conn.close_nowait()
+        raise
+    except BaseException:
+        conn._drop()
+        raise
+    return stream

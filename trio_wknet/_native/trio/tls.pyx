@@ -36,7 +36,7 @@ from cpython.ref cimport Py_DECREF
 from libc.stdint cimport uint32_t
 
 from .operation cimport PARKED, RAISING, Operation
-from .receive cimport SOME_BYTES, positive
+from .receive cimport SOME_BYTES, ReceiveHalf, positive
 from .send cimport SendHalf
 
 import ssl
@@ -72,6 +72,19 @@ cdef bint is_eof(failure):
     return isinstance(failure, ssl.SSLEOFError) or (
         "UNEXPECTED_EOF_WHILE_READING" in (getattr(failure, "strerror", None) or ())
     )
+
+
+def ensure_unused(SendHalf conn not None):
+    """Refuse a connection that is closed, or that a task or a callback uses."""
+    conn.ensure_usable()
+    if conn.slot == NULL:
+        raise trio.ClosedResourceError("this connection was already closed")
+    if conn.slot.server != NULL:
+        raise trio.BusyResourceError(f"{conn.server_name()} receives from this connection")
+    conn.ensure_no_receiver()
+    conn.ensure_unframed()
+    conn.ensure_no_sender()
+    conn.may_send()
 
 
 cdef class Turn:
@@ -278,7 +291,10 @@ cdef class TLSBase:
             wire = self.take_outgoing()
             if wire:
                 try:
-                    await self.transport.send_all(wire)
+                    if self.conn is not None:
+                        await SendHalf.send_all(self.conn, wire)
+                    else:
+                        await self.transport.send_all(wire)
                 except BaseException:
                     self.broke()        # perhaps in the middle of a record
                     raise
@@ -292,7 +308,7 @@ cdef class TLSBase:
         try:
             if refills == self.refills:
                 if self.conn is not None:
-                    wire = await self.conn.receive_some(WIRE_PIECE)
+                    wire = await ReceiveHalf.receive_some(self.conn, WIRE_PIECE)
                 else:
                     wire = await self.transport.receive_some()
                 self.feed(wire)
@@ -441,7 +457,10 @@ cdef class TLSBase:
         try:
             await self.send_turn.wait()
             try:
-                await self.transport.wait_send_all_might_not_block()
+                if self.conn is not None:
+                    await SendHalf.wait_send_all_might_not_block(self.conn)
+                else:
+                    await self.transport.wait_send_all_might_not_block()
             finally:
                 self.send_turn.give()
         finally:
@@ -483,15 +502,21 @@ cdef class TLSBase:
                 await self._flush()
             except (trio.BrokenResourceError, trio.BusyResourceError):
                 pass
-        elif self.send_turn.take():
-            try:
-                # What the kernel does not take, the reactor sends before it ends the stream.
-                self.conn.send_nowait(self.take_outgoing())
-            except (trio.BrokenResourceError, trio.BusyResourceError, trio.ClosedResourceError,
-                    trio.WouldBlock, ValueError):
-                pass        # broken, in use by another task, or over the limit of unsent bytes
-            finally:
-                self.send_turn.give()
+        else:
+            self._leave_to_reactor()
+
+    def _leave_to_reactor(self):
+        """Send what OpenSSL wants to have sent before a `Conn` is closed, if possible."""
+        if not self.send_turn.take():
+            return
+        try:
+            # What the kernel does not take, the reactor sends before it ends the stream.
+            SendHalf.send_nowait(self.conn, self.take_outgoing())
+        except (trio.BrokenResourceError, trio.BusyResourceError, trio.ClosedResourceError,
+                trio.WouldBlock, ValueError):
+            pass        # broken, in use by another task, or over the limit of unsent bytes
+        finally:
+            self.send_turn.give()
 
     # --- the operations ----------------------------------------------------------
 
@@ -685,7 +710,7 @@ cdef class SendTLS(TLSOperation):
                 wire = self.stream.encrypt(piece)
                 if wire is None:
                     return self.pass_on(self.stream._write_rest(piece, self.data))
-                self.sending = self.conn.send_all(wire)
+                self.sending = SendHalf.send_all(self.conn, wire)
             trap = self.sending.resume(sent)
             if trap is not None:
                 return trap
