@@ -219,7 +219,7 @@ def _passed(
 
 @nox.session(allow_parallel=False)
 def browser(session: nox.Session) -> None:
-    """A page in Chromium, Debian's, which is installed if that is possible."""
+    """Pages in Chromium, Debian's, which is installed if that is possible."""
     _install_debians(session, chromium="chromium")
     session.install("-e", ".[tests]")
     session.run("pytest", "--browser", "tests/test_browser.py", *session.posargs)

@@ -1,9 +1,15 @@
-"""A page in a browser: served by hypercorn, and talking to trio-websocket, on reactors."""
+"""Pages in a browser: one that is served by hypercorn and talks to trio-websocket, on reactors,
+and those of the example's chat."""
 
 from __future__ import annotations
 
+import json
 import shutil
 import ssl
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,8 +21,11 @@ import trustme
 from hypercorn.config import Config
 from trio_websocket import ConnectionClosed, WebSocketRequest, serve_websocket
 
+from trio_wknet import WebSocket, open_websocket
+
 pytestmark = pytest.mark.usefixtures("nothing_left", "install")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+CHAT = Path(__file__).parent.parent / "examples" / "websocket_chat.py"
 HOST = "127.0.0.1"
 SLOW = 60  # seconds: a browser takes its time to start
 
@@ -104,11 +113,17 @@ class Site:
             await self.verdict.send(exc.reason and exc.reason.reason)
 
 
+def command(browser: str, folder: Path, *options: str) -> list[str]:
+    """Without a window, and with a profile of its own."""
+    usual = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+    usual += ["--no-first-run", "--ignore-certificate-errors", f"--user-data-dir={folder}"]
+    return [browser, *usual, *options]
+
+
 async def browse(browser: str, url: str, folder: Path) -> None:
     """Have the page open until cancelled."""
-    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-    options += ["--no-first-run", "--ignore-certificate-errors", f"--user-data-dir={folder}"]
-    await trio.run_process([browser, *options, url], capture_stdout=True, capture_stderr=True)
+    arguments = command(browser, folder, url)
+    await trio.run_process(arguments, capture_stdout=True, capture_stderr=True)
 
 
 @pytest.mark.parametrize(("scheme", "protocol"), [("ws", "http/1.1"), ("wss", "h2")])
@@ -130,3 +145,120 @@ async def test_a_page(browser: str, scheme: str, protocol: str, tmp_path: Path) 
             nursery.start_soon(browse, browser, bind, tmp_path / "profile")
             assert await site.verdicts.receive() == f"passed over {protocol}"
             nursery.cancel_scope.cancel()
+
+
+# --- the example's chat -------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def process(arguments: list[str], **pipes: Any) -> AsyncIterator[trio.Process]:
+    running = await trio.lowlevel.open_process(arguments, **pipes)
+    try:
+        yield running
+    finally:
+        running.terminate()
+        with trio.CancelScope(shield=True):
+            await running.wait()
+
+
+async def url_in(stream: Any, before: str) -> str:
+    """What a process names behind some words."""
+    said = b""
+    async for data in stream:
+        said += data
+        _, found, rest = str(said, "utf-8").partition(before)
+        if found and "\n" in rest:
+            return rest.partition("\n")[0].strip()
+    raise AssertionError(f"it ended without a word of {before!r}: {said!r}")
+
+
+class Browser:
+    """Chromium, by its DevTools protocol."""
+
+    def __init__(self, socket: WebSocket) -> None:
+        self._socket = socket
+        self._asked = 0
+
+    async def ask(self, method: str, session: str | None = None, **params: Any) -> Any:
+        self._asked += 1
+        question = {"id": self._asked, "method": method, "params": params}
+        if session is not None:
+            question["sessionId"] = session
+        await self._socket.send(json.dumps(question))
+        async for message in self._socket:
+            answer = json.loads(message)
+            if answer.get("id") == self._asked:
+                return answer["result"]
+        raise AssertionError("the browser has gone")
+
+    async def open(self, url: str) -> Page:
+        target = await self.ask("Target.createTarget", url=url)
+        attached = await self.ask("Target.attachToTarget", **target, flatten=True)
+        return Page(self, attached["sessionId"])
+
+
+class Page:
+    """The chat, as a user has it."""
+
+    def __init__(self, browser: Browser, session: str) -> None:
+        self._browser = browser
+        self._session = session
+
+    async def run(self, script: str) -> Any:
+        options = {"returnByValue": True, "awaitPromise": True, "replMode": True}
+        ran = await self._browser.ask(
+            "Runtime.evaluate", self._session, expression=script, **options
+        )
+        assert "exceptionDetails" not in ran, ran
+        return ran["result"].get("value")
+
+    async def is_ready(self) -> bool:
+        loaded = "document.readyState == 'complete' && typeof socket == 'object'"
+        return bool(await self.run(f"{loaded} && socket.readyState == 1"))
+
+    async def say(self, text: str) -> None:
+        await self.run(f"line.value = {json.dumps(text)}; document.forms[0].requestSubmit()")
+
+    async def lines(self) -> list[str]:
+        """The last one is the page's first."""
+        script = "Array.from(document.querySelectorAll('#lines p'), p => p.textContent).reverse()"
+        return list(await self.run(script))
+
+    async def shows(self, *lines: str) -> None:
+        with trio.move_on_after(SLOW / 4):
+            while await self.lines() != [*lines]:  # noqa: ASYNC110
+                await trio.sleep(0.01)
+        assert await self.lines() == [*lines]
+
+
+async def joined(browser: Browser, url: str, name: str) -> Page:
+    page = await browser.open(url)
+    with trio.fail_after(SLOW / 4):
+        while not await page.is_ready():  # noqa: ASYNC110
+            await trio.sleep(0.01)
+    await page.say(name)
+    return page
+
+
+async def test_two_pages_chat(browser: str, tmp_path: Path) -> None:
+    arguments = command(browser, tmp_path / "profile", "--remote-debugging-port=0", "about:blank")
+    with trio.fail_after(SLOW):
+        async with (
+            process([sys.executable, str(CHAT), "0"], stdout=subprocess.PIPE) as server,
+            process(arguments, stderr=subprocess.PIPE) as chromium,
+        ):
+            url = await url_in(server.stdout, "the page is ")
+            tools = await url_in(chromium.stderr, "DevTools listening on ")
+            async with open_websocket(tools) as socket:
+                tabs = Browser(socket)
+                ann = await joined(tabs, url, "ann")
+                await ann.shows("* ann is here")
+                bob = await joined(tabs, url, "bob")
+                await bob.say("<b>höre</b> \N{SNOWMAN}")
+                said = ("* bob is here", "bob: <b>höre</b> \N{SNOWMAN}")
+                await ann.shows("* ann is here", *said)
+                await bob.shows(*said)
+                await ann.say("x" * 5000)  # more than the server takes
+                await ann.shows("* ann is here", *said, "closed: message is too big")
+                await bob.shows(*said, "* ann has left")
+                assert await bob.run("line.placeholder") == "say something"
