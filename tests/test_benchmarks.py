@@ -501,6 +501,17 @@ def test_compression_is_measured_beside_its_peer(tmp_path: Path) -> None:
         assert one["cpu"] > 0
 
 
+@pytest.mark.parametrize("websocket", [False, True])
+def test_broadcasts_are_measured(tmp_path: Path, websocket: bool) -> None:
+    arguments = ["--rounds", 1, "--times", 1, "--members", 3, "--way", "threaded-group"]
+    arguments += ["--websocket"] if websocket else ["--way", "threaded-loop"]
+    found = measured("experiment.py", tmp_path, "broadcast", *arguments)["results"]
+    assert len(found) == (1 if websocket else 2)
+    for (one,) in found.values():
+        assert one["stall"] >= 0
+        assert one["last"] > 0
+
+
 def test_tls_is_measured_on_either_transport(tmp_path: Path) -> None:
     arguments = ("--rounds", 1, "--duration", 0.1, "--connections", 5)
     found = measured("experiment.py", tmp_path, "tls", "--server", "wknet-inloop", *arguments)[

@@ -27,6 +27,7 @@ from trio_wknet import (
     Limits,
     WebSocket,
     open_engine,
+    open_websocket,
 )
 
 Pair = tuple[Conn, Any]
@@ -696,3 +697,26 @@ async def test_churn(engine: Engine, kind: str, long: bool) -> None:
             if key >= 100:
                 received = split(received_by[: len(received_by) // 20 * 20]).get(0, [])
                 assert received == list(range(key - 100, key - 100 + len(received)))
+
+
+async def test_websockets_in_full(engine: Engine) -> None:
+    """As an application has them: a listener in a block, handlers that join, and clients."""
+    group = engine.group()
+
+    async def handler(websocket: WebSocket) -> None:
+        group.add(websocket)
+        async for message in websocket:
+            group.broadcast_nowait(message, exclude=[websocket])
+
+    async with await engine.listen("ws://127.0.0.1:0") as listener, trio.open_nursery() as nursery:
+        nursery.start_soon(listener.serve, handler)
+        url = f"ws://127.0.0.1:{listener.address[1]}"
+        async with open_websocket(url) as a, open_websocket(url) as b:
+            await until(lambda: len(group) == 2)
+            for text in ("hello", b"bytes"):
+                await a.send(text)
+                assert await b.receive() == text
+        await until(lambda: len(group) == 0)
+        nursery.cancel_scope.cancel()
+    with pytest.raises(OSError, match="failed"):
+        await trio.open_tcp_stream("127.0.0.1", listener.address[1])

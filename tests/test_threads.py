@@ -141,6 +141,8 @@ WEBSOCKET_LISTENER: dict[str, Callable[[Any], Any] | None] = {
     "serve": lambda listener: listener.serve(WebSocket.aclose),
     "serve_messages": lambda listener: listener.serve_messages(print),
     "statistics": lambda listener: listener.statistics(),
+    "__aenter__": None,
+    "__aexit__": lambda listener: listener.__aexit__(None, None, None),
 }
 LISTENER: dict[str, Callable[[Any], Any] | None] = {
     "accept": lambda listener: listener.accept(),

@@ -637,9 +637,8 @@ cdef class Broadcasts(TwoSenders):
         il_wait(peer_heard_all, &self.listener)
         while self.done < 2 and not il_failed():
             self.sleep()
-        if not il_failed() and self.listener.data[:self.listener.n] != b"".join(
-            [letter * SIZE for letter in (b"R", b"A", b"S", b"B")]
-        ):
+        wanted = b"R" * SIZE + b"A" * SIZE + b"S" * SIZE + b"B" * SIZE
+        if not il_failed() and self.listener.data[:self.listener.n] != wanted:
             il_fail(b"a message was lost, doubled, torn or overtaken")
 
     cdef tear_down(self):

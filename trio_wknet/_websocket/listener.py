@@ -27,7 +27,7 @@ GOING_AWAY = 1001
 INTERNAL_ERROR = 1011
 
 
-class WebSocketListener:
+class WebSocketListener(trio.abc.AsyncResource):
     """Accepts WebSockets. `open_wknet_listener` and `Engine.listen` open one, for an address
     that begins with ``ws://`` or with ``websocket=WebSocketOptions(...)``.
 
