@@ -14,7 +14,18 @@ import pytest
 import trio
 import trio.testing
 from event_servers import Journal, caller, served
-from helpers import SMALL, clog, conn_and_peer, content, dialled, read, read_all, send, until
+from helpers import (
+    SMALL,
+    clog,
+    conn_and_peer,
+    content,
+    dialled,
+    read,
+    read_all,
+    send,
+    tcp_address,
+    until,
+)
 from websocket_model import BINARY, CLOSE, TEXT, close_payload, frame
 
 from trio_wknet import (
@@ -710,7 +721,8 @@ async def test_websockets_in_full(engine: Engine) -> None:
 
     async with await engine.listen("ws://127.0.0.1:0") as listener, trio.open_nursery() as nursery:
         nursery.start_soon(listener.serve, handler)
-        url = f"ws://127.0.0.1:{listener.address[1]}"
+        host, port = tcp_address(listener.listener)
+        url = f"ws://{host}:{port}"
         async with open_websocket(url) as a, open_websocket(url) as b:
             await until(lambda: len(group) == 2)
             for text in ("hello", b"bytes"):
@@ -719,4 +731,4 @@ async def test_websockets_in_full(engine: Engine) -> None:
         await until(lambda: len(group) == 0)
         nursery.cancel_scope.cancel()
     with pytest.raises(OSError, match="failed"):
-        await trio.open_tcp_stream("127.0.0.1", listener.address[1])
+        await trio.open_tcp_stream(host, port)

@@ -104,7 +104,7 @@ class Group(Members):
     message as bytes, as a frame, and as a WebSocket's message. A connection is a member at
     most once, leaves by itself when it is closed, and may be in any number of groups.
     Joining, leaving and ``in`` take constant time, and a group keeps no object alive: in
-    event mode a member without an object costs a few hundred bytes.
+    event mode a member without an object costs about 100 bytes.
 
     ``len(group)``, ``member in group``, and iteration, over the `Conn` objects of those who
     were members when it began and still are.
