@@ -37,6 +37,7 @@ from trio_wknet import (
     LengthPrefixed,
     Limits,
     WebSocket,
+    WebSocketOptions,
     open_engine,
     open_websocket,
 )
@@ -719,7 +720,11 @@ async def test_websockets_in_full(engine: Engine) -> None:
         async for message in websocket:
             group.broadcast_nowait(message, exclude=[websocket])
 
-    async with await engine.listen("ws://127.0.0.1:0") as listener, trio.open_nursery() as nursery:
+    address, options = "ws://127.0.0.1:0", WebSocketOptions()
+    async with (
+        await engine.listen(address, websocket=options) as listener,
+        trio.open_nursery() as (nursery),
+    ):
         nursery.start_soon(listener.serve, handler)
         host, port = tcp_address(listener.listener)
         url = f"ws://{host}:{port}"
