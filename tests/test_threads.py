@@ -180,7 +180,6 @@ GROUP: dict[str, Callable[[Any], Any] | None] = {
     "add": lambda group: group.add(members[0]),
     "broadcast": lambda group: group.broadcast(b"stray"),
     "broadcast_nowait": lambda group: group.broadcast_nowait(b"stray"),
-    "count": None,
     "discard": lambda group: group.discard(members[0]),
     "pending": None,
     "__contains__": lambda group: members[0] in group,
@@ -200,11 +199,6 @@ GROUPS: dict[str, Callable[[Any], Any] | None] = {
     "__len__": None,
 }
 BROADCAST: dict[str, Callable[[Any], Any] | None] = {
-    "closed": None,
-    "jobs": None,
-    "queued": None,
-    "sent": None,
-    "skipped": None,
     "wait": None,  # refused while it is in progress
 }
 CONNECTIONS: dict[str, Callable[[Any], Any] | None] = {

@@ -86,13 +86,12 @@ class Broadcast(Broadcasting):
           RuntimeError: it is in progress, and this was called in another thread, or in a
               forked child.
         """
-        if self.jobs:
+        if not self._is_done():
             self._engine._core.ensure_usable()
         await self._done.wait()
-        result = BroadcastResult(
-            sent=self.sent, queued=self.queued, skipped=self.skipped, closed=self.closed
-        )
-        if self._fails and self.skipped:
+        sent, queued, skipped, closed = self._counts()
+        result = BroadcastResult(sent=sent, queued=queued, skipped=skipped, closed=closed)
+        if self._fails and skipped:
             raise BroadcastIncomplete(result)
         return result
 
@@ -138,7 +137,7 @@ class Group(Members):
     _waiter: Latch | None
 
     def __repr__(self) -> str:
-        return f"<trio_wknet.Group of {self.count}>"
+        return f"<trio_wknet.Group of {len(self)}>"
 
     # --- members -------------------------------------------------------------
 
@@ -175,9 +174,6 @@ class Group(Members):
             return self._has(member)  # type: ignore[arg-type]
         except TypeError:
             return False
-
-    def __len__(self) -> int:
-        return self.count
 
     def __bool__(self) -> bool:
         return True  # a group that nobody is in yet is one
@@ -329,7 +325,7 @@ class Groups(Mapping[Any, Group]):
     def _ended(self, key: Hashable) -> None:
         # One that was kept beyond its end, and joined again, may end a second time.
         group = self._groups.get(key)
-        if group is not None and not group.count:
+        if group is not None and len(group) == 0:
             del self._groups[key]
 
     def leave(self, key: Hashable, member: Member) -> None:

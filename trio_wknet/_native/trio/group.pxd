@@ -21,11 +21,11 @@ cdef class Form:
 
 # A broadcast that was begun, and what came of it. The base of `Broadcast`.
 cdef class Broadcasting:
-    cdef readonly uint32_t sent
-    cdef readonly uint32_t queued
-    cdef readonly uint32_t skipped
-    cdef readonly uint32_t closed
-    cdef readonly uint32_t jobs     # that are not done
+    cdef uint32_t sent
+    cdef uint32_t queued
+    cdef uint32_t skipped
+    cdef uint32_t closed
+    cdef uint32_t jobs              # that are not done
     cdef size_t size                # bytes that it holds until all are
     cdef bint closes_slow
     cdef object on_done             # called once, when all are
@@ -37,8 +37,8 @@ cdef class Broadcasting:
 cdef class Members(Audience):
     cdef Core core
     cdef dict forms                 # by key
-    cdef readonly uint32_t count
-    cdef readonly size_t pending    # bytes of broadcasts that are not done
+    cdef uint32_t count
+    cdef size_t pending_bytes       # bytes of broadcasts that are not done
     cdef size_t max_pending
     cdef object on_room             # called when some are
     cdef object on_empty            # called when the last member has left; or None

@@ -14,15 +14,13 @@ else:
 class Form: ...
 
 class Broadcasting:
-    jobs: int
-    sent: int
-    queued: int
-    skipped: int
-    closed: int
+    def _is_done(self) -> bool: ...
+    def _counts(self) -> tuple[int, int, int, int]: ...
 
 class Members(Audience):
-    count: int
-    pending: int
+    def __len__(self) -> int: ...
+    @property
+    def pending(self) -> int: ...
     def _begin(
         self,
         core: Core,

@@ -35,6 +35,7 @@ from .core cimport Audience, Core
 from .frame_send cimport FrameSend, frame_objection, put_frame
 from .framed cimport CompiledFraming
 from .send cimport SendHalf
+from .send_vector cimport as_tuple
 from .stream cimport Stream
 from .websocket_send cimport WebSocketSend, _next_key
 
@@ -117,6 +118,13 @@ cdef class Form:
 
 
 cdef class Broadcasting:
+    def _is_done(self):
+        return self.jobs == 0
+
+    def _counts(self):
+        """How many were (sent, queued, skipped, closed), of the jobs that are done."""
+        return self.sent, self.queued, self.skipped, self.closed
+
     cdef void count(self, BroadcastJob *job) noexcept:
         cdef uint32_t taken = 0, slow = 0, i
         for i in range(job.members.room):
@@ -148,6 +156,14 @@ cdef class Members(Audience):
         self.max_pending = max_pending
         self.on_room = on_room
         self.on_empty = on_empty
+
+    def __len__(self):
+        return self.count
+
+    @property
+    def pending(self):
+        """How many bytes the broadcasts hold that are in progress."""
+        return self.pending_bytes
 
     # --- members ---------------------------------------------------------------
 
@@ -299,7 +315,9 @@ cdef class Members(Audience):
         cdef Py_buffer view
         cdef bytes encoded
         self.core.check()
-        excluded = [self._handle_of(member) for member in exclude]
+        excluded = [
+            self._handle_of(member) for member in as_tuple(exclude, "exclude", "members")
+        ]
         broadcast.closes_slow = closes_slow
         broadcast.on_done = on_done
         if isinstance(data, str):
@@ -331,7 +349,7 @@ cdef class Members(Audience):
         try:
             for key in list(self.forms):
                 self._prepare(broadcast, &jobs, self.forms[key], data, n, text, excluded)
-            if self.pending and self.pending + broadcast.size > self.max_pending:
+            if self.pending_bytes and self.pending_bytes + broadcast.size > self.max_pending:
                 raise trio.WouldBlock
         except BaseException:
             while jobs != NULL:
@@ -340,7 +358,7 @@ cdef class Members(Audience):
                 _free_job(job)
             broadcast.size = 0
             raise
-        self.pending += broadcast.size
+        self.pending_bytes += broadcast.size
         while jobs != NULL:
             job = jobs
             jobs = job.following
@@ -406,7 +424,7 @@ cdef class Members(Audience):
         _free_job(job)
         broadcast.jobs -= 1
         if broadcast.jobs == 0:
-            self.pending -= broadcast.size
+            self.pending_bytes -= broadcast.size
             broadcast.on_done()
             self.on_room()
         Py_DECREF(broadcast)
