@@ -594,6 +594,8 @@ async def test_bad_input(engine: Engine) -> None:
             ):
                 with pytest.raises(TypeError, match="member must be"):
                     use(bad)
+        with pytest.raises(TypeError, match="exclude must be"):
+            group.broadcast_nowait(b"", exclude=conn)  # type: ignore[arg-type]
         group.add(conn)
         for bad in (None, 1, [b"x"], memoryview(b"abcd")[::2]):
             with pytest.raises(TypeError, match="data must be"):

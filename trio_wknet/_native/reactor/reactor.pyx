@@ -1,4 +1,5 @@
-"""Turning the loop: wait, dispatch, run commands, continue, turn the wheel, publish.
+"""Turning the loop: wait, dispatch, run commands and jobs, broadcast, continue, turn the wheel,
+publish.
 
 A turn is the same code on a reactor's own thread and inside Trio's (in-loop);
 only the waiting differs. The order of a turn's steps matters:
