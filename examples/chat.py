@@ -6,6 +6,7 @@ A client says its name first; every further line goes to all the others.
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 import trio
 from ctrl_c import run_until_ctrl_c
@@ -15,9 +16,10 @@ from trio_wknet import (
     Delimited,
     FrameChannel,
     FrameTooLong,
+    Group,
     IncompleteRead,
     Limits,
-    open_wknet_listener,
+    open_engine,
 )
 
 LINE = 1024  # bytes that a line may have, with its author's name
@@ -25,8 +27,6 @@ NAME = 32
 SILENCE = 600  # seconds that a member may say nothing
 FRAMING = Delimited(b"\n", max_frame=LINE)
 LIMITS = Limits(inbound=16 * LINE, outbound=256 * LINE)
-
-members: dict[FrameChannel, bytes] = {}
 
 
 def tell(member: FrameChannel, line: bytes) -> None:
@@ -39,41 +39,38 @@ def tell(member: FrameChannel, line: bytes) -> None:
         pass  # its own handler learns of it, too
 
 
-def tell_others(member: FrameChannel, line: bytes) -> None:
-    for other in list(members):
-        if other is not member:
-            tell(other, line)
-
-
-async def converse(member: FrameChannel) -> None:
+async def converse(members: Group, member: FrameChannel) -> None:
     tell(member, b"* your name?")
-    name = members[member] = (await member.receive()).rstrip(b"\r")[:NAME]
-    tell_others(member, b"* %s is here" % name)
+    name = member.conn.context = (await member.receive()).rstrip(b"\r")[:NAME]
+    members.add(member)
+    await members.broadcast(b"* %s is here" % name, exclude=[member], when_slow="close")
     async for line in member:
-        tell_others(member, b"%s: %s" % (name, line.rstrip(b"\r")))
+        said = b"%s: %s" % (name, line.rstrip(b"\r"))
+        await members.broadcast(said, exclude=[member], when_slow="close")
 
 
-async def chat(conn: Conn) -> None:
+async def chat(members: Group, conn: Conn) -> None:
     member = conn.framed(FRAMING)
     try:
         with conn.idle_scope(read=SILENCE) as silence:
-            await converse(member)
+            await converse(members, member)
         if silence.cancelled_caught:
             tell(member, b"* nothing heard for too long")
     except (FrameTooLong, ValueError):  # from the member; for the others
         tell(member, b"* that line is too long")
     except (trio.EndOfChannel, IncompleteRead, trio.BrokenResourceError, trio.ClosedResourceError):
-        pass  # left, or was aborted above
+        pass  # left, or was closed because it was slow
     finally:
-        name = members.pop(member, b"")
-        if name:
-            tell_others(member, b"* %s has left" % name)
+        members.discard(member)
+        if conn.context:
+            await members.broadcast(b"* %s has left" % conn.context, when_slow="close")
 
 
 async def main(port: int = 5101) -> None:
-    async with open_wknet_listener(f"tcp://127.0.0.1:{port}", limits=LIMITS) as listener:
+    async with open_engine() as engine:
+        listener = await engine.listen(f"tcp://127.0.0.1:{port}", limits=LIMITS)
         print("listening on", listener.address, flush=True)
-        await listener.serve(chat)
+        await listener.serve(partial(chat, engine.group()))
 
 
 if __name__ == "__main__":

@@ -7,11 +7,11 @@ The page and the WebSocket share the port. The first message of a client is its 
 from __future__ import annotations
 
 import sys
+from functools import partial
 
-import trio
 from ctrl_c import run_until_ctrl_c
 
-from trio_wknet import Request, Response, WebSocket, WebSocketOptions, open_wknet_listener
+from trio_wknet import Group, Request, Response, WebSocket, WebSocketOptions, open_engine
 
 OPTIONS = WebSocketOptions(max_message=4096)
 NAME = 32
@@ -39,8 +39,6 @@ document.forms[0].onsubmit = event => {
 </script>
 """
 
-members: dict[WebSocket, str] = {}
-
 
 def page(request: Request) -> Response | None:
     """The answer to a request that is not for the chat."""
@@ -51,34 +49,24 @@ def page(request: Request) -> Response | None:
     return None
 
 
-def tell_all(text: str) -> None:
-    for member in list(members):
-        try:
-            member.send_nowait(text)
-        except trio.WouldBlock:
-            member.conn.abort()  # does not read
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass  # its own handler learns of it, too
-
-
-async def chat(member: WebSocket) -> None:
+async def chat(members: Group, member: WebSocket) -> None:
     name = str(await member.receive())[:NAME]
-    members[member] = name
-    tell_all(f"* {name} is here")
+    members.add(member)
     try:
+        await members.broadcast(f"* {name} is here", when_slow="close")
         async for text in member:
-            tell_all(f"{name}: {text!s}")
+            await members.broadcast(f"{name}: {text!s}", when_slow="close")
     finally:
-        del members[member]
-        tell_all(f"* {name} has left")
+        members.discard(member)
+        await members.broadcast(f"* {name} has left", when_slow="close")
 
 
 async def main(port: int = 5200) -> None:
-    address = f"ws://127.0.0.1:{port}"
-    async with open_wknet_listener(address, websocket=OPTIONS) as listener:
+    async with open_engine() as engine:
+        listener = await engine.listen(f"ws://127.0.0.1:{port}", websocket=OPTIONS)
         print("listening on", listener.address, flush=True)
         print(f"the page is http://127.0.0.1:{listener.address[1]}/", flush=True)
-        await listener.serve(chat, on_request=page)
+        await listener.serve(partial(chat, engine.group()), on_request=page)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ HERE = str(Path(trio_wknet.__file__).parent.parent)  # whichever is under test
 PATIENCE = 30  # seconds
 SERVERS = [
     *("echo", "unix_echo", "ticker", "chat", "rpc", "upload", "proxy", "graceful", "gateway"),
-    "websocket_chat",
+    *("websocket_chat", "feed"),
 ]
 
 
@@ -159,6 +159,7 @@ def test_every_example_is_here() -> None:
         "graceful",
         "gateway",
         "websocket_chat",
+        "feed",
     }
     others = {"either_transport", "tls_echo", "behind_proxy", "systemd_echo", "ctrl_c"}
     integrations = {"anyio_echo", "fetch", "http_server", "hypercorn_app", "websocket"}
@@ -255,6 +256,29 @@ def test_a_chat_of_websockets() -> None:
                     assert member.recv(PATIENCE) == "* bob is here"
                     assert member.recv(PATIENCE) == "bob: höre"
             assert ann.recv(PATIENCE) == "* bob has left"
+        assert example.end() == ""
+
+
+def test_a_chat_of_websockets_sends_off_who_does_not_read() -> None:
+    with running("websocket_chat", "0") as example:
+        host, port = example.address
+        url = f"ws://{host}:{port}/chat"
+        example.line()  # the page
+        deaf = example.connect()
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        with (
+            connect(url, ping_interval=None) as ann,
+            connect(url, sock=deaf, ping_interval=None, max_queue=1) as bob,
+        ):
+            ann.send("ann")
+            assert ann.recv(PATIENCE) == "* ann is here"
+            bob.send("bob")
+            assert ann.recv(PATIENCE) == "* bob is here"
+            said = "ann: "
+            while said.startswith("ann: "):
+                ann.send("x" * 4000)
+                said = str(ann.recv(PATIENCE))
+            assert said == "* bob has left"
         assert example.end() == ""
 
 
@@ -656,6 +680,65 @@ def test_gateway_sends_the_silent_off() -> None:
         with device(example, b"d") as sock:
             assert sock.recv(1) == b""
             assert example.line() == "d left: idle"
+        assert example.end() == ""
+
+
+# -- a price feed ----------------------------------------------------------------
+
+
+def subscribe(feed: Example, symbol: bytes) -> socket.socket:
+    sock = feed.connect()
+    sock.sendall(b"subscribe %s\n" % symbol)
+    return sock
+
+
+def test_feed() -> None:
+    with running("feed", "0", "0.001") as example, subscribe(example, b"EUR") as sock:
+        prices = {receive_line(sock) for _ in range(5)}
+        assert len(prices) == 5
+        assert all(re.fullmatch(rb"EUR [01]\.\d{6}\n", price) for price in prices)
+        sock.sendall(b"subscribe GBP\r\n")
+        while receive_line(sock).startswith(b"EUR"):
+            pass
+        assert {receive_line(sock)[:3] for _ in range(100)} == {b"EUR", b"GBP"}
+        sock.sendall(b"unsubscribe EUR\nunsubscribe GBP\n")
+        while receive_line(sock) != b"EUR unsubscribed\n":
+            pass
+        assert receive_line(sock) == b"GBP unsubscribed\n"
+        for nonsense in (b"hello\n", b"subscribe \xff\n", b"unsubscribe\n", b"\n"):
+            sock.sendall(nonsense)
+            assert receive_line(sock).startswith(b"say: "), "no price any more"
+        sock.shutdown(socket.SHUT_WR)
+        assert sock.recv(1) == b""
+        assert example.line().endswith(" left: eof")
+        assert example.end() == ""
+
+
+def test_feed_and_subscribers_that_leave() -> None:
+    with running("feed", "0", "0") as example:
+        for leave in (reset, socket.socket.close) * 10:
+            with subscribe(example, b"EUR") as sock:
+                receive_line(sock)
+                leave(sock)
+            assert " left: " in example.line()
+        with subscribe(example, b"x" * 100) as sock:
+            assert sock.recv(1) == b""
+        assert example.line().endswith(" left: frame too long")
+        assert example.end() == ""
+
+
+def test_feed_closes_who_does_not_read() -> None:
+    with running("feed", "0", "0") as example, socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.settimeout(PATIENCE)
+        deaf.connect(example.address)
+        deaf.sendall(b"subscribe EUR\n")
+        assert example.line() == f"{deaf.getsockname()} left: slow"
+        with pytest.raises(ConnectionResetError):
+            receive(deaf, 1 << 20)
+        with subscribe(example, b"EUR") as reads:
+            assert receive_line(reads).startswith(b"EUR ")
+        assert " left: " in example.line()
         assert example.end() == ""
 
 
