@@ -49,7 +49,8 @@ nitpick_ignore_regex = [
     ("py:.*", r"trio_wknet\._sockets\..*"),
     # Names of unions: what `proxy_protocol` holds, an address, a framing; and of settings and
     # functions that are passed. The text says what
-    ("py:.*", r"Network|SocketAddress|Framing|OnRequest|OwnEngine|ListenSettings"),
+    ("py:.*", r"Network|SocketAddress|Framing|OnRequest|OwnEngine|ListenSettings|ConnectSettings"),
+    ("py:.*", r"Member|WhenSlow"),
 ]
 
 if tags.has("network"):  # noqa: F821
