@@ -161,7 +161,8 @@ def test_every_example_is_here() -> None:
         "websocket_chat",
         "feed",
     }
-    others = {"either_transport", "tls_echo", "behind_proxy", "systemd_echo", "ctrl_c"}
+    tls = {"tls_echo", "tls_listener"}
+    others = {*tls, "either_transport", "behind_proxy", "systemd_echo", "ctrl_c"}
     integrations = {"anyio_echo", "fetch", "http_server", "hypercorn_app", "websocket"}
     assert found == served | others | integrations
     at_most = {"rpc": 180, "websocket_chat": 100}  # lines: a client is in it, too
@@ -771,9 +772,10 @@ def issue(folder: Path) -> tuple[list[str], ssl.SSLContext]:
     return files, context
 
 
-def test_tls_echo(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["tls_echo", "tls_listener"])
+def test_tls_echo(name: str, tmp_path: Path) -> None:
     files, context = issue(tmp_path)
-    with running("tls_echo", *files, "0") as example:
+    with running(name, *files, "0") as example:
         with example.connect() as stranger:
             stranger.sendall(b"this is no TLS" * 100)
         with context.wrap_socket(example.connect(), server_hostname="localhost") as sock:

@@ -32,6 +32,8 @@ from trio_wknet import (
     Listener,
     Timer,
     TimingWheel,
+    TLSListener,
+    TLSStream,
     Trace,
     WebSocket,
     WebSocketListener,
@@ -132,6 +134,17 @@ WEBSOCKET: dict[str, Callable[[Any], Any] | None] = {
     "__aexit__": lambda websocket: websocket.__aexit__(None, None, None),
     "__aiter__": None,
     "__anext__": lambda websocket: websocket.__anext__(),
+}
+TLS_LISTENER: dict[str, Callable[[Any], Any] | None] = {
+    "accept": lambda listener: listener.accept(),
+    "aclose": lambda listener: listener.aclose(),
+    "address": None,
+    "addresses": None,
+    "drain": lambda listener: listener.drain(),
+    "serve": lambda listener: listener.serve(TLSStream.aclose),
+    "statistics": lambda listener: listener.statistics(),
+    "__aenter__": None,
+    "__aexit__": lambda listener: listener.__aexit__(None, None, None),
 }
 WEBSOCKET_LISTENER: dict[str, Callable[[Any], Any] | None] = {
     "aclose": lambda listener: listener.aclose(),
@@ -253,7 +266,7 @@ PROTOCOLS = {"__aenter__", "__aexit__", "__aiter__", "__anext__", "__enter__", "
         (Conn, CONN), (FrameChannel, CHANNEL), (Listener, LISTENER), (Engine, ENGINE),
         (Connections, CONNECTIONS), (Group, GROUP), (Groups, GROUPS), (Broadcast, BROADCAST),
         (WebSocket, WEBSOCKET),
-        (WebSocketListener, WEBSOCKET_LISTENER),
+        (WebSocketListener, WEBSOCKET_LISTENER), (TLSListener, TLS_LISTENER),
         (SocketFacade, SOCKET), (TimingWheel, WHEEL), (Timer, TIMER), (Trace, TRACE),
     ],
     ids=lambda it: getattr(it, "__name__", ""),
@@ -294,8 +307,9 @@ OF_NO_THREAD = {
 def test_all_classes_are_known() -> None:
     classes = {name for name in trio_wknet.__all__ if isinstance(getattr(trio_wknet, name), type)}
     assert classes - OF_NO_THREAD == {
-        "Broadcast", "Conn", "Engine", "FrameChannel", "Group", "Groups", "Listener", "TLSStream",
-        "Timer", "TimingWheel", "Trace", "WebSocket", "WebSocketListener",
+        "Broadcast", "Conn", "Engine", "FrameChannel", "Group", "Groups", "Listener",
+        "TLSListener", "TLSStream", "Timer", "TimingWheel", "Trace", "WebSocket",
+        "WebSocketListener",
     }  # fmt: skip
 
 
@@ -424,6 +438,12 @@ async def test_a_group(engine: Engine, pair: tuple[Conn, Conn]) -> None:
 async def test_a_websocket_listener(engine: Engine) -> None:
     async with await engine.listen(LOCAL) as listener:
         await refuses(WebSocketListener(listener), WEBSOCKET_LISTENER)
+
+
+async def test_a_tls_listener(engine: Engine) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    async with await engine.listen("tls://127.0.0.1:0", tls=context) as listener:
+        await refuses(listener, TLS_LISTENER)
 
 
 async def test_what_may_be_read(pair: tuple[Conn, Conn]) -> None:

@@ -42,6 +42,7 @@ from trio_wknet._statistics import (
 )
 from trio_wknet._timing_wheel import TimingWheel
 from trio_wknet._tls import TLSStream
+from trio_wknet._tls_listener import TLSListener
 from trio_wknet._trace import Trace
 from trio_wknet._websocket.channel import WebSocket
 from trio_wknet._websocket.client import open_websocket
@@ -85,6 +86,7 @@ __all__ = [
     "Response",
     "RingBuffer",
     "StreamWebSocket",
+    "TLSListener",
     "TLSStream",
     "Timer",
     "TimingWheel",

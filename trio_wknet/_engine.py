@@ -23,7 +23,7 @@ from trio_wknet._native.trio.connections import Connections
 from trio_wknet._native.trio.core import Core
 from trio_wknet._native.trio.idle_scopes import timeout_rule
 from trio_wknet._native.trio.latch import Latch
-from trio_wknet._options import ConnOptions, Limits, is_tcp
+from trio_wknet._options import ConnOptions, Limits, check_some_seconds, is_tcp
 from trio_wknet._proxy.trust import parse_trusted
 from trio_wknet._shortage import ShortageLog
 from trio_wknet._sockets.address import parse_address
@@ -32,6 +32,7 @@ from trio_wknet._sockets.unix_connect import connect_unix
 from trio_wknet._statistics import EngineStatistics, ReactorStatistics
 from trio_wknet._tls import check_server_hostname, start_tls
 from trio_wknet._tls_address import split_tls
+from trio_wknet._tls_listener import TLSListener
 from trio_wknet._usage_errors import for_async_with, one_address
 from trio_wknet._websocket.address import split_websocket
 
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     class ListenSettings(TypedDict, total=False):
         """What can be set of any listener."""
 
+        handshake_time: float
         backlog: int | None
         reuse_port: bool
         idle_timeout: float | None
@@ -225,12 +227,32 @@ class Engine:
 
     @overload
     async def listen(
-        self, address: str | int, *, websocket: None = None, **settings: Unpack[ListenSettings]
+        self,
+        address: str | int,
+        *,
+        tls: None = None,
+        websocket: None = None,
+        **settings: Unpack[ListenSettings],
     ) -> Listener: ...
 
     @overload
     async def listen(
-        self, address: str | int, *, websocket: WebSocketOptions, **settings: Unpack[ListenSettings]
+        self,
+        address: str | int,
+        *,
+        tls: ssl.SSLContext,
+        websocket: None = None,
+        **settings: Unpack[ListenSettings],
+    ) -> TLSListener: ...
+
+    @overload
+    async def listen(
+        self,
+        address: str | int,
+        *,
+        tls: ssl.SSLContext | None = None,
+        websocket: WebSocketOptions,
+        **settings: Unpack[ListenSettings],
     ) -> WebSocketListener: ...
 
     @one_address
@@ -238,6 +260,8 @@ class Engine:
         self,
         address: str | int,
         *,
+        tls: ssl.SSLContext | None = None,
+        handshake_time: float = 10.0,
         websocket: WebSocketOptions | None = None,
         backlog: int | None = None,
         reuse_port: bool = False,
@@ -245,7 +269,7 @@ class Engine:
         proxy_protocol: Collection[Network] | None = None,
         limits: Limits = Limits(),
         options: ConnOptions = ConnOptions(),
-    ) -> Listener | WebSocketListener:
+    ) -> Listener | TLSListener | WebSocketListener:
         """Open a listener on this engine's reactors. A checkpoint.
 
         Args:
@@ -254,10 +278,15 @@ class Engine:
               several addresses, the listener binds all of them, with the same port. A
               path is used literally, without escapes. ``"unix://@name"`` is a name in
               Linux's abstract namespace, without a file: anybody in the same network
-              namespace may connect. ``"ws://host:port[/path]"`` serves WebSockets, all
-              paths or that one.
+              namespace may connect. ``"tls://host:port"`` serves TLS.
+              ``"ws://host:port[/path]"`` serves WebSockets, all paths or that one, and
+              ``"wss://..."`` serves them over TLS.
+          tls: for ``tls://`` and ``wss://``, and for no other address: a server's
+              `ssl.SSLContext`. By default None.
+          handshake_time: for these, seconds that the handshake of TLS may take. Above 0, up
+              to 86400; default 10.
           websocket: serve WebSockets at the address, whatever it begins with, with these
-              options. None, the default, does so only for ``ws://``, with
+              options. None, the default, does so only for ``ws://`` and ``wss://``, with
               ``WebSocketOptions()``.
           backlog: the length of the kernel's queue of connections not yet accepted. None,
               the default, is the most that the kernel allows.
@@ -283,8 +312,8 @@ class Engine:
           options: their socket options; by default ``ConnOptions()``.
 
         Returns:
-          A `Listener`, or for WebSockets a `WebSocketListener`. Close it, or use it in an
-          ``async with`` block.
+          A `Listener`; for TLS a `TLSListener`; for WebSockets, with or without TLS, a
+          `WebSocketListener`. Close it, or use it in an ``async with`` block.
 
         Raises:
           ValueError, TypeError: if an argument is invalid.
@@ -296,8 +325,10 @@ class Engine:
         _check(limits, Limits, "limits")
         _check(options, ConnOptions, "options")
         timeout = timeout_rule(idle_timeout)
-        address, over = split_websocket(address, websocket)
-        parsed = parse_address(address)
+        check_some_seconds("handshake_time", handshake_time)
+        plain, context = split_tls(address, tls, server_side=True)
+        plain, over = split_websocket(plain, websocket)
+        parsed = parse_address(plain)
         trusted = parse_trusted(proxy_protocol, unix=parsed.path is not None)
         copies = max(1, self.reactors) if reuse_port else 1
         sockets = await open_listening_sockets(parsed, backlog, reuse_port, copies, options)
@@ -309,7 +340,10 @@ class Engine:
             path=parsed.file,
             trusted=trusted,
         )
-        return listener if over is None else over(listener)
+        top: Listener | TLSListener = listener
+        if context is not None:
+            top = TLSListener(listener, context, handshake_time=handshake_time)
+        return top if over is None else over(top)
 
     def _make_listener(
         self,
@@ -625,13 +659,31 @@ _default: trio.lowlevel.RunVar[Engine] = trio.lowlevel.RunVar("trio_wknet defaul
 
 @overload
 def open_wknet_listener(
-    address: str | int, *, websocket: None = None, **settings: Unpack[OwnEngine]
+    address: str | int,
+    *,
+    tls: None = None,
+    websocket: None = None,
+    **settings: Unpack[OwnEngine],
 ) -> AbstractAsyncContextManager[Listener]: ...
 
 
 @overload
 def open_wknet_listener(
-    address: str | int, *, websocket: WebSocketOptions, **settings: Unpack[OwnEngine]
+    address: str | int,
+    *,
+    tls: ssl.SSLContext,
+    websocket: None = None,
+    **settings: Unpack[OwnEngine],
+) -> AbstractAsyncContextManager[TLSListener]: ...
+
+
+@overload
+def open_wknet_listener(
+    address: str | int,
+    *,
+    tls: ssl.SSLContext | None = None,
+    websocket: WebSocketOptions,
+    **settings: Unpack[OwnEngine],
 ) -> AbstractAsyncContextManager[WebSocketListener]: ...
 
 
@@ -640,6 +692,8 @@ def open_wknet_listener(
 async def open_wknet_listener(
     address: str | int,
     *,
+    tls: ssl.SSLContext | None = None,
+    handshake_time: float = 10.0,
     websocket: WebSocketOptions | None = None,
     engine: Engine | None = None,
     reactors: int | None = None,
@@ -660,9 +714,13 @@ async def open_wknet_listener(
 
     Args:
       address: ``"tcp://host:port"``, ``"unix:///path"``, ``"unix://@name"``,
-          ``"ws://host:port[/path]"``, or a port number, as in `Engine.listen`.
-      websocket: serve WebSockets, with these options; by default only for ``ws://``, as in
-          `Engine.listen`.
+          ``"tls://host:port"``, ``"ws://host:port[/path]"``, ``"wss://host:port[/path]"``,
+          or a port number, as in `Engine.listen`.
+      tls: for ``tls://`` and ``wss://``, and for no other address: a server's
+          `ssl.SSLContext`. By default None.
+      handshake_time: for these, seconds that the handshake of TLS may take; default 10.
+      websocket: serve WebSockets, with these options; by default only for ``ws://`` and
+          ``wss://``, as in `Engine.listen`.
       engine: the engine to use. None, the default, opens one for this listener.
       reactors: the number of reactor threads of the listener's own engine, as in
           `open_engine`. It must be None, the default, if ``engine`` is given.
@@ -677,7 +735,8 @@ async def open_wknet_listener(
       options: their socket options; by default ``ConnOptions()``.
 
     Returns:
-      An async context manager, whose value is the `Listener`, or the `WebSocketListener`.
+      An async context manager, whose value is the `Listener`, the `TLSListener`, or the
+      `WebSocketListener`.
 
     Raises:
       ValueError, TypeError: if an argument is invalid.
@@ -694,6 +753,8 @@ async def open_wknet_listener(
     async with open_engine(reactors) if engine is None else nullcontext(engine) as used:
         listener = await used.listen(
             address,
+            tls=tls,
+            handshake_time=handshake_time,
             websocket=websocket,
             backlog=backlog,
             reuse_port=reuse_port,

@@ -27,16 +27,25 @@ def _integer(low: int, high: int) -> Callable[[Any, attrs.Attribute[Any], Any], 
 
 
 def _seconds(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{attribute.name} must be a number of seconds, not {value!r}")
-    if not 0 <= value <= 86400:
-        raise ValueError(f"{attribute.name} must be from 0 to 86400 seconds, not {value}")
+    _check_range(attribute.name, value)
 
 
 def _some_seconds(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    _seconds(instance, attribute, value)
+    check_some_seconds(attribute.name, value)
+
+
+def _check_range(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number of seconds, not {value!r}")
+    if not 0 <= value <= 86400:
+        raise ValueError(f"{name} must be from 0 to 86400 seconds, not {value}")
+
+
+def check_some_seconds(name: str, value: object) -> None:
+    """Refuse what is no time, or none at all."""
+    _check_range(name, value)
     if value == 0:
-        raise ValueError(f"{attribute.name} must be more than 0 seconds")
+        raise ValueError(f"{name} must be more than 0 seconds")
 
 
 def _boolean(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:

@@ -67,7 +67,12 @@ class ListenerStatistics:
     """The number of times that this has begun."""
     handlers: int
     """Running handlers of `Listener.serve`, or connections of `Listener.serve_events` or
-    `Listener.serve_frames`."""
+    `Listener.serve_frames`. Of a `TLSListener`, without those whose handshake is not done."""
+    handshakes: int = 0
+    """Of a `TLSListener` that serves: handshakes under way."""
+    failed_handshakes: int = 0
+    """Of a `TLSListener` that serves: those that have failed, or took too long. Logged as
+    ``trio_wknet.tls``."""
 
 
 @attrs.frozen(kw_only=True)

@@ -8,10 +8,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from trio_wknet._listener import Listener
+    from trio_wknet._tls_listener import TLSListener
     from trio_wknet._websocket.listener import WebSocketListener
     from trio_wknet._websocket.options import WebSocketOptions
 
-    Wrap = Callable[[Listener], WebSocketListener]
+    Wrap = Callable[[Listener | TLSListener], WebSocketListener]
 
 
 def split_websocket(

@@ -167,7 +167,7 @@ class WebSocket(WebSocketSend, trio.abc.Channel[str | bytes]):
           ValueError, TypeError: if an argument is invalid.
           ImportError: if h11 is not installed (the extra ``websocket``).
         """
-        parsed = parse_url(url, secure=True)
+        parsed = parse_url(url)
         _check_stream(conn)
         opened: WebSocket | StreamWebSocket = await opening().connect(
             conn,

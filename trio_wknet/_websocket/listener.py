@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import attrs
 import trio
 
 from trio_wknet._errors import ConnectionClosed, is_only
 from trio_wknet._listener import Listener, _require_optional
+from trio_wknet._over_listener import OverListener, Started
+from trio_wknet._tls_listener import TLSListener
 from trio_wknet._usage_errors import call_handler, require_callable
+from trio_wknet._websocket.channel import WebSocket
 from trio_wknet._websocket.extra import events, opening
 from trio_wknet._websocket.options import WebSocketOptions, check_options
 
@@ -18,23 +20,23 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from trio_wknet._conn import Conn
-    from trio_wknet._sockets.address import SocketAddress
-    from trio_wknet._statistics import ListenerStatistics
-    from trio_wknet._websocket.channel import WebSocket
+    from trio_wknet._tls import TLSStream
     from trio_wknet._websocket.opening import OnRequest
+    from trio_wknet._websocket.stream import StreamWebSocket
 
 GOING_AWAY = 1001
 INTERNAL_ERROR = 1011
 
 
-class WebSocketListener(trio.abc.AsyncResource):
+class WebSocketListener(OverListener):
     """Accepts WebSockets. `open_wknet_listener` and `Engine.listen` open one, for an address
-    that begins with ``ws://`` or with ``websocket=WebSocketOptions(...)``.
+    that begins with ``ws://`` or ``wss://``, or with ``websocket=WebSocketOptions(...)``.
 
     Its methods belong to the Trio run and the thread in which its engine was opened.
 
     Args:
-      listener: the `Listener` of its connections, which is closed along with it.
+      listener: the `Listener` or `TLSListener` of its connections, which is closed along with
+          it.
       options: by default ``WebSocketOptions()``.
       path: the only path that may become a WebSocket; None, the default: any may.
 
@@ -45,13 +47,13 @@ class WebSocketListener(trio.abc.AsyncResource):
 
     def __init__(
         self,
-        listener: Listener,
+        listener: Listener | TLSListener,
         *,
         options: WebSocketOptions = WebSocketOptions(),
         path: str | None = None,
     ) -> None:
-        if not isinstance(listener, Listener):
-            raise TypeError(f"listener must be a Listener, not {listener!r}")
+        if not isinstance(listener, Listener | TLSListener):
+            raise TypeError(f"listener must be a Listener or a TLSListener, not {listener!r}")
         check_options(options)
         if path is not None and not isinstance(path, str):
             raise TypeError(f"path must be a string or None, not {path!r}")
@@ -67,7 +69,7 @@ class WebSocketListener(trio.abc.AsyncResource):
 
     async def serve(
         self,
-        handler: Callable[[WebSocket], Awaitable[object]],
+        handler: Callable[[Any], Awaitable[object]],
         *,
         on_request: OnRequest | None = None,
         handler_nursery: trio.Nursery | None = None,
@@ -86,7 +88,8 @@ class WebSocketListener(trio.abc.AsyncResource):
         its connection is closed.
 
         Args:
-          handler: an async function of one argument, the `WebSocket`.
+          handler: an async function of one argument, the `WebSocket`; over TLS, a
+              `StreamWebSocket`.
           on_request: called as ``on_request(request)`` with every `Request`, before it is
               answered; it may be an async function. It returns a `Response`, which is sent
               instead of any other answer, as for a page, a health check, or a user who may
@@ -105,26 +108,28 @@ class WebSocketListener(trio.abc.AsyncResource):
         await self.listener.serve(
             partial(self._run_handler, handler, on_request),
             handler_nursery=handler_nursery,
-            task_status=_Started(task_status, self),
+            task_status=Started(task_status, self),
         )
 
     async def _run_handler(
         self,
-        handler: Callable[[WebSocket], Awaitable[object]],
+        handler: Callable[[Any], Awaitable[object]],
         on_request: OnRequest | None,
-        conn: Conn,
+        stream: Conn | TLSStream,
     ) -> None:
-        websocket: WebSocket | None = await self._accept(conn, self.path, self.options, on_request)
+        websocket: WebSocket | StreamWebSocket | None = await self._accept(
+            stream, self.path, self.options, on_request
+        )
         if websocket is None:
             return
         try:
             await call_handler(handler, websocket)
         except trio.Cancelled:
-            websocket._say_goodbye(GOING_AWAY, b"")
+            _end_at_once(websocket, GOING_AWAY)
             raise
         except BaseException as exc:
             if websocket.close_code is None:
-                websocket._say_goodbye(INTERNAL_ERROR, b"")
+                _end_at_once(websocket, INTERNAL_ERROR)
             elif is_only(exc, ConnectionClosed):
                 return
             raise
@@ -194,16 +199,22 @@ class WebSocketListener(trio.abc.AsyncResource):
           trio.ClosedResourceError: if the listener is closed, before or during the call.
           trio.BusyResourceError: if another task is accepting on this listener.
           TypeError: if a callback is not callable.
-          RuntimeError: if called from another thread, or if the engine is closed.
+          RuntimeError: if the listener is one of TLS, for which `serve` is there; if called
+              from another thread; or if the engine is closed.
         """
         require_callable(on_messages=on_messages)
         _require_optional(
             on_connect=on_connect, on_close=on_close, on_error=on_error, on_request=on_request
         )
         serving = events().MessageServing
-        await self.listener._serve_by_callbacks(
+        listener = self.listener
+        if isinstance(listener, TLSListener):
+            raise RuntimeError(
+                "serve_messages() cannot serve TLS, whose bytes no reactor decodes; use serve()"
+            )
+        await listener._serve_by_callbacks(
             lambda nursery: serving(
-                self.listener,
+                listener,
                 nursery,
                 self.options,
                 self.path,
@@ -213,55 +224,12 @@ class WebSocketListener(trio.abc.AsyncResource):
                 on_error,
                 on_request,
             ),
-            _Started(task_status, self),
+            Started(task_status, self),
         )
 
-    async def drain(self) -> None:
-        """Stop accepting, and wait until the accepted connections have been served, like
-        `Listener.drain`. A checkpoint.
 
-        Raises:
-          RuntimeError: if called from a handler, which it would wait for; or from another
-              thread.
-        """
-        await self.listener.drain()
-
-    async def aclose(self) -> None:
-        """Stop listening, like `Listener.aclose`. A checkpoint.
-
-        Raises:
-          RuntimeError: if called from another thread.
-        """
-        await self.listener.aclose()
-
-    @property
-    def address(self) -> SocketAddress:
-        """The first address, as `Listener.address`."""
-        return self.listener.address
-
-    @property
-    def addresses(self) -> list[SocketAddress]:
-        """All addresses that it is bound to, each once."""
-        return self.listener.addresses
-
-    def statistics(self) -> ListenerStatistics:
-        """Return a snapshot of the listener's counters. Not a checkpoint.
-
-        Returns:
-          A `ListenerStatistics`.
-
-        Raises:
-          RuntimeError: if called from another thread.
-        """
-        return self.listener.statistics()
-
-
-@attrs.frozen
-class _Started:
-    """A task status that is started with the WebSocketListener, not its Listener."""
-
-    outer: trio.TaskStatus[WebSocketListener]
-    listener: WebSocketListener
-
-    def started(self, value: object = None) -> None:
-        self.outer.started(self.listener)
+def _end_at_once(websocket: WebSocket | StreamWebSocket, code: int) -> None:
+    if isinstance(websocket, WebSocket):
+        websocket._say_goodbye(code, b"")
+    else:
+        websocket._end_at_once(code)

@@ -14,6 +14,7 @@ import trio
 from trio_wknet._errors import ConnectionClosed, connection_closed
 from trio_wknet._native.trio.websocket_stream import StreamDecoder
 from trio_wknet._statistics import WebSocketStatistics, websocket_statistics
+from trio_wknet._tls import TLSStream
 from trio_wknet._websocket.control import close_reason, control_payload
 from trio_wknet._websocket.deflate import Unacceptable
 from trio_wknet._websocket.stream_wire import StreamWire
@@ -442,6 +443,15 @@ class StreamWebSocket(trio.abc.Channel[str | bytes]):
             wire.decoder.say_goodbye(code, reason)
         wire.decoder.discard()
         wire.stop()
+
+    def _end_at_once(self, code: int) -> None:
+        """Have our close frame sent by a `TLSStream`, if nothing is in the way, before the
+        connection is closed without waiting."""
+        wire = self._wire
+        self._say_goodbye(code, b"")
+        if wire.is_due() and not wire.is_broken and not wire.sending.locked():
+            assert isinstance(self.stream, TLSStream)
+            self.stream._send_last(wire.unsent + wire.decoder.answers())
 
     def _is_closed(self) -> bool:
         """Whether nothing of the closing handshake is to be waited for."""

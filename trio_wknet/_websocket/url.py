@@ -16,13 +16,15 @@ class URL:
     target: str
     authority: str
     """The Host header."""
+    is_secure: bool = False
+    """Whether it is over TLS."""
 
 
 _PORTS = {"ws": 80, "wss": 443}
 
 
-def parse_url(url: object, *, secure: bool = False) -> URL:
-    """Parse ``ws://host[:port][/path][?query]``; if it may be `secure`, ``wss://...``, too.
+def parse_url(url: object) -> URL:
+    """Parse ``ws://host[:port][/path][?query]``, or ``wss://...``.
 
     Raises:
       TypeError, ValueError: if it is something else; the message names ``url``.
@@ -36,8 +38,8 @@ def parse_url(url: object, *, secure: bool = False) -> URL:
         port = parts.port
     except ValueError as exc:
         raise ValueError(f"url {url!r}: {exc}") from None
-    if parts.scheme != "ws" and not (secure and parts.scheme == "wss"):
-        raise ValueError(f"url must start with 'ws://', not {url!r}")
+    if parts.scheme not in _PORTS:
+        raise ValueError(f"url must start with 'ws://' or 'wss://', not {url!r}")
     if not parts.hostname:
         raise ValueError(f"url {url!r} has no host")
     if parts.username is not None:
@@ -45,4 +47,6 @@ def parse_url(url: object, *, secure: bool = False) -> URL:
     if parts.fragment or url.endswith("#"):
         raise ValueError(f"url {url!r} must hold no fragment (RFC 6455, section 3)")
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    return URL(parts.hostname, _PORTS[parts.scheme] if port is None else port, target, parts.netloc)
+    if port is None:
+        port = _PORTS[parts.scheme]
+    return URL(parts.hostname, port, target, parts.netloc, parts.scheme == "wss")

@@ -505,6 +505,16 @@ cdef class TLSBase:
         else:
             self._leave_to_reactor()
 
+    def _send_last(self, data):
+        """Send a last message over a `Conn` without waiting, if that is possible."""
+        if self.state != OK or not self.handshaken or self.sender is not None:
+            return
+        try:
+            self._ssl_object.write(data)
+        except FAILURES:
+            return      # it would have to receive first, or is broken
+        self._leave_to_reactor()
+
     def _leave_to_reactor(self):
         """Send what OpenSSL wants to have sent before a `Conn` is closed, if possible."""
         if not self.send_turn.take():

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
 
-class TLSListener(trio.abc.Listener[TLSStream]):
+class SecureListener(trio.abc.Listener[TLSStream]):
     """A listener whose streams are TLS."""
 
     def __init__(
@@ -307,7 +307,7 @@ class WebSocketServer:
 
 
 def _endpoint(listener: Any) -> Endpoint | str:
-    is_ssl = isinstance(listener, (TLSListener, trio.SSLListener))
+    is_ssl = isinstance(listener, (SecureListener, trio.SSLListener))
     transport = listener.transport_listener if is_ssl else listener
     if isinstance(transport, trio.SocketListener):
         name = transport.socket.getsockname()
@@ -353,7 +353,7 @@ async def serve_websocket(
     """
     listeners: list[Any] = list(await open_tcp_listeners(port, host=host))
     if ssl_context is not None:
-        listeners = [TLSListener(listener, ssl_context) for listener in listeners]
+        listeners = [SecureListener(listener, ssl_context) for listener in listeners]
     server = WebSocketServer(
         handler,
         listeners,

@@ -1,0 +1,130 @@
+"""The handshakes of a listener: bounded in time and in number, counted, and logged.
+
+Peers that do not go on with theirs would take the places of others for all of their time. So
+there are two times, as for PROXY headers: after its grace, a short part of the time, a handshake
+may go on only while its place is not needed. The one that began first gives way. A burst of
+honest clients is over within the grace, or waits for places.
+
+LINES failures are logged at once, and then one per second. The next line says how many were not
+logged.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING
+
+import trio
+
+from trio_wknet._tls import start_tls
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Callable
+
+    from trio_wknet._conn import Conn
+    from trio_wknet._tls import TLSStream
+
+logger = logging.getLogger("trio_wknet.tls")
+
+MAX_HANDSHAKES = 256  # under way at a time, of a listener
+GRACE_PART = 20  # the grace is this fraction of the time for a handshake
+LINES = 10
+
+
+class Handshakes:
+    """Those of one listener.
+
+    Args:
+      context: the server's.
+      seconds: the time for each.
+    """
+
+    def __init__(self, context: ssl.SSLContext, seconds: float) -> None:
+        self.context = context
+        self.seconds = seconds
+        self.waiting = 0
+        self.failed = 0
+        self._began: dict[trio.CancelScope, float] = {}  # in this order
+        self._freed = trio.lowlevel.ParkingLot()
+        self._log = FailureLog()
+
+    @property
+    def under_way(self) -> int:
+        return self.waiting + len(self._began)
+
+    async def perform(self, conn: Conn) -> TLSStream | None:
+        """The stream over an accepted connection; None if it failed, and is closed."""
+        try:
+            with trio.move_on_after(self.seconds) as scope:
+                await self._take_place(scope)
+                try:
+                    return await start_tls(conn, self.context, server_side=True)
+                finally:
+                    self._leave(scope)
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            why = str(exc.__cause__ or exc)
+        else:
+            late = trio.current_time() >= scope.deadline
+            why = "no handshake in time" if late else "no handshake yet, and others wait"
+        self.failed += 1
+        # Without a byte: so balancers check whether a server listens.
+        silent = conn.statistics().bytes_received == 0
+        self._log.add(logging.DEBUG if silent else logging.INFO, conn, why)
+        return None
+
+    async def _take_place(self, scope: trio.CancelScope) -> None:
+        self.waiting += 1
+        try:
+            while len(self._began) >= MAX_HANDSHAKES:
+                oldest, began = next(iter(self._began.items()))
+                over = began + self.seconds / GRACE_PART
+                if trio.current_time() >= over:
+                    self._leave(oldest)
+                    oldest.cancel()
+                else:
+                    with trio.move_on_at(over):
+                        await self._freed.park()
+        finally:
+            self.waiting -= 1
+        self._began[scope] = trio.current_time()
+
+    def _leave(self, scope: trio.CancelScope) -> None:
+        if self._began.pop(scope, None) is not None:
+            self._freed.unpark()
+
+
+class FailureLog:
+    """The lines about failed handshakes.
+
+    Args:
+      clock: tells the time in seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lines = float(LINES)
+        self._lines_at = clock()
+        self._unsaid = 0
+
+    def add(self, level: int, conn: Conn, why: str) -> None:
+        if not logger.isEnabledFor(level):
+            return
+        now = self._clock()
+        self._lines = min(LINES, self._lines + now - self._lines_at)
+        self._lines_at = now
+        if self._lines < 1:
+            self._unsaid += 1
+            return
+        self._lines -= 1
+        more = f" (and {self._unsaid} others, unlogged)" if self._unsaid else ""
+        self._unsaid = 0
+        logger.log(level, "no TLS with %s: %s%s", _peer(conn), why, more)
+
+
+def _peer(conn: Conn) -> str:
+    try:
+        return repr(conn.remote_address)
+    except OSError:
+        return "a peer that is gone"
