@@ -133,6 +133,23 @@ async def test_what_the_connection_still_does(pair: tuple[Conn, Conn]) -> None:
         await ends[1].receive_some()
 
 
+async def test_groups_have_no_member_with_tls(engine: Engine, pair: tuple[Conn, Conn]) -> None:
+    """Their broadcasts would go out unencrypted."""
+    client, server = pair
+    groups = [engine.group(), engine.group()]
+    for group in groups:
+        group.add(client)
+    ends = await start_both(client, server)
+    for group in groups:
+        assert len(group) == 0
+        assert client not in group
+        with pytest.raises(trio.BusyResourceError, match="member must be a connection without TLS"):
+            group.add(client)
+        group.discard(client)
+        await group.broadcast_nowait(b"not to it").wait()
+    await say(*ends, b"hello")
+
+
 async def test_unwrap_gives_it_back(pair: tuple[Conn, Conn]) -> None:
     ends = await start_both(*pair)
     back: list[Any] = []

@@ -267,9 +267,10 @@ class Conn(IdleWatch, StreamBase):  # type: ignore[misc]  # final, see _trio_bas
 
         From the call on, the connection is the stream's: what receives or sends on it, and
         `framed`, `detach` and another `start_tls`, raise `trio.BusyResourceError`, until
-        `TLSStream.unwrap` gives it back. Closing it, its ``close_reason``, ``context``, idle
-        timeouts, addresses, options and statistics stay as they are; bytes that move, and that
-        are counted, are those of TLS.
+        `TLSStream.unwrap` gives it back. It leaves its groups, whose broadcasts are not encrypted;
+        those that were begun before must be over. Closing it, its ``close_reason``,
+        ``context``, idle timeouts, addresses, options and statistics stay as they are; bytes
+        that move, and that are counted, are those of TLS.
 
         If the handshake fails, the peer is sent an alert, and the connection is closed. If the
         call is cancelled, the connection is closed at once. The handshake takes as long as the

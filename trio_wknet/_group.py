@@ -16,6 +16,7 @@ import trio
 from trio_wknet._errors import BroadcastIncomplete
 from trio_wknet._native.trio.group import Broadcasting, Members
 from trio_wknet._native.trio.latch import Latch
+from trio_wknet._tls_conn import TLSConn
 
 if TYPE_CHECKING:
     import sys
@@ -153,8 +154,14 @@ class Group(Members):
         Raises:
           TypeError: it is none of these.
           ValueError: it belongs to another engine.
+          trio.BusyResourceError: it is under a `TLSStream` (`Conn.start_tls`): reactors do not
+              encrypt.
           trio.ClosedResourceError: it was closed here.
         """
+        if isinstance(member, TLSConn):
+            raise trio.BusyResourceError(
+                "member must be a connection without TLS: its bytes are those of its TLSStream"
+            )
         self._join(member)
 
     def discard(self, member: Member) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import idna
 import trio
 
-from trio_wknet._native.trio.tls import TLSBase, ensure_unused
+from trio_wknet._native.trio.tls import TLSBase, ensure_unused, leave_groups
 from trio_wknet._tls_conn import begin_tls, end_tls
 from trio_wknet._trio_bases import TLSStreamBase
 
@@ -214,6 +214,7 @@ def over_conn(
     ensure_unused(conn)
     stream = TLSStream(conn, context, server_side=server_side, server_hostname=server_hostname)
     begin_tls(conn)
+    leave_groups(conn)
     return stream
 
 

@@ -13,6 +13,7 @@ else:
     from typing_extensions import Buffer
 
 def ensure_unused(conn: SendHalf) -> None: ...
+def leave_groups(conn: SendHalf) -> None: ...
 
 @final
 class Turn:

@@ -87,6 +87,11 @@ def ensure_unused(SendHalf conn not None):
     conn.may_send()
 
 
+def leave_groups(SendHalf conn not None):
+    """Take a connection out of its groups: what is sent to them is not encrypted."""
+    conn.core.leave_groups(conn.slot)
+
+
 cdef class Turn:
     cdef bint take(self) noexcept:
         """Take it, if it is free."""
