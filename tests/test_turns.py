@@ -11,6 +11,7 @@ import trio
 from trio_wknet import Conn, Limits, open_engine
 
 EVENTS = 256
+TURN_BYTES = 524288
 SIZE = 4_000_000
 """Bytes; more than some turns receive on a connection."""
 SO_SNDBUFFORCE = 32
@@ -49,6 +50,45 @@ async def test_events_of_a_turn(nothing_left: None) -> None:
             conn.abort()
             peer.close()
     assert max(found) == EVENTS
+
+
+async def what_turns_receive(
+    conns: list[Conn], peers: list[socket.socket], data: bytes
+) -> list[int]:
+    """Have each get some data. The bytes that came in each turn, while any were left."""
+    for peer in peers:
+        peer.send(data)
+    found = []
+    left = len(data) * len(conns)
+    while left:
+        before = sum(received(conns))
+        await turns()
+        found.append(sum(received(conns)) - before)
+        left -= found[-1]
+    for conn in conns:
+        assert await conn.receive_exactly(len(data)) == data
+    return found
+
+
+async def test_turns_that_receive_much_take_fewer_events(nothing_left: None) -> None:
+    """So that what came in a turn is still in a core's cache when its task runs."""
+    pairs = [socket.socketpair() for _ in range(60)]
+    peers = [theirs for _, theirs in pairs]
+    async with open_engine(0) as engine:
+        adopted = [engine.adopt(ours) for ours, _ in pairs]
+        conns = [conn for conn in adopted if isinstance(conn, Conn)]
+        await turns(4)
+        much = bytes(60_000)
+        first = await what_turns_receive(conns, peers, much)
+        assert max(first) > TURN_BYTES
+        then = await what_turns_receive(conns, peers, much)
+        assert TURN_BYTES / 2 < max(then) <= TURN_BYTES
+        little = await what_turns_receive(conns, peers, b"x")
+        assert max(little[:1]) < 20, "as before"
+        assert max(little) > 20, "and soon more"
+        for conn, peer in zip(conns, peers, strict=True):
+            conn.abort()
+            peer.close()
 
 
 async def test_trio_does_not_sleep_on_what_is_left_to_read(nothing_left: None) -> None:

@@ -21,6 +21,12 @@ cdef enum:
     # it in the cache any more. (In-loop, 5000 connections: 0.7 of the CPU per
     # message, compared with a list that grows to 4096.)
     EVENTS = 256
+    # The same for bytes: if a turn receives more, the next ones take fewer events, down to one.
+    # So what is received, copied and sent stays in the caches, and the heap does not grow by a
+    # message for each connection, to shrink again. (In-loop, 100 connections that echo
+    # messages of 64 KiB: 0.7 to 0.8 of the CPU per message, and no page faults where there were
+    # 1.7.)
+    TURN_BYTES = 524288
     # What epoll_data carries for descriptors that belong to no slot.
     WAKE_TAG = 0
     TIMER_TAG = 1
@@ -64,6 +70,10 @@ cdef struct Reactor:
     Pool *pool
     Block *buffer           # what receives write to; handed over whole for a large one
     epoll_event events[EVENTS]
+    uint32_t most           # events that the next turn takes: see TURN_BYTES
+    uint32_t taken          # events that the last turn would have taken
+    uint64_t moved          # bytes that this turn has received
+    bint hurries            # the next turn takes EVENTS: a look is owed (stall.pyx)
     uint64_t now            # ns, read once a turn
     Wheel *wheel            # timeouts.pyx says of what
     uint64_t trim_at        # ns: when to trim memory (trim.pyx); or NEVER

@@ -22,7 +22,9 @@ from .closing cimport (
     close_gracefully, close_now, forget, leave_listener, on_closing_event, on_closing_timeout,
     reset,
 )
-from .hub cimport EVENTS, TIMER_TAG, WAKE_TAG, Job, Reactor, has_more, hub_now, notify
+from .hub cimport (
+    EVENTS, TIMER_TAG, TURN_BYTES, WAKE_TAG, Job, Reactor, has_more, hub_now, notify,
+)
 from .idle cimport idle_due
 from .keep_alive cimport keep_alive, note_keep_alive
 from .lists cimport list_empty, list_remove
@@ -68,12 +70,20 @@ cdef int _patience(Reactor *reactor) noexcept nogil:
 cdef void reactor_turn(Reactor *reactor, int timeout) noexcept nogil:
     """One turn; waits at most `timeout` milliseconds (-1: no limit)."""
     cdef uint32_t asked = wk_u32_load(&reactor.asked)
-    cdef int n = epoll_wait(reactor.epfd, reactor.events, EVENTS, timeout)
+    # While a look is owed, turns are as large as its count of events assumes.
+    cdef bint looks = reactor.hurries or asked != wk_u32_load_relaxed(&reactor.looked)
+    cdef int most = EVENTS if looks else <int>reactor.most
+    cdef int n = epoll_wait(reactor.epfd, reactor.events, most, timeout)
     cdef int i
-    reactor.full = n == EVENTS
+    reactor.full = n == most
+    reactor.taken = most
+    reactor.hurries = False
+    reactor.moved = 0
     reactor.now = hub_now(reactor.hub)
     for i in range(n):
         _dispatch(reactor, &reactor.events[i])
+    if reactor.moved > TURN_BYTES or reactor.most < EVENTS:
+        _size_turns(reactor, n)
     _run_commands(reactor)
     _run_jobs(reactor)
     run_broadcasts(reactor)
@@ -88,6 +98,15 @@ cdef void reactor_turn(Reactor *reactor, int timeout) noexcept nogil:
     wk_u64_bump(&reactor.turns, 1)
     if n > 0:
         wk_u64_bump(&reactor.events_seen, n)
+
+
+cdef void _size_turns(Reactor *reactor, int n) noexcept nogil:
+    """Have the next turn take as many events as bring TURN_BYTES, as these `n` did. If these
+    brought much less, twice as many."""
+    if reactor.moved > TURN_BYTES:
+        reactor.most = max(1, <uint32_t>(n * <uint64_t>TURN_BYTES // reactor.moved))
+    elif reactor.full and reactor.moved <= TURN_BYTES // 2:
+        reactor.most = min(2 * reactor.most, <uint32_t>EVENTS)
 
 
 cdef void _note_look(Reactor *reactor, uint32_t asked) noexcept nogil:

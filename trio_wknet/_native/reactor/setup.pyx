@@ -7,7 +7,7 @@ from ..base.linux cimport (
     TFD_CLOEXEC, TFD_NONBLOCK, close, epoll_create1, epoll_ctl, epoll_event, eventfd,
     timerfd_create,
 )
-from .hub cimport RECEIVE_BUFFER, TIMER_TAG, WAKE_TAG, Hub, Reactor, hub_now
+from .hub cimport EVENTS, RECEIVE_BUFFER, TIMER_TAG, WAKE_TAG, Hub, Reactor, hub_now
 from .lists cimport list_init
 from .pool cimport Pool, pool_drop, pool_free, pool_new, pool_take
 from .slot cimport LISTENER
@@ -40,6 +40,7 @@ cdef Reactor *_reactor_new(Hub *hub) noexcept nogil:
         return NULL
     reactor.hub = hub
     reactor.timerfd = -1
+    reactor.most = EVENTS
     list_init(&reactor.ready)
     list_init(&reactor.starved)
     reactor.now = hub_now(hub)

@@ -174,6 +174,7 @@ cdef void _receive(Reactor *reactor, Slot *slot, uint32_t room, bint to_the_end)
         asked = room
         n = recv(slot.fd, block_data(reactor.buffer), asked, MSG_DONTWAIT)
         if n > 0:
+            reactor.moved += n
             room = _store(reactor, slot, <uint32_t>n)
             if room == 0 or (n < asked and not to_the_end):
                 return

@@ -94,8 +94,8 @@ cdef void stall_turned(StallWatch *watch, Hub *hub, bint full) noexcept nogil:
     watch.turns += 1
     if not full:
         watch.looked_at = watch.called
-    elif watch.ahead > EVENTS:
-        watch.ahead -= EVENTS
+    elif watch.ahead > hub.reactors[0].taken:
+        watch.ahead -= hub.reactors[0].taken
         return
     else:
         watch.looked_at = watch.mark
@@ -116,11 +116,12 @@ cdef bint stall_is_behind(StallWatch *watch, Hub *hub) noexcept nogil:
     watch.expected = now + SLACK_BUSY_NS
     if not hub.in_loop:
         return watch.owed != 0 and watch.turns < MAX_WAITS and not _is_told(watch, hub)
-    if watch.turns > _connections(hub) // EVENTS + 2:
+    if watch.turns > _connections(hub) // EVENTS + 3:   # all but the first take EVENTS
         return False
     if watch.looked_at >= watch.owed and watch.looked_at + OLDEST_NS >= now:
         return False
     watch.called = now
+    hub.reactors[0].hurries = True
     return True
 
 
