@@ -465,6 +465,36 @@ async def test_a_slow_one_is_closed(engine: Engine, kind: str) -> None:
             await read_all(slow_peer)
 
 
+@pytest.mark.parametrize("member", ["conn", "channel", "websocket"])
+async def test_nothing_follows_a_gap(engine: Engine, member: str) -> None:
+    """Who is to be closed for being slow gets nothing more, from anybody."""
+    for number in range(20):
+        async with conn_and_peer(engine, limits=Limits(outbound=1000)) as (slow, peer):
+            group = engine.group()
+            it: Any = slow
+            if member == "channel":
+                it = slow.framed(LengthPrefixed(4, max_frame=10_000))
+            elif member == "websocket":
+                it = WebSocket._over(slow, "server")
+            group.add(it)
+            first = group.broadcast_nowait(b"1" * 5000, when_slow="close")
+            if number % 2:
+                await trio.lowlevel.checkpoint()  # now the reactor may be first
+            second = group.broadcast_nowait(b"2" * 10)
+            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                it.send_nowait(b"3" * 10)
+            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                await (slow.send_all(b"4" * 10) if member == "conn" else it.send(b"4" * 10))
+            assert await first.wait() == result(closed=1)
+            late = await second.wait()
+            assert late.sent + late.queued == 0
+            assert slow.close_reason == "slow"
+            received = b""
+            with suppress(ConnectionResetError):
+                received = await read_all(peer)
+            assert received == b""
+
+
 async def test_a_slow_one_is_an_error(engine: Engine, kind: str) -> None:
     async with slow_one(engine, kind) as (group, _, _, _, peer):
         done = await group.broadcast_nowait(b"", when_slow="error").wait()

@@ -45,6 +45,7 @@ cdef struct BroadcastJob:
     Payload *payload
     HandleSet members
     uint8_t *outcomes       # an Outcome for each of their places
+    uint8_t closes_slow     # who is SLOW will be closed, so nothing may follow the gap
     uint8_t is_message      # of a WebSocket: nothing goes behind its close frame
     uint32_t at             # the place that is next
     uint32_t sent           # TAKEN, and the kernel took all at once
@@ -56,3 +57,4 @@ cdef struct BroadcastJob:
 cdef void broadcast_give(BroadcastJob *job) noexcept nogil
 cdef void run_broadcasts(Reactor *reactor) noexcept nogil
 cdef bint is_barred(const BroadcastJob *job, Slot *slot) noexcept nogil
+cdef void note_slow(BroadcastJob *job, uint32_t at, Slot *slot) noexcept nogil

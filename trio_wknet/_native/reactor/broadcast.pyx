@@ -60,12 +60,15 @@ cdef void _send_to(Reactor *reactor, BroadcastJob *job, uint32_t at) noexcept no
         return
     outcome = ACCEPTED
     if slot.state == NEW:       # for want of descriptors or memory: later it may be well
-        job.outcomes[at] = SLOW
+        note_slow(job, at, slot)
     elif is_barred(job, slot):
         job.outcomes[at] = OVER
     else:
         outcome = admit(reactor, slot, &span, 1, job.payload.size, slot.limits.outbound, &state)
-        job.outcomes[at] = TAKEN if outcome == ACCEPTED else SLOW if outcome == FULL else OVER
+        if outcome == FULL:
+            note_slow(job, at, slot)
+        else:
+            job.outcomes[at] = TAKEN if outcome == ACCEPTED else OVER
     pthread_mutex_unlock(&slot.lock)
     if job.outcomes[at] != TAKEN:
         return
@@ -77,9 +80,20 @@ cdef void _send_to(Reactor *reactor, BroadcastJob *job, uint32_t at) noexcept no
 
 
 cdef bint is_barred(const BroadcastJob *job, Slot *slot) noexcept nogil:
-    """Under the lock: whether its WebSocket is closing, or gone."""
+    """Under the lock: whether it is to be closed for being slow; or its WebSocket is closing, or
+    gone."""
     cdef Decoder *ws
+    if slot.refusing:
+        return True
     if not job.is_message:
         return False
     ws = decoder_of(slot)
     return ws == NULL or wk_u32_load(&ws.goodbye) != 0
+
+
+cdef void note_slow(BroadcastJob *job, uint32_t at, Slot *slot) noexcept nogil:
+    """Under the lock: it does not get the message. If it is to be closed for that, nothing
+    follows: neither by a reactor (`admit`), nor by the Trio side, which looks (`settle`)."""
+    job.outcomes[at] = SLOW
+    if job.closes_slow:
+        slot.refusing = True

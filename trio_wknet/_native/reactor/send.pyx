@@ -50,7 +50,7 @@ cdef Sent admit(
     there it is copied to; or, if it is nobody's turn, the turn is the reactor's from here on.
     `state` says whose turn it was. `send_admitted` must follow."""
     cdef uint32_t seen = sender_state(slot)
-    if slot.state != OPEN or seen & SHUT or slot.error or slot.pending_error:
+    if slot.state != OPEN or seen & SHUT or slot.error or slot.pending_error or slot.refusing:
         return CLOSED
     if ring_len(&slot.outbound) + n > limit:
         return FULL

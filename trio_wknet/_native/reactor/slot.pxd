@@ -210,7 +210,8 @@ cdef struct Slot:
     uint8_t end_wanted      # a task or a server waits for ENDED
     # of a LISTENER
     uint8_t accept_wanted   # a task or a server waits for ACCEPTED
-    uint8_t refusing        # closed: whatever is still accepted is dropped
+    uint8_t refusing        # closed: whatever is still accepted is dropped; of a CONNECTION:
+                            # a broadcast ends it for being slow, nothing more is sent
     uint8_t open_ended      # `rcvlowat` may rise byte by byte: the receiver searches
     uint32_t waiting        # the number of connections accepted and not yet taken
     OfKind by_kind

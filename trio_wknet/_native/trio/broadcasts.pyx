@@ -13,8 +13,8 @@ for each of them.
 from libc.stdint cimport uint32_t, uint64_t
 
 from ..base.atomics cimport wk_u32_or, wk_u64_load
-from ..base.linux cimport pthread_mutex_lock, pthread_mutex_unlock
-from ..reactor.broadcast cimport OVER, PENDING, SLOW, TAKEN, is_barred
+from ..base.linux cimport ENOBUFS, pthread_mutex_lock, pthread_mutex_unlock
+from ..reactor.broadcast cimport OVER, PENDING, TAKEN, is_barred, note_slow
 from ..reactor.handles cimport NOWHERE, handles_find
 from ..reactor.ring cimport ring_len, ring_write
 from ..reactor.sender cimport QUEUED, SHUT, sender_state
@@ -69,11 +69,13 @@ cdef bint _settle_one(BroadcastJob *job, uint32_t at, Slot *slot, Pool *mine) no
     elif slot.error or slot.pending_error or sender_state(slot) & SHUT or is_barred(job, slot):
         job.outcomes[at] = OVER
     elif ring_len(&slot.outbound) + n > slot.limits.outbound:
-        job.outcomes[at] = SLOW
+        note_slow(job, at, slot)
     elif not ring_write(&slot.outbound, mine, <const char *>job.payload.data, n):
-        job.outcomes[at] = SLOW         # no memory
+        note_slow(job, at, slot)        # no memory
     else:
         job.outcomes[at] = TAKEN
         gave_turn = wk_u32_or(&slot.mail.sending.owner, QUEUED) == 0
+    if slot.refusing and not slot.send_error:
+        slot.send_error = ENOBUFS       # until it is closed, when the job is done
     pthread_mutex_unlock(&slot.lock)
     return gave_turn

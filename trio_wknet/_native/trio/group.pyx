@@ -384,7 +384,7 @@ cdef class Members(Audience):
             if payload.size > 0:        # no bytes are no message
                 for i in range(form.reactors):
                     if form.members[i].count > 0:
-                        job = self._new_job(form, i, payload, excluded)
+                        job = self._new_job(broadcast, form, i, payload, excluded)
                         if job == NULL:
                             raise MemoryError
                         job.following = jobs[0]
@@ -397,8 +397,8 @@ cdef class Members(Audience):
                 free(payload)
         return 0
 
-    cdef BroadcastJob *_new_job(self, Form form, uint32_t reactor, Payload *payload,
-                                list excluded) except? NULL:
+    cdef BroadcastJob *_new_job(self, Broadcasting broadcast, Form form, uint32_t reactor,
+                                Payload *payload, list excluded) except? NULL:
         cdef BroadcastJob *job = <BroadcastJob *>calloc(1, sizeof(BroadcastJob))
         if job == NULL:
             return NULL
@@ -411,6 +411,7 @@ cdef class Members(Audience):
             free(job)
             return NULL
         job.reactor = self.core.hub.reactors[reactor]
+        job.closes_slow = broadcast.closes_slow
         job.is_message = form.key is BY_SERVER or form.key is BY_CLIENT
         job.payload = payload
         payload.users += 1

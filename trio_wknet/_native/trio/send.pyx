@@ -230,6 +230,7 @@ cdef class SendHalf(ReceiveSized):
         if n == 0:
             return 0
         self.core.settle(slot)
+        self.ensure_unbroken()
         while not sender_acquire(slot):
             if self.queue_behind(data, <uint32_t>n):
                 return 0

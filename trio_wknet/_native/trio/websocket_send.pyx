@@ -374,6 +374,7 @@ cdef class WebSocketSend(WebSocketReceive):
         try:
             conn.may_send()
             conn.core.settle(slot)
+            conn.ensure_unbroken()
             while not sender_acquire(slot):
                 if conn.queue_behind(data, <uint32_t>n):
                     return 0
