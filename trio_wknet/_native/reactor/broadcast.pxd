@@ -25,7 +25,7 @@ from .hub cimport Job, Reactor
 from .slot cimport Slot
 
 cdef enum:
-    BROADCAST_STEP = 256    # members in one turn, some two milliseconds
+    BROADCAST_STEP = 256    # members in one turn, a few milliseconds
 
 cdef enum Outcome:
     PENDING = 0
