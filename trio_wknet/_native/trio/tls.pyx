@@ -62,6 +62,8 @@ cdef enum:
     PIECE = 4 * RECORD
     WIRE_PIECE = 4 * (RECORD + 256)
 
+# Looked up once. The object's own refuses (_tls_conn.py).
+cdef object send_wire = SendHalf.send_all
 cdef object WantRead = ssl.SSLWantReadError
 cdef tuple FAILURES = (ssl.SSLError, ssl.CertificateError)
 
@@ -297,7 +299,7 @@ cdef class TLSBase:
             if wire:
                 try:
                     if self.conn is not None:
-                        await SendHalf.send_all(self.conn, wire)
+                        await send_wire(self.conn, wire)
                     else:
                         await self.transport.send_all(wire)
                 except BaseException:
@@ -725,7 +727,7 @@ cdef class SendTLS(TLSOperation):
                 wire = self.stream.encrypt(piece)
                 if wire is None:
                     return self.pass_on(self.stream._write_rest(piece, self.data))
-                self.sending = SendHalf.send_all(self.conn, wire)
+                self.sending = send_wire(self.conn, wire)
             trap = self.sending.resume(sent)
             if trap is not None:
                 return trap
