@@ -521,3 +521,12 @@ def test_tls_is_measured_on_either_transport(tmp_path: Path) -> None:
     for (one,) in found.values():
         assert one["per_second"] > 0
         assert one["cpu"] > 0
+
+
+def test_quiet_websockets_are_measured(tmp_path: Path) -> None:
+    name = "wknet-threaded-events"
+    arguments = ("--connections", 5, "--interval", 0.1, "--seconds", 0.3, "--only", name)
+    course = measured("experiment.py", tmp_path, "idle_websockets", *arguments)["results"][name]
+    assert course["pings"] > 0
+    assert course["counted_pings"] > 0
+    assert course["cpu"] > 0

@@ -123,9 +123,10 @@ class WebSocketOptions:
         default=None, validator=attrs.validators.optional(_some_seconds)
     )
     """Seconds without bytes from the peer after which it is sent a ping. Above 0, up to
-    86400; default None: never. No task and no wake of Trio is spent on it: the reactor sends
-    it, and sees the pong. Each ping is bytes sent, and each pong bytes received, so an
-    ``idle_timeout`` that is longer than this never passes while the peer answers."""
+    86400; default None: never. No task runs for it: the reactor sends it, and sees the pong.
+    Nor is Trio's loop woken, unless it turns the reactor (``reactors=0``). Each ping is bytes
+    sent, and each pong bytes received, so an ``idle_timeout`` that is longer than this never
+    passes while the peer answers."""
 
     ping_timeout: float | None = attrs.field(
         default=None, validator=attrs.validators.optional(_some_seconds)
