@@ -50,7 +50,7 @@ nitpick_ignore_regex = [
     # Names of unions: what `proxy_protocol` holds, an address, a framing; and of settings and
     # functions that are passed. The text says what
     ("py:.*", r"Network|SocketAddress|Framing|OnRequest|OwnEngine|ListenSettings|ConnectSettings"),
-    ("py:.*", r"Member|WhenSlow"),
+    ("py:.*", r"Member|OpenSettings|WhenSlow"),
 ]
 
 if tags.has("network"):  # noqa: F821
