@@ -74,6 +74,7 @@ cdef void reactor_turn(Reactor *reactor, int timeout) noexcept nogil:
     cdef bint looks = reactor.hurries or asked != wk_u32_load_relaxed(&reactor.looked)
     cdef int most = EVENTS if looks else <int>reactor.most
     cdef int n = epoll_wait(reactor.epfd, reactor.events, most, timeout)
+    cdef Notification *jobs
     cdef int i
     reactor.full = n == most
     reactor.taken = most
@@ -84,8 +85,10 @@ cdef void reactor_turn(Reactor *reactor, int timeout) noexcept nogil:
         _dispatch(reactor, &reactor.events[i])
     if reactor.moved > TURN_BYTES or reactor.most < EVENTS:
         _size_turns(reactor, n)
+    # Jobs are taken first: a connection's ADD was posted before a job that names it.
+    jobs = mailbox_take(&reactor.jobs) if mailbox_waiting(&reactor.jobs) else NULL
     _run_commands(reactor)
-    _run_jobs(reactor)
+    _run_jobs(reactor, jobs)
     run_broadcasts(reactor)
     _continue_ready(reactor)
     _run_timeouts(reactor)
@@ -177,12 +180,8 @@ cdef void _run_commands(Reactor *reactor) noexcept nogil:
         notification = following
 
 
-cdef void _run_jobs(Reactor *reactor) noexcept nogil:
-    cdef Notification *link
+cdef void _run_jobs(Reactor *reactor, Notification *link) noexcept nogil:
     cdef Job *job
-    if not mailbox_waiting(&reactor.jobs):
-        return
-    link = mailbox_take(&reactor.jobs)
     while link != NULL:
         job = <Job *>link       # its first field
         link = link.next

@@ -417,9 +417,12 @@ cdef class Stream(Endpoint):
     cdef void count(self, Counters *into) noexcept:
         cdef Slot *slot = self.slot
         cdef uint64_t active, now
+        # Together, as the reactor takes bytes out of the ring and counts them as sent in one
+        # visit to the lock: no byte is both unsent and sent, or neither.
         pthread_mutex_lock(&slot.lock)
         into.unread = ring_len(&slot.inbound)
         into.unsent = ring_len(&slot.outbound)
+        into.sent = wk_u64_load_relaxed(&slot.sent) + wk_u64_load_relaxed(&slot.flushed)
         pthread_mutex_unlock(&slot.lock)
         active = max(
             slot.opened,
@@ -430,7 +433,6 @@ cdef class Stream(Endpoint):
         now = self.core.now()       # after what a reactor may be storing meanwhile
         into.received = wk_u64_load_relaxed(&slot.received)
         into.receive_calls = wk_u64_load_relaxed(&slot.receive_calls)
-        into.sent = wk_u64_load_relaxed(&slot.sent) + wk_u64_load_relaxed(&slot.flushed)
         into.send_calls = (wk_u64_load_relaxed(&slot.send_calls)
                            + wk_u64_load_relaxed(&slot.flush_calls))
         into.idle = now - active if now > active else 0
