@@ -56,6 +56,6 @@ cdef class Members(Audience):
     cdef int _prepare(self, Broadcasting broadcast, BroadcastJob **jobs, Form form,
                       const char *data, size_t n, bint text, list excluded) except -1
     cdef BroadcastJob *_new_job(self, Broadcasting broadcast, Form form, uint32_t reactor,
-                                Payload *payload, list excluded) except? NULL
+                                Payload *payload, list excluded) except NULL
     cdef void _close_slow(self, BroadcastJob *job) noexcept
     cdef void _close_one(self, Slot *slot) noexcept

@@ -8,7 +8,6 @@ them: it writes the message once for each form, and copies a table for each reac
 A connection that is let go of leaves its groups, which the core keeps by handle
 (`Core.memberships`).
 """
-cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.ref cimport Py_DECREF, Py_INCREF
@@ -18,15 +17,12 @@ from libc.string cimport memcpy
 
 from ..base.atomics cimport wk_u64_load
 from ..base.payload cimport wk_mask
-from ..reactor.broadcast cimport (
-    PENDING, SLOW, TAKEN, BroadcastJob, Payload, broadcast_give,
-)
+from ..reactor.broadcast cimport SLOW, TAKEN, BroadcastJob, Payload, broadcast_give
 from ..reactor.framing cimport MAX_VARINT
 from ..reactor.handles cimport (
-    ADDED, NO_ROOM, NOWHERE, HandleSet, handles_add, handles_copy, handles_discard,
-    handles_find, handles_free,
+    NO_ROOM, NOWHERE, HandleSet, handles_add, handles_copy, handles_discard, handles_find,
+    handles_free,
 )
-from ..reactor.hub cimport Reactor
 from ..reactor.slot cimport ABORT, Slot
 from ..reactor.slot_map cimport slot_map_get
 from ..reactor.websocket cimport BINARY, MAX_HEADER, TEXT, put_header
@@ -385,8 +381,6 @@ cdef class Members(Audience):
                 for i in range(form.reactors):
                     if form.members[i].count > 0:
                         job = self._new_job(broadcast, form, i, payload, excluded)
-                        if job == NULL:
-                            raise MemoryError
                         job.following = jobs[0]
                         jobs[0] = job
                         broadcast.size += 9 * job.members.room
@@ -398,10 +392,10 @@ cdef class Members(Audience):
         return 0
 
     cdef BroadcastJob *_new_job(self, Broadcasting broadcast, Form form, uint32_t reactor,
-                                Payload *payload, list excluded) except? NULL:
+                                Payload *payload, list excluded) except NULL:
         cdef BroadcastJob *job = <BroadcastJob *>calloc(1, sizeof(BroadcastJob))
         if job == NULL:
-            return NULL
+            raise MemoryError
         if handles_copy(&job.members, &form.members[reactor]):
             for handle in excluded:
                 handles_discard(&job.members, handle)
@@ -409,7 +403,7 @@ cdef class Members(Audience):
         if job.outcomes == NULL:
             handles_free(&job.members)
             free(job)
-            return NULL
+            raise MemoryError
         job.reactor = self.core.hub.reactors[reactor]
         job.closes_slow = broadcast.closes_slow
         job.is_message = form.key is BY_SERVER or form.key is BY_CLIENT
