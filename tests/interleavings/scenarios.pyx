@@ -501,7 +501,6 @@ cdef class TwoSenders(Scenario):
         return 0
 
     cdef make_ready(self, uint32_t filled, int expected):
-        cdef int i
         self.core.corks.open = True
         # Each run is to go as the one before.
         self.core.corks.turn = 0
@@ -511,13 +510,17 @@ cdef class TwoSenders(Scenario):
         self.listener.skipped = filled
         self.listener.expected = expected * SIZE
         self.listener.n = 0
+        self.give_messages()
+        self.add_reactors()
+        il_add(peer_listens, &self.listener)
+
+    cdef give_messages(self):
+        cdef int i
         for i in range(2):
             self.messages[i].job.run = sends
             self.messages[i].slot = self.conn.slot
             memset(self.messages[i].data, b"RS"[i], SIZE)
             reactor_give(self.hub.reactors[0], &self.messages[i].job)
-        self.add_reactors()
-        il_add(peer_listens, &self.listener)
 
     cdef trio_side(self):
         for message in [b"A" * SIZE, b"B" * SIZE, b"C" * SIZE]:
@@ -614,17 +617,8 @@ cdef class Broadcasts(TwoSenders):
         self.done = 0
         self.make_ready(self.fill(), 4)
 
-    cdef make_ready(self, uint32_t filled, int expected):
-        self.core.corks.open = True
-        self.core.corks.turn = 0
-        pool_trim(self.hub.pool)
-        pool_trim(self.hub.reactors[0].pool)
-        self.listener.fd = self.peer.fileno()
-        self.listener.skipped = filled
-        self.listener.expected = expected * SIZE
-        self.listener.n = 0
-        self.add_reactors()
-        il_add(peer_listens, &self.listener)
+    cdef give_messages(self):
+        pass                    # they come from the Trio side
 
     def one_done(self):
         self.done += 1
