@@ -25,22 +25,29 @@ def cache() -> Path:
     return folder
 
 
-def compiled(source: Path) -> Path:
-    """The program that a source file makes. It is compiled once, as long as neither it nor
-    the compiler's path and flags change.
+def has_header(name: str) -> bool:
+    """Whether the compiler finds a library's header."""
+    command = [compiler() or "false", "-E", "-include", name, "-x", "c", os.devnull]
+    return subprocess.run(command, capture_output=True).returncode == 0
+
+
+def compiled(source: Path, *libraries: str) -> Path:
+    """The program that a source file and libraries make. It is compiled once, as long as neither
+    it nor the compiler's path and flags change.
 
     Raises `OSError` without a compiler, and `subprocess.CalledProcessError` if that fails.
     """
     command = compiler()
     if command is None:
         raise FileNotFoundError(f"no C compiler for {source.name}: neither gcc nor cc")
-    facts = (command, *FLAGS, source.read_text())
+    linked = [f"-l{name}" for name in libraries]
+    facts = (command, *FLAGS, *linked, source.read_text())
     digest = hashlib.sha256("\0".join(facts).encode()).hexdigest()[:16]
     program = cache() / f"{source.stem}-{digest}"
     if not program.exists():
         # By another name first: others may look for it, or make it, at the same time.
         with tempfile.TemporaryDirectory(dir=cache()) as folder:
             fresh = Path(folder) / program.name
-            subprocess.run([command, *FLAGS, "-o", str(fresh), str(source)], check=True)
+            subprocess.run([command, *FLAGS, "-o", str(fresh), str(source), *linked], check=True)
             fresh.replace(program)
     return program
