@@ -10,6 +10,7 @@ from .base.atomics cimport (
     wk_u32_load, wk_u64, wk_u64_add, wk_u64_exchange, wk_u64_load, wk_u64_load_relaxed,
 )
 from .base.linux cimport iovec
+from .base.utf8 cimport wk_utf8, wk_utf8_check
 from .reactor.handles cimport (
     ADDED, NOWHERE, HandleSet, handles_add, handles_copy, handles_discard, handles_find,
     handles_free,
@@ -50,6 +51,7 @@ from .trio.core cimport Core, Endpoint
 from .trio.spin cimport (
     SpinPolicy, spin_policy_wants, spin_policy_hear, spin_policy_new, spin_policy_note,
 )
+from .trio.text cimport text_of
 
 from array import array
 
@@ -1031,3 +1033,15 @@ def fuzz_messages(uint64_t first, uint64_t count):
     if not right:
         raise AssertionError(f"stream {number - 1}")
     return fuzz.messages
+
+
+def text_in(list pieces) -> str | None:
+    """The text that these pieces of bytes make, each checked when it comes; None if they make
+    none."""
+    cdef wk_utf8 state
+    cdef bytes piece, whole = b"".join(pieces)
+    memset(&state, 0, sizeof(state))
+    for piece in pieces:
+        if not wk_utf8_check(&state, <const unsigned char *><const char *>piece, len(piece)):
+            return None
+    return None if state.missing else text_of(whole, len(whole))

@@ -35,7 +35,7 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from ..base.atomics cimport wk_u32, wk_u32_load_relaxed
-from ..base.payload cimport wk_utf8
+from ..base.utf8 cimport wk_utf8
 from .framing cimport MESSAGES, FrameScan
 from .pool cimport Pool
 from .ring cimport Ring

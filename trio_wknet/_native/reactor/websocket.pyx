@@ -9,7 +9,8 @@ from libc.string cimport memcmp, memcpy, memset, strlen
 
 from ..base.atomics cimport wk_u32_load_relaxed, wk_u32_store
 from ..base.linux cimport iovec
-from ..base.payload cimport wk_mask, wk_utf8_check
+from ..base.mask cimport wk_mask
+from ..base.utf8 cimport wk_utf8_check
 from .pool cimport Pool
 from .ring cimport (
     Ring, ring_clear, ring_free_spans, ring_len, ring_patch, ring_reserve, ring_retract,

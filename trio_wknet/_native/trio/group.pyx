@@ -16,7 +16,7 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 
 from ..base.atomics cimport wk_u64_load
-from ..base.payload cimport wk_mask
+from ..base.mask cimport wk_mask
 from ..reactor.broadcast cimport SLOW, TAKEN, BroadcastJob, Payload, broadcast_give
 from ..reactor.framing cimport MAX_VARINT
 from ..reactor.handles cimport (

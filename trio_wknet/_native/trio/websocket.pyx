@@ -32,6 +32,7 @@ from .latch cimport Latch
 from .receive cimport AT_ONCE, Receive, positive
 from .send cimport SendHalf
 from .stream cimport broken
+from .text cimport text_of
 
 import trio
 
@@ -525,9 +526,9 @@ cdef class WebSocketReceive(Observer):
             return data
         at = (ring.head + base) & (ring.block.capacity - 1)
         if at + n <= ring.block.capacity:
-            return PyUnicode_DecodeUTF8(<char *>block_data(ring.block) + at, n, NULL)
+            return text_of(<char *>block_data(ring.block) + at, n)
         ring_copy(ring, _scratch, n, base)
-        return PyUnicode_DecodeUTF8(_scratch, n, NULL)
+        return text_of(_scratch, n)
 
     cdef object take_large(self, Record *record):
         """The first message, which is whole and large, or compressed. What is unread is not
@@ -553,14 +554,14 @@ cdef class WebSocketReceive(Observer):
                 memcpy(PyBytes_AS_STRING(message), base + at, first)
                 memcpy(PyBytes_AS_STRING(message) + first, base, n - first)
             elif first == n:
-                message = PyUnicode_DecodeUTF8(base + at, n, NULL)
+                message = text_of(base + at, n)
             else:
                 joined = <char *>malloc(n)
                 if joined == NULL:
                     raise MemoryError
                 memcpy(joined, base + at, first)
                 memcpy(joined + first, base, n - first)
-                message = PyUnicode_DecodeUTF8(joined, n, NULL)
+                message = text_of(joined, n)
             pthread_mutex_lock(&slot.lock)
             self.consume(RECORD_HEADER + n, 1)
             resume = self.conn.resumes()

@@ -27,7 +27,7 @@ from libc.string cimport memcpy
 
 from ..base.atomics cimport wk_u32_load
 from ..base.linux cimport getrandom, iovec
-from ..base.payload cimport wk_mask
+from ..base.mask cimport wk_mask
 from ..reactor.sender cimport SHUT, sender_acquire, sender_state
 from ..reactor.slot cimport Slot
 from ..reactor.websocket cimport (

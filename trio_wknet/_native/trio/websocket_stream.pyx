@@ -13,7 +13,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy
 
 from ..base.atomics cimport wk_u32_load
-from ..base.payload cimport wk_mask
+from ..base.mask cimport wk_mask
 from ..reactor.framing cimport MESSAGES, FramingSpec
 from ..reactor.pool cimport Pool, block_data, pool_free, pool_new
 from ..reactor.ring cimport Ring, ring_clear, ring_copy, ring_discard, ring_len
@@ -23,6 +23,7 @@ from ..reactor.websocket cimport (
     decoder_answered, decoder_discard, decoder_fail, decoder_feed, decoder_say_goodbye,
     put_header,
 )
+from .text cimport text_of
 from .websocket_send cimport _next_key
 
 cdef enum:
@@ -108,7 +109,7 @@ cdef class StreamDecoder:
         cdef uint32_t capacity = self.ring.block.capacity
         cdef uint32_t at = (self.ring.head + RECORD_HEADER) & (capacity - 1)
         if at + n <= capacity:
-            return PyUnicode_DecodeUTF8(<char *>block_data(self.ring.block) + at, n, NULL)
+            return text_of(<char *>block_data(self.ring.block) + at, n)
         return self.bytes_of(n).decode()
 
     cdef bytes bytes_of(self, uint32_t n):
