@@ -178,7 +178,8 @@ async def test_a_host_and_a_port(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["idle_timeout", "limits", "options", "backlog", "reuse_port", "proxy_protocol"]
+    "name",
+    ["idle_timeout", "limits", "options", "backlog", "reuse_port", "proxy_protocol", "admission"],
 )
 async def test_what_is_given_when_a_listener_is_opened(engine: Engine, name: str) -> None:
     async with await engine.listen(LOCAL) as listener:

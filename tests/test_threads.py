@@ -162,6 +162,7 @@ LISTENER: dict[str, Callable[[Any], Any] | None] = {
     "aclose": lambda listener: listener.aclose(),
     "address": None,
     "addresses": None,
+    "admission": None,
     "backlog": None,
     "drain": lambda listener: listener.drain(),
     "idle_timeout": None,
@@ -292,6 +293,7 @@ def test_all_is_known(kind: type, known: dict[str, Any]) -> None:
 
 # Which classes an application is given, and which of them belong to no thread.
 OF_NO_THREAD = {
+    "Admission",
     "BroadcastIncomplete", "BroadcastResult",
     "ConnOptions", "ConnStatistics", "Delimited", "DelimiterNotFound", "EngineStatistics",
     "FixedLength", "FrameStatistics", "FrameTooLong", "IncompleteRead", "LengthPrefixed",

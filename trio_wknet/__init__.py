@@ -1,5 +1,6 @@
 """A fast transport backend for Trio: epoll reactors on native threads."""
 
+from trio_wknet._admission import Admission
 from trio_wknet._conn import Conn
 from trio_wknet._drop_in.functions import (
     open_ssl_over_tcp_listeners,
@@ -54,6 +55,7 @@ from trio_wknet._websocket.stream import StreamWebSocket
 __version__ = "0.1.0"
 
 __all__ = [
+    "Admission",
     "Broadcast",
     "BroadcastIncomplete",
     "BroadcastResult",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypedDict, overload
 
 import trio
 
+from trio_wknet._admission import Admission
 from trio_wknet._bridge import Bridge
 from trio_wknet._conn import Conn
 from trio_wknet._drop_in.bypass import bypass
@@ -29,7 +30,7 @@ from trio_wknet._shortage import ShortageLog
 from trio_wknet._sockets.address import parse_address
 from trio_wknet._sockets.listening import open_listening_sockets
 from trio_wknet._sockets.unix_connect import connect_unix
-from trio_wknet._statistics import EngineStatistics, ReactorStatistics
+from trio_wknet._statistics import EngineStatistics, ReactorStatistics, refused_by
 from trio_wknet._tls import check_server_hostname, start_tls
 from trio_wknet._tls_address import split_tls
 from trio_wknet._tls_listener import TLSListener
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
         reuse_port: bool
         idle_timeout: float | None
         proxy_protocol: Collection[Network] | None
+        admission: Admission | None
         limits: Limits
         options: ConnOptions
 
@@ -267,6 +269,7 @@ class Engine:
         reuse_port: bool = False,
         idle_timeout: float | None = None,
         proxy_protocol: Collection[Network] | None = None,
+        admission: Admission | None = None,
         limits: Limits = Limits(),
         options: ConnOptions = ConnOptions(),
     ) -> Listener | TLSListener | WebSocketListener:
@@ -308,6 +311,8 @@ class Engine:
               in ``statistics().refused``, and logged as
               ``trio_wknet.proxy_protocol``. None, the default: connections begin
               with data.
+          admission: bounds on which connections are let in, an `Admission`. None, the default:
+              all are.
           limits: the limits of the accepted connections; by default ``Limits()``.
           options: their socket options; by default ``ConnOptions()``.
 
@@ -324,6 +329,7 @@ class Engine:
         self._core.ensure_usable()
         _check(limits, Limits, "limits")
         _check(options, ConnOptions, "options")
+        check_admission(admission)
         timeout = timeout_rule(idle_timeout)
         check_some_seconds("handshake_time", handshake_time)
         plain, context = split_tls(address, tls, server_side=True)
@@ -339,6 +345,7 @@ class Engine:
             spread=reuse_port,
             path=parsed.file,
             trusted=trusted,
+            admission=admission,
         )
         top: Listener | TLSListener = listener
         if context is not None:
@@ -354,6 +361,7 @@ class Engine:
         spread: bool = False,
         path: str | None = None,
         trusted: Trusted | None = None,
+        admission: Admission | None = None,
     ) -> Listener:
         try:
             self._core.ensure_usable()
@@ -369,6 +377,7 @@ class Engine:
             spread=spread,
             path=path,
             trusted=trusted,
+            admission=admission,
         )
 
     @overload
@@ -466,7 +475,7 @@ class Engine:
             for option, value in _SOCKET_STREAM_OPTIONS if is_tcp(plain) else ():
                 with suppress(OSError):
                     plain.setsockopt(socket.IPPROTO_TCP, option, value)
-            return self._make_listener([plain], Limits())
+            return self._make_listener([plain], Limits(), admission=default_admission.get())
         except BaseException:
             plain.close()
             raise
@@ -476,6 +485,7 @@ class Engine:
         sock: socket.socket,
         *,
         proxy_protocol: Collection[Network] | None = None,
+        admission: Admission | None = None,
         limits: Limits = Limits(),
         options: ConnOptions = ConnOptions(),
     ) -> Conn | Listener:
@@ -487,6 +497,8 @@ class Engine:
               here on, and makes it non-blocking. If this raises, the caller still owns it.
           proxy_protocol: for a listening socket, the load balancers whose connections
               begin with a PROXY header, as in `listen`; by default None.
+          admission: for a listening socket, bounds on which connections are let in, as in
+              `listen`; by default None.
           limits: the limits of the connection, or of those that the listener accepts; by
               default ``Limits()``.
           options: their socket options; by default ``ConnOptions()``.
@@ -499,13 +511,15 @@ class Engine:
               `socket.socket`: a subclass, such as `ssl.SSLSocket`, does something else
               with the bytes.
           ValueError: if ``sock`` is not an open stream socket, if it is neither listening
-              nor connected, or if it is connected and ``proxy_protocol`` is given.
+              nor connected, or if it is connected and ``proxy_protocol`` or ``admission`` is
+              given.
           OSError: if the kernel refuses one of the options.
           RuntimeError: if the engine is closed, or belongs to another thread.
         """
         self._core.ensure_usable()
         _check(limits, Limits, "limits")
         _check(options, ConnOptions, "options")
+        check_admission(admission)
         _check_plain(sock)
         if sock.fileno() < 0:
             raise ValueError(f"sock must be open, not {sock!r}")
@@ -514,13 +528,15 @@ class Engine:
         if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             trusted = parse_trusted(proxy_protocol, unix=sock.family == socket.AF_UNIX)
             options.apply(sock)
-            return self._make_listener([sock], limits, trusted=trusted)
+            return self._make_listener([sock], limits, trusted=trusted, admission=admission)
         try:
             sock.getpeername()
         except OSError as exc:
             raise ValueError(f"sock must be listening or connected: {exc}") from None
         if proxy_protocol is not None:
             raise ValueError("proxy_protocol must be None for a connected socket")
+        if admission is not None:
+            raise ValueError("admission must be None for a connected socket")
         options.apply(sock)
         return Conn._from_socket(self._core, sock, limits)
 
@@ -539,6 +555,7 @@ class Engine:
             connections=sum(row[0] for row in rows),
             unwatched=unwatched,
             shortages=shortages,
+            refused_by=refused_by(self._core.refused()),
             wakes=wakes,
             slots_in_use=used,
             slots_ready=ready,
@@ -614,6 +631,11 @@ def _check_plain(sock: object) -> None:
 def _check(value: object, kind: type, name: str) -> None:
     if not isinstance(value, kind):
         raise TypeError(f"{name} must be {kind.__name__}, not {value!r}")
+
+
+def check_admission(admission: object) -> None:
+    if admission is not None:
+        _check(admission, Admission, "admission")
 
 
 @for_async_with
@@ -701,6 +723,7 @@ async def open_wknet_listener(
     reuse_port: bool = False,
     idle_timeout: float | None = None,
     proxy_protocol: Collection[Network] | None = None,
+    admission: Admission | None = None,
     limits: Limits = Limits(),
     options: ConnOptions = ConnOptions(),
 ) -> AsyncIterator[Any]:
@@ -731,6 +754,8 @@ async def open_wknet_listener(
           default, never closes one.
       proxy_protocol: the load balancers whose connections begin with a PROXY header, as in
           `Engine.listen`; None, the default: connections begin with data.
+      admission: bounds on which connections are let in, an `Admission`. None, the default: all
+          are.
       limits: the limits of the accepted connections; by default ``Limits()``.
       options: their socket options; by default ``ConnOptions()``.
 
@@ -760,6 +785,7 @@ async def open_wknet_listener(
             reuse_port=reuse_port,
             idle_timeout=idle_timeout,
             proxy_protocol=proxy_protocol,
+            admission=admission,
             limits=limits,
             options=options,
         )
@@ -771,6 +797,12 @@ async def open_wknet_listener(
 
 default_reactors: trio.lowlevel.RunVar[int | None] = trio.lowlevel.RunVar(
     "trio_wknet default reactors", None
+)
+
+
+# What `run` gives to every listener of that engine.
+default_admission: trio.lowlevel.RunVar[Admission | None] = trio.lowlevel.RunVar(
+    "trio_wknet default admission", None
 )
 
 

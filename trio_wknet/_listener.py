@@ -10,18 +10,20 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import trio
 
+from trio_wknet._admission import native_arguments
 from trio_wknet._conn import Conn
 from trio_wknet._errors import is_only
 from trio_wknet._events import EventServing, FrameServing, Serving
 from trio_wknet._framing import require_framing
 from trio_wknet._handler_tasks import frames_below, trios_stream
+from trio_wknet._native.trio.admission import NativeAdmission
 from trio_wknet._native.trio.latch import Latch
 from trio_wknet._native.trio.listen import NativeListener
 from trio_wknet._native.trio.proxy_gate import ProxyGate
 from trio_wknet._options import Limits
 from trio_wknet._shortage import ShortageLog
 from trio_wknet._sockets.facade import SocketFacade, borrowed
-from trio_wknet._statistics import ListenerStatistics
+from trio_wknet._statistics import ListenerStatistics, refused_by
 from trio_wknet._trio_bases import ListenerBase
 from trio_wknet._usage_errors import GivenWhenOpened, call_handler, require_callable
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from types import FrameType
 
+    from trio_wknet._admission import Admission
     from trio_wknet._frame_channel import FrameChannel
     from trio_wknet._framing import Framing
     from trio_wknet._native.trio.core import Core
@@ -53,6 +56,7 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
     _path: str | None = None  # the socket file to remove at the end; set once it listens
     _draining = False
 
+    admission = GivenWhenOpened()
     idle_timeout = GivenWhenOpened()
     proxy_protocol = GivenWhenOpened()
     reuse_port = GivenWhenOpened()
@@ -82,6 +86,7 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
         spread: bool,
         path: str | None,
         trusted: Trusted | None,
+        admission: Admission | None,
     ) -> None:
         self._family = int(sockets[0].family)
         self._addresses: list[SocketAddress] = [sock.getsockname() for sock in sockets]
@@ -95,7 +100,10 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
             sock.setblocking(False)
         descriptors = [(sock, sock.fileno(), int(sock.family)) for sock in sockets]
         gate = None if trusted is None else ProxyGate(trusted, limits.proxy_header_time)
-        self._listen(core, descriptors, limits, spread, timeout, gate)
+        native = None
+        if admission is not None:
+            native = NativeAdmission(*native_arguments(admission, gated=gate is not None))
+        self._listen(core, descriptors, limits, spread, timeout, gate, native)
         for sock in sockets:
             sock.detach()
         self._path = path
@@ -560,12 +568,14 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
           RuntimeError: if called from another thread.
         """
         self._ensure_thread()
-        accepted, waiting, starved, refused, shortages = self._counters()
+        accepted, waiting, starved, _, shortages = self._counters()
+        refused = refused_by(self._refused())
         served = self._events.open if self._events is not None else 0
         return ListenerStatistics(
             accepted=accepted,
             waiting=waiting,
-            refused=refused,
+            refused=sum(refused.values()),
+            refused_by=refused,
             starved=starved > 0,
             shortages=shortages,
             handlers=self._handlers + served,

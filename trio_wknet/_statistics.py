@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import attrs
 
 
@@ -56,9 +58,12 @@ class ListenerStatistics:
     waiting: int
     """Connections that wait for `Listener.accept`, or for their PROXY header."""
     refused: int
-    """Connections closed without a handler: because they did not begin with a valid
-    PROXY header, because they had to make room for others before they did, or because
-    their peer is not a trusted load balancer."""
+    """Connections closed without a handler: those of ``refused_by`` together."""
+    refused_by: Mapping[str, int] = attrs.field(hash=False)
+    """The same by why: ``"max_connections"``, ``"max_per_address"`` and ``"accept_rate"`` of
+    its `Admission`; and ``"proxy_header"``, because they did not begin with a valid PROXY
+    header, because they had to make room for others before they did, or because their peer is
+    not a trusted load balancer."""
     starved: bool
     """Whether accepting has stopped for lack of file descriptors, of memory, or of
     epoll watches. It resumes by itself once something is closed.
@@ -73,6 +78,12 @@ class ListenerStatistics:
     failed_handshakes: int = 0
     """Of a `TLSListener` that serves: those that have failed, or took too long. Logged as
     ``trio_wknet.tls``."""
+
+
+def refused_by(counts: list[int]) -> dict[str, int]:
+    """From the native counters, which are in this order, behind one that is not used."""
+    names = ("max_connections", "max_per_address", "accept_rate", "proxy_header")
+    return dict(zip(names, counts[1:], strict=True))
 
 
 @attrs.frozen(kw_only=True)
@@ -133,6 +144,9 @@ class EngineStatistics:
     accepts others. Logged as ``trio_wknet.shortage`` when it begins and when it ends."""
     shortages: int
     """The number of times that this has begun."""
+    refused_by: Mapping[str, int] = attrs.field(hash=False)
+    """Connections that its listeners have refused, also those that are closed, by why, as in
+    `ListenerStatistics`."""
     wakes: int
     """The number of times that a reactor had to wake Trio's loop."""
     slots_in_use: int

@@ -7,10 +7,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import trio
 
 from trio_wknet._drop_in import classes
-from trio_wknet._engine import check_reactors, default_reactors
+from trio_wknet._engine import (
+    check_admission,
+    check_reactors,
+    default_admission,
+    default_reactors,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+
+    from trio_wknet._admission import Admission
 
 T = TypeVar("T")
 
@@ -18,16 +25,22 @@ T = TypeVar("T")
 class _RunStart(trio.abc.Instrument):
     """Marks a run before its main task starts."""
 
-    def __init__(self, reactors: int | None) -> None:
+    def __init__(self, reactors: int | None, admission: Admission | None) -> None:
         self._reactors = reactors
+        self._admission = admission
 
     def before_run(self) -> None:
         classes.in_run.set(True)
         default_reactors.set(self._reactors)
+        default_admission.set(self._admission)
 
 
 def run(
-    async_fn: Callable[..., Awaitable[T]], *args: Any, reactors: int | None = None, **options: Any
+    async_fn: Callable[..., Awaitable[T]],
+    *args: Any,
+    reactors: int | None = None,
+    admission: Admission | None = None,
+    **options: Any,
 ) -> T:
     """Like `trio.run`, with the program's TCP and unix sockets driven by reactors: those
     that it, or a library that it uses, gets from Trio's own functions::
@@ -45,17 +58,20 @@ def run(
       async_fn: the main task's function.
       args: its arguments.
       reactors: the number of reactor threads of the default engine, as in `open_engine`.
+      admission: bounds on which connections each listener lets in, an `Admission`, as in
+          `open_wknet_listener`.
       options: all other keyword arguments are passed to `trio.run`.
 
     Returns:
       What ``async_fn`` returns.
 
     Raises:
-      TypeError, ValueError: if ``reactors`` is invalid.
+      TypeError, ValueError: if ``reactors`` or ``admission`` is invalid.
       Exception: what `trio.run` and ``async_fn`` raise.
     """
     check_reactors(reactors)
-    instruments = [*options.pop("instruments", ()), _RunStart(reactors)]
+    check_admission(admission)
+    instruments = [*options.pop("instruments", ()), _RunStart(reactors, admission)]
     classes.replace()
     try:
         return trio.run(async_fn, *args, instruments=instruments, **options)

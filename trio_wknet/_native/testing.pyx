@@ -7,10 +7,16 @@ from libc.string cimport memcmp, memset
 from libc.string cimport memcpy
 
 from .base.atomics cimport (
-    wk_u32_load, wk_u64, wk_u64_add, wk_u64_exchange, wk_u64_load, wk_u64_load_relaxed,
+    wk_u32, wk_u32_load, wk_u64, wk_u64_add, wk_u64_exchange, wk_u64_load,
+    wk_u64_load_relaxed,
 )
 from .base.linux cimport iovec
 from .base.utf8 cimport wk_utf8, wk_utf8_check
+from .reactor.admission cimport (
+    ADMITTED, Peer, Place, Reason, admission_enter, admission_give_back, admission_leave,
+    admission_name, admission_reserve, admission_wait_no_more, peer_of_bytes, place_free,
+    place_new, place_prepare,
+)
 from .reactor.handles cimport (
     ADDED, NOWHERE, HandleSet, handles_add, handles_copy, handles_discard, handles_find,
     handles_free,
@@ -47,6 +53,7 @@ from .reactor.wheel cimport (
     MAX_NODES, MAX_SLOTS, Wheel, WheelNode, wheel_add, wheel_free, wheel_linked, wheel_new,
     wheel_next, wheel_remove, wheel_take, wheel_turn,
 )
+from .trio.admission cimport NativeAdmission
 from .trio.core cimport Core, Endpoint
 from .trio.spin cimport (
     SpinPolicy, spin_policy_wants, spin_policy_hear, spin_policy_new, spin_policy_note,
@@ -1045,3 +1052,83 @@ def text_in(list pieces) -> str | None:
         if not wk_utf8_check(&state, <const unsigned char *><const char *>piece, len(piece)):
             return None
     return None if state.missing else text_of(whole, len(whole))
+
+
+@cython.no_gc
+cdef class Door:
+    """Admission with a Python face, for tests: connections are known by a number.
+
+    Args:
+      native: whose.
+    """
+    cdef NativeAdmission _native
+    cdef dict _places
+    cdef int _next
+    cdef wk_u32 _waiting
+
+    def __cinit__(self, NativeAdmission native not None):
+        self._native = native
+        self._places = {}
+
+    def __dealloc__(self):
+        for number in list(self._places):
+            self.leave(number)
+
+    @property
+    def count(self):
+        return self._native.table.count
+
+    @property
+    def addresses(self):
+        return self._native.table.addresses
+
+    @property
+    def waiting(self):
+        """Ports that wait for room."""
+        return wk_u32_load(&self._waiting)
+
+    def reserve(self, uint64_t now):
+        """True if there is a place; else a port waits, and this is the time until which, or
+        None."""
+        cdef uint64_t again = 0
+        if admission_reserve(self._native.table, now, &self._waiting, &again):
+            return True
+        return None if again == <uint64_t>-1 else again
+
+    def give_back(self):
+        return admission_give_back(self._native.table)
+
+    def wait_no_more(self):
+        admission_wait_no_more(self._native.table, &self._waiting)
+
+    def enter(self, bytes address, uint64_t now):
+        """(the connection's number or None, the reason, whether a port waits for the place)"""
+        cdef Place *place = place_new()
+        cdef Peer peer
+        cdef bint room = False
+        if place == NULL or not place_prepare(place, self._native.table):
+            place_free(place)
+            raise MemoryError
+        if address is not None:
+            peer_of_bytes(address, &peer)
+        cdef Reason reason = admission_enter(
+            self._native.table, place, NULL if address is None else &peer, now, &room
+        )
+        if reason != ADMITTED:
+            place_free(place)
+            return None, reason, room
+        self._next += 1
+        self._places[self._next] = <size_t>place
+        return self._next, reason, room
+
+    def name(self, int number, bytes address):
+        """(the reason, whether a port waits for the place)"""
+        cdef Peer peer
+        cdef bint room = False
+        peer_of_bytes(address, &peer)
+        reason = admission_name(<Place *><size_t>self._places[number], &peer, &room)
+        return reason, room
+
+    def leave(self, int number):
+        """Whether a port waits for the place."""
+        return admission_leave(<Place *><size_t>self._places.pop(number))

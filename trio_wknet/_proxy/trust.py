@@ -50,7 +50,9 @@ def parse_trusted(networks: Collection[Network] | None, *, unix: bool) -> Truste
         return None
     if isinstance(networks, (str, bytes)) or not isinstance(networks, Collection):
         raise TypeError(f"proxy_protocol must be a collection of networks, not {networks!r}")
-    parsed = tuple(_network(network) for network in networks if network != UNIX)
+    parsed = tuple(
+        parse_network(network, "proxy_protocol") for network in networks if network != UNIX
+    )
     if unix and UNIX not in networks:
         raise ValueError(f"proxy_protocol must hold {UNIX!r} for a unix socket, not {networks!r}")
     if not unix and not parsed:
@@ -58,13 +60,18 @@ def parse_trusted(networks: Collection[Network] | None, *, unix: bool) -> Truste
     return Trusted(parsed)
 
 
-def _network(network: object) -> IPv4Network | IPv6Network:
+def parse_network(network: object, name: str) -> IPv4Network | IPv6Network:
+    """One network of the argument with this name.
+
+    Raises:
+      TypeError, ValueError: if it is none.
+    """
     if not isinstance(network, (str, IPv4Network, IPv6Network, IPv4Address, IPv6Address)):
-        raise TypeError(f"proxy_protocol must hold networks, not {network!r}")
+        raise TypeError(f"{name} must hold networks, not {network!r}")
     try:
         return ip_network(network)
     except ValueError as exc:
-        raise ValueError(f"proxy_protocol must hold networks: {exc}") from None
+        raise ValueError(f"{name} must hold networks: {exc}") from None
 
 
 def peer_of(fd: int, family: int) -> Any:

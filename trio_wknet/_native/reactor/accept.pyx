@@ -1,11 +1,12 @@
 """Accepting connections in bounded batches, and handing them to reactors.
 
 Ports are watched level triggered: a batch that leaves connections in the
-kernel's queue is continued in the next turn. Two things stop a port for a
+kernel's queue is continued in the next turn. Three things stop a port for a
 while, by clearing its events in epoll:
 
 * as many connections wait for accept() as `limits.accept_queue` allows: the Trio side
   resumes the port once half of them are taken;
+* there is no room by its admission, which is to wait for some (places.pyx);
 * descriptors or memory run out (EMFILE and similar errors): the reactor tries again when it
   closes something, or by its timer. Nothing is dropped to make room, and no thread spins
   meanwhile (pitfall: libuv's spare descriptor, gnet stopping).
@@ -37,15 +38,18 @@ from ..base.atomics cimport (
     wk_u64_store_relaxed,
 )
 from ..base.linux cimport (
-    EAGAIN, EBADF, EINVAL, ENOMEM, ENOTSOCK, EOPNOTSUPP, EPOLLET, EPOLLIN, EPOLLOUT, EPOLLPRI,
+    AF_UNSPEC, EAGAIN, EBADF, EINVAL, ENOMEM, ENOTSOCK, EOPNOTSUPP, EPOLLET, EPOLLIN, EPOLLOUT, EPOLLPRI,
     EPOLLRDHUP, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, POLLIN, SOCK_CLOEXEC,
-    SOCK_NONBLOCK, SOL_SOCKET, accept4, epoll_ctl, epoll_event, errno, monotonic_ns, poll,
-    pollfd, pthread_mutex_lock, pthread_mutex_unlock, setsockopt,
+    SOCK_NONBLOCK, SOL_SOCKET, SO_LINGER, accept4, close, epoll_ctl, epoll_event, errno,
+    linger_t, monotonic_ns, poll, pollfd, pthread_mutex_lock, pthread_mutex_unlock, setsockopt,
+    sockaddr, sockaddr_storage, socklen_t,
 )
+from .admission cimport ADMITTED, EXEMPT, Reason
 from .closing cimport close_now, on_closing_event
 from .hub cimport Hub, Reactor, least_loaded, notify
 from .keep_alive cimport note_keep_alive
 from .lists cimport queue_append
+from .places cimport HELD, end_hold, hold, place_enter, place_give_back, place_reserve
 from .shortage cimport end_shortage, is_shortage, wait_for_resources
 from .slot cimport ADD, DROP, NEW, OPEN, PORT, Slot, take_acceptor
 from .slot_map cimport slot_map_take
@@ -149,8 +153,9 @@ cdef void rearm(Reactor *reactor, Slot *port) noexcept nogil:
     pthread_mutex_unlock(&port.listener.lock)
     if full:
         end_shortage(reactor, port)
-    elif port.disarmed and port.state == OPEN:
-        on_acceptable(reactor, port)        # shows whether there are descriptors again
+        end_hold(reactor, port)
+    elif (port.disarmed or port.held) and port.state == OPEN:
+        on_acceptable(reactor, port)        # shows whether there are descriptors, or room, again
     else:
         _arm(reactor, port)
 
@@ -197,10 +202,17 @@ cdef bint _is_fatal(int error) noexcept nogil:
 cdef void on_acceptable(Reactor *reactor, Slot *port) noexcept nogil:
     cdef int i, error
     cdef bint full = False
+    cdef bint was_held = port.door.admission != NULL and end_hold(reactor, port)
     for i in range(ACCEPT_BATCH):
         error = _accept_one(reactor, port, &full)
         if error == EAGAIN or full:
             break
+        if error == HELD:
+            end_shortage(reactor, port)
+            hold(reactor, port)
+            if not was_held:
+                _disarm(reactor, port)
+            return
         if is_shortage(error):
             _starve(reactor, port, error)
             return
@@ -210,7 +222,7 @@ cdef void on_acceptable(Reactor *reactor, Slot *port) noexcept nogil:
     if full:
         end_shortage(reactor, port)
         _disarm(reactor, port)
-    elif port.disarmed:
+    elif port.disarmed or was_held:
         _arm(reactor, port)
 
 
@@ -218,6 +230,7 @@ cdef void close_port(Reactor *reactor, Slot *port) noexcept nogil:
     """Close a port gracefully: what the kernel has queued is accepted first."""
     cdef bint refusing
     cdef int error = 0
+    end_hold(reactor, port)
     pthread_mutex_lock(&port.listener.lock)
     refusing = port.listener.refusing
     pthread_mutex_unlock(&port.listener.lock)
@@ -226,6 +239,11 @@ cdef void close_port(Reactor *reactor, Slot *port) noexcept nogil:
     if is_shortage(error):
         port.leaving = True
         _starve(reactor, port, error)
+    elif error == HELD:
+        port.leaving = True
+        end_shortage(reactor, port)
+        hold(reactor, port)
+        _disarm(reactor, port)
     else:
         close_now(reactor, port)
 
@@ -258,7 +276,7 @@ cdef int _accept_queued(Reactor *reactor, Slot *port) noexcept nogil:
     cdef bint full = False
     for i in range(MAX_BACKLOG):
         error = _accept_one(reactor, port, &full)
-        if error == EAGAIN or is_shortage(error) or _is_fatal(error):
+        if error == EAGAIN or error == HELD or is_shortage(error) or _is_fatal(error):
             return error
     return EAGAIN
 
@@ -273,11 +291,51 @@ cdef int _accept_one(Reactor *reactor, Slot *port, bint *full) noexcept nogil:
         reactor.spare = slot_map_take(reactor.hub.slot_map)
     if reactor.spare == NULL:
         return ENOMEM
+    if port.door.admission != NULL:
+        return _admit_one(reactor, port, full)
     fd = accept4(port.fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)
     if fd < 0:
         return errno
     full[0] = _hand_over(reactor, port, fd)
     return 0
+
+
+cdef int _admit_one(Reactor *reactor, Slot *port, bint *full) noexcept nogil:
+    """The same at a port with admission: accept a connection if there is room, and refuse it
+    if it may not come in. Besides an errno it may return HELD."""
+    cdef sockaddr_storage name
+    cdef socklen_t size = sizeof(name)
+    cdef Reason reason
+    cdef int fd
+    cdef int error = place_reserve(reactor, port)
+    if error:
+        return error
+    name.ss_family = AF_UNSPEC
+    fd = accept4(port.fd, <sockaddr *>&name, &size, SOCK_NONBLOCK | SOCK_CLOEXEC)
+    if fd < 0:
+        error = errno
+        place_give_back(reactor, port)
+        return error
+    reason = place_enter(reactor, port, &name)
+    if reason == ADMITTED:
+        reactor.spare.door.place = reactor.spare_place
+        reactor.spare_place = NULL
+    elif reason != EXEMPT:
+        _turn_away(fd)
+        return 0
+    full[0] = _hand_over(reactor, port, fd)
+    return 0
+
+
+cdef void _turn_away(int fd) noexcept nogil:
+    """Refuse a connection, by a reset: it leaves nothing behind in the kernel, where a FIN would
+    keep the socket for a minute, and its client sees that this is no answer. It has cost no
+    slot, and nobody on the Trio side knows of it."""
+    cdef linger_t option
+    option.l_onoff = 1
+    option.l_linger = 0
+    setsockopt(fd, SOL_SOCKET, SO_LINGER, &option, sizeof(option))
+    close(fd)
 
 
 cdef bint _hand_over(Reactor *reactor, Slot *port, int fd) noexcept nogil:
@@ -313,7 +371,7 @@ cdef bint _enqueue(Reactor *reactor, Slot *port, Slot *slot) noexcept nogil:
     pthread_mutex_lock(&listener.lock)
     refused = listener.refusing
     if not refused:
-        queue_append(&listener.by_kind.oldest, &listener.newest, slot)
+        queue_append(&listener.by_kind.oldest, &listener.door.newest, slot)
         listener.waiting += 1
         full = listener.waiting >= port.limits.accept_queue
         port.paused = full

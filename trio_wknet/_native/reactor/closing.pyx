@@ -16,9 +16,11 @@ from ..base.linux cimport (
     SIOCOUTQ, SO_LINGER, SOL_SOCKET, close, connect, epoll_ctl, epoll_event, errno, ioctl,
     linger_t, pthread_mutex_lock, pthread_mutex_unlock, recv, setsockopt, shutdown, sockaddr,
 )
+from .admission cimport admission_unref
 from .hub cimport RECEIVE_BUFFER, Reactor, notify
 from .lists cimport list_append, list_remove
 from .mailbox cimport notification_mark
+from .places cimport end_hold, place_leave
 from .pool cimport block_data, pool_note_released
 from .ring cimport ring_clear
 from .shortage cimport end_shortage
@@ -149,6 +151,7 @@ cdef void close_now(Reactor *reactor, Slot *slot) noexcept nogil:
     process would keep a closed descriptor registered.)"""
     cdef epoll_event unused
     end_shortage(reactor, slot)
+    end_hold(reactor, slot)
     list_remove(&slot.ready)
     timeout_clear(reactor, slot)
     pthread_mutex_lock(&slot.lock)
@@ -169,8 +172,11 @@ cdef void close_now(Reactor *reactor, Slot *slot) noexcept nogil:
     if slot.kind == CONNECTION:
         # Its task, if it has one, ends about now, too: see trim.pyx.
         pool_note_released(reactor.pool, HANDLER_BYTES)
+        place_leave(reactor, slot)
         _count_down(reactor)
     elif slot.kind == PORT:
+        if slot.door.admission != NULL:
+            admission_unref(slot.door.admission)
         _leave_queue(reactor, slot.listener)
         leave_listener(reactor, slot.listener)
     release(reactor, slot)

@@ -7,6 +7,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from ..base.atomics cimport wk_u32, wk_u32_load_relaxed, wk_u64
 from ..base.linux cimport epoll_event, monotonic_ns
+from .admission cimport REASONS, Place
 from .lists cimport list_empty
 from .mailbox cimport Batch, Mailbox, Notification, batch_add, notification_mark
 from .pool cimport Block, Pool
@@ -47,6 +48,7 @@ cdef struct Hub:
     wk_u32 unwatched        # connections that epoll cannot watch for now (accept.pyx)
     wk_u32 shortage         # the errno of the last such shortage, and their number
     wk_u32 shortages
+    wk_u64 refused[REASONS] # statistics: connections that were not let in (admission.pxd)
     bint in_loop
     bint virtual            # in-loop under a Trio clock that is not the system's:
     uint64_t virtual_now    # ns; the Trio side keeps it
@@ -84,12 +86,16 @@ cdef struct Reactor:
     Batch batch             # completions of this turn
     Link ready              # connections that used up their budget of bytes
     Link starved            # what waits for descriptors or memory (accept.pyx)
+    Link held               # ports that wait for room (places.pyx)
     Slot *dead              # to be returned once the event batch ends
     Slot *spare             # for the next accept
+    Place *spare_place
     bint descriptor_freed   # something was closed in this turn
     Job *broadcasts         # in the order in which they were given, by `link`
     Job *last_broadcast     # if there are any
 
+    wk_u32 holding          # ports on `held`, as those who leave a place see it
+    wk_u32 room_made        # a place was left since they were tried
     wk_u32 kicked           # the eventfd has been written and not yet read
     wk_u32 stopping
     # Trio asks for a look at everything that has arrived, by a count; `looked` is the last

@@ -29,6 +29,7 @@ from .idle cimport idle_due
 from .keep_alive cimport keep_alive, note_keep_alive
 from .lists cimport list_empty, list_remove
 from .mailbox cimport Notification, batch_send, notification_take, mailbox_take, mailbox_waiting
+from .places cimport room_was_made
 from .slot cimport (
     ABORT, ADD, ANSWER, CLOSE, DETACH, DROP, FLUSH, FLUSHING, FORGOTTEN, IDLE, LINGERING,
     LISTENER, NEW, OPEN, PORT, RESUME, WATCH, Link, Slot, slot_of_command, slot_of_ready,
@@ -93,6 +94,7 @@ cdef void reactor_turn(Reactor *reactor, int timeout) noexcept nogil:
     _continue_ready(reactor)
     _run_timeouts(reactor)
     _try_starved(reactor)
+    _try_held(reactor)
     run_trim(reactor)
     publish(reactor)
     set_alarm(reactor)
@@ -284,6 +286,22 @@ cdef void _try_starved(Reactor *reactor) noexcept nogil:
         slot = slot_of_ready(link)
         link = link.next        # before the slot leaves the list
         retry(reactor, slot)
+
+
+cdef void _try_held(Reactor *reactor) noexcept nogil:
+    """Have ports that wait for room accept, now that there is some: those that are held now,
+    once each."""
+    cdef Slot *last
+    cdef Slot *port
+    if not room_was_made(reactor):
+        return
+    last = slot_of_ready(reactor.held.prev)
+    while not list_empty(&reactor.held):
+        port = slot_of_ready(reactor.held.next)
+        list_remove(&port.ready)        # if it is held again, it comes last
+        retry(reactor, port)
+        if port == last:
+            return
 
 
 cdef void set_alarm(Reactor *reactor) noexcept nogil:

@@ -7,6 +7,7 @@ from ..base.linux cimport (
     TFD_CLOEXEC, TFD_NONBLOCK, close, epoll_create1, epoll_ctl, epoll_event, eventfd,
     timerfd_create,
 )
+from .admission cimport place_free
 from .hub cimport EVENTS, RECEIVE_BUFFER, TIMER_TAG, WAKE_TAG, Hub, Reactor, hub_now
 from .lists cimport list_init
 from .pool cimport Pool, pool_drop, pool_free, pool_new, pool_take
@@ -43,6 +44,7 @@ cdef Reactor *_reactor_new(Hub *hub) noexcept nogil:
     reactor.most = EVENTS
     list_init(&reactor.ready)
     list_init(&reactor.starved)
+    list_init(&reactor.held)
     reactor.now = hub_now(hub)
     reactor.alarm_at = NEVER
     reactor.trim_at = NEVER
@@ -79,6 +81,7 @@ cdef void _reactor_free(Reactor *reactor) noexcept nogil:
         close(reactor.epfd)
     if reactor.wheel != NULL:
         wheel_free(reactor.wheel)
+    place_free(reactor.spare_place)
     free(reactor)
 
 

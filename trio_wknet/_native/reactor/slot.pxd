@@ -61,6 +61,7 @@ from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from ..base.atomics cimport wk_u32, wk_u64
 from ..base.linux cimport SPARE_OF_MUTEX, pthread_mutex_t
+from .admission cimport Admission, Place
 from .framing cimport FrameScan
 from .mailbox cimport Notification
 from .ring cimport Ring
@@ -166,6 +167,13 @@ cdef union OfKind:
                             # it is framed, or its WebSocket's decoder (websocket.pxd);
                             # else NULL. The Trio side sets it.
 
+# The same of line 2.
+cdef union AtDoor:
+    Slot *newest            # of a LISTENER: the other end of its queue (lock)
+    Admission *admission    # of a PORT: who may come in; NULL: anybody
+    Place *place            # of a CONNECTION: its place there, until it is closed (reactor);
+                            # NULL: it does not count
+
 # Mail that only one kind of slot has, likewise.
 cdef struct ListenerMail:
     wk_u32 users            # open ports, and the Trio side
@@ -216,11 +224,11 @@ cdef struct Slot:
     uint32_t waiting        # the number of connections accepted and not yet taken
     OfKind by_kind
 
-    # --- line 2: const, and a LISTENER's other end of its queue (lock)
+    # --- line 2: const, and what `door` says
     void *reactor           # its Reactor
     Slot *listener          # of a PORT
     Limits limits
-    Slot *newest
+    AtDoor door
     Slot *chain             # the next in an accept queue (lock), later in the
                             # reactor's dead list
     uint64_t timeout_since  # ns: what limits.idle counts from, if nothing moved (trio)
@@ -262,7 +270,7 @@ cdef struct Slot:
     uint8_t leaving         # of a PORT: closes once it has accepted what is queued
     uint8_t acknowledged    # while LINGERING: the peer's kernel had all, at the last look
     uint8_t keeps_alive     # it speaks WebSocket, with pings at intervals
-    uint8_t spare_reactor
+    uint8_t held            # of a PORT: not watched for now, because there is no room (places.pyx)
     uint64_t linger_until   # ns: the end of FLUSHING and LINGERING
 
     # --- line 6: trio

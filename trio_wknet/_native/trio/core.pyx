@@ -14,6 +14,7 @@ from ..base.atomics cimport (
     wk_u64_load_relaxed, wk_u64_store_relaxed,
 )
 from ..base.linux cimport errno, monotonic_ns, pthread_mutex_lock, pthread_mutex_unlock
+from ..reactor.admission cimport REASONS
 from ..reactor.answer cimport draw_key
 from ..reactor.broadcast cimport BroadcastJob
 from ..reactor.closing cimport close_now
@@ -833,6 +834,18 @@ cdef class Core:
             wk_u32_load(&self.hub.shortages),
             wk_u32_load(&self.hub.shortage),
         )
+
+    def held_ports(self):
+        """Ports that wait for room by their admission."""
+        cdef uint32_t i
+        self.check()
+        return sum([wk_u32_load(&self.hub.reactors[i].holding) for i in range(self.hub.count)])
+
+    def refused(self):
+        """How many connections listeners have refused, by Reason."""
+        cdef int i
+        self.check()
+        return [wk_u64_load_relaxed(&self.hub.refused[i]) for i in range(REASONS)]
 
     def statistics(self):
         """(wakes, (slots in use, slots ready, bytes of slabs, bytes kept, bytes in use),

@@ -1,6 +1,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from ..reactor.slot cimport Slot
+from .admission cimport NativeAdmission
 from .core cimport Endpoint, Server
 from .handed cimport Handed
 from .operation cimport Operation
@@ -11,6 +12,7 @@ cdef class NativeListener(Endpoint):
     cdef Operation acceptor     # parked in accept
     cdef Server server          # serves connections in event mode, instead
     cdef ProxyGate gate         # what connections must pass first; None: nothing
+    cdef NativeAdmission admission  # None: anybody may come in
     cdef uint64_t refused       # the gate's counter, as it was last seen
     cdef object trap
     cdef list ports             # addresses of their slots

@@ -10,9 +10,11 @@ from libc.stdint cimport int32_t, uint32_t
 
 from ..base.atomics cimport wk_u32_add, wk_u32_load, wk_u32_load_relaxed, wk_u64_load_relaxed
 from ..base.linux cimport pthread_mutex_lock, pthread_mutex_unlock
+from ..reactor.admission cimport PROXY_HEADER, REASONS, admission_ref
 from ..reactor.lists cimport queue_take
 from ..reactor.slot cimport ACCEPTED, CLOSE, DROP, LISTENER, PORT, RESUME, SHORTAGE, Limits, Slot
 from ..reactor.slot_map cimport slot_map_return
+from .admission cimport NativeAdmission
 from .core cimport Core, Server, disown, make_limits
 from .handed cimport Handed
 from .operation cimport ABORT_FAILED, ABORT_SUCCEEDED, Operation, make_trap
@@ -27,12 +29,14 @@ import trio
 cdef class NativeListener(Endpoint):
 
     def _listen(
-        self, Core core, list descriptors, limits, bint spread, uint32_t timeout, ProxyGate gate
+        self, Core core, list descriptors, limits, bint spread, uint32_t timeout, ProxyGate gate,
+        NativeAdmission admission=None,
     ):
         """Take over the descriptors of listening sockets: (socket, descriptor, family). With
         `spread` each goes to a reactor of its own, which keeps what it accepts.
         `timeout` is the connections' idle timeout, as `timeout_rule` returns it.
-        If there is a `gate`, all connections must pass it."""
+        If there is a `gate`, all connections must pass it. `admission` says which may come
+        in."""
         cdef Slot *listener
         cdef Slot *port = NULL
         cdef Limits native = make_limits(limits)
@@ -59,13 +63,17 @@ cdef class NativeListener(Endpoint):
         listener.kind = LISTENER
         self.attach(core, listener)
         if gate is not None:
-            gate.open(core, listener)
+            gate.open(core, listener, admission)
         self.gate = gate
+        self.admission = admission
         wk_u32_add(&listener.mail.listener.users, 1)
         for i, address in enumerate(self.ports):
             port = <Slot *><size_t>address
             port.kind = PORT
             port.listener = listener
+            if admission is not None:
+                admission_ref(admission.table)
+                port.door.admission = admission.table
             port.pinned = spread
             if spread:
                 port.reactor = core.hub.reactors[i % core.hub.count]
@@ -182,7 +190,7 @@ cdef class NativeListener(Endpoint):
             raise trio.ClosedResourceError("this listener was already closed")
         pthread_mutex_lock(&listener.lock)
         if self.gate is None:
-            first = queue_take(&listener.by_kind.oldest, &listener.newest, <uint32_t>most, &n)
+            first = queue_take(&listener.by_kind.oldest, &listener.door.newest, <uint32_t>most, &n)
         else:
             first = queue_take(&self.gate.oldest, &self.gate.newest, <uint32_t>most, &n)
         listener.waiting -= n
@@ -372,7 +380,7 @@ cdef class NativeListener(Endpoint):
         listener.refusing = True
         slot = listener.by_kind.oldest
         listener.by_kind.oldest = NULL
-        listener.newest = NULL
+        listener.door.newest = NULL
         listener.waiting = 0
         pthread_mutex_unlock(&listener.lock)
         if self.gate is not None:
@@ -473,6 +481,13 @@ cdef class NativeListener(Endpoint):
         self.count()
         refused = 0 if self.gate is None else self.gate.refused
         return self.accepted, self.waiting, self.starved, refused, self.shortages
+
+    def _refused(self):
+        """How many connections were refused, by Reason."""
+        cdef list counts = [0] * REASONS if self.admission is None else self.admission.refused()
+        if self.gate is not None:
+            counts[<int>PROXY_HEADER] = self.gate.refused - self.gate.unwelcome
+        return counts
 
     def _shortage(self):
         """The errno of the last shortage."""

@@ -1,7 +1,9 @@
 # Where accepted connections wait for their PROXY header.
 from libc.stdint cimport uint32_t, uint64_t
 
+from ..reactor.admission cimport Reason
 from ..reactor.slot cimport Slot
+from .admission cimport NativeAdmission
 from .core cimport Core, Server
 
 
@@ -9,6 +11,7 @@ cdef class ProxyGate(Server):
     cdef Core core
     cdef Slot *listener         # NULL before the listener opens, and after it
     cdef object trusted
+    cdef NativeAdmission admission  # which takes addresses from headers; None: there is none
     cdef uint64_t patience      # ns
     cdef uint64_t grace         # ns: for which each keeps its place
     cdef dict pending           # addresses of slots whose header is awaited, in order, with
@@ -17,11 +20,12 @@ cdef class ProxyGate(Server):
     cdef Slot *oldest           # slots that have passed, for accept to take
     cdef Slot *newest
     cdef readonly uint64_t refused
+    cdef uint64_t unwelcome     # of these, because of their address, in spite of their header
     cdef double lines           # the log lines still allowed at `lines_at`
     cdef uint64_t lines_at      # ns
     cdef uint64_t unsaid        # refusals since the last line that were not logged
 
-    cdef void open(self, Core core, Slot *listener) noexcept
+    cdef void open(self, Core core, Slot *listener, NativeAdmission admission) noexcept
     cdef void close(self) noexcept
     cdef void take_in(self) noexcept
     cdef void receive(self, Slot *slot) noexcept
@@ -30,6 +34,7 @@ cdef class ProxyGate(Server):
     cdef bint late(self, Slot *slot) noexcept
     cdef bint wait_for(self, Slot *slot, uint32_t size, uint32_t seen) noexcept
     cdef void watch(self, Slot *slot) noexcept
+    cdef bint welcomes(self, Slot *slot, header) noexcept
     cdef void admit(self, Slot *slot, header, uint32_t size) noexcept
     cdef void leave(self, Slot *slot) noexcept
     cdef void give_up(self, Slot *slot, data) noexcept
@@ -39,4 +44,6 @@ cdef class ProxyGate(Server):
     cdef bint is_pending(self, address) noexcept
     cdef bint may_say(self, int level) noexcept
     cdef void say_rest(self) noexcept
-    cdef void refuse(self, Slot *slot, uint32_t command, int level, why) noexcept
+    cdef void refuse(
+        self, Slot *slot, uint32_t command, int level, why, Reason reason=*
+    ) noexcept

@@ -31,16 +31,19 @@ cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport uint32_t, uint64_t
 
-from ..base.atomics cimport wk_u32_load_relaxed, wk_u32_store_relaxed, wk_u64_load
+from ..base.atomics cimport wk_u32_load_relaxed, wk_u32_store_relaxed, wk_u64_add, wk_u64_load
 from ..base.linux cimport monotonic_ns, pthread_mutex_lock, pthread_mutex_unlock
+from ..reactor.admission cimport MAX_PER_ADDRESS, PROXY_HEADER, Reason
 from ..reactor.idle cimport WRITE, idle_ms, idle_rule
 from ..reactor.lists cimport queue_append, queue_take
 from ..reactor.ring cimport ring_copy, ring_discard, ring_len
 from ..reactor.slot cimport ABORT, ACCEPTED, DROP, IDLE, READABLE, RESUME, Slot
+from .admission cimport NativeAdmission
 from .receive cimport has_room
 
 import logging
 
+from trio_wknet._admission import packed_address
 from trio_wknet._proxy.header import MAX_HEADER, header_size, parse_header
 from trio_wknet._proxy.trust import peer_of
 
@@ -79,10 +82,11 @@ cdef class ProxyGate(Server):
         self.pending = {}
         self.lines = LINES
 
-    cdef void open(self, Core core, Slot *listener) noexcept:
+    cdef void open(self, Core core, Slot *listener, NativeAdmission admission) noexcept:
         """Begin, before any port feeds the listener."""
         self.core = core
         self.listener = listener
+        self.admission = admission
         listener.accept_wanted = True
 
     cdef void close(self) noexcept:
@@ -111,7 +115,7 @@ cdef class ProxyGate(Server):
         cdef Slot *following
         cdef uint32_t n
         pthread_mutex_lock(&listener.lock)
-        slot = queue_take(&listener.by_kind.oldest, &listener.newest, MAX_AT_ONCE, &n)
+        slot = queue_take(&listener.by_kind.oldest, &listener.door.newest, MAX_AT_ONCE, &n)
         listener.accept_wanted = slot == NULL and not listener.ended
         pthread_mutex_unlock(&listener.lock)
         if slot != NULL:
@@ -259,6 +263,8 @@ cdef class ProxyGate(Server):
     cdef void admit(self, Slot *slot, header, uint32_t size) noexcept:
         """Pass a connection on to `accept`, with its header and without the header's bytes."""
         cdef bint resume
+        if self.admission is not None and not self.welcomes(slot, header):
+            return
         try:
             self.core.headers[wk_u64_load(&slot.handle)] = header
         except MemoryError as failure:
@@ -279,6 +285,21 @@ cdef class ProxyGate(Server):
         if resume:
             self.core.post(slot, RESUME)
 
+    cdef bint welcomes(self, Slot *slot, header) noexcept:
+        """Whether admission lets in the peer that the header names; if not, it is refused."""
+        cdef Reason reason
+        try:
+            peer = packed_address(header.source)
+        except Exception as failure:
+            self.refuse(slot, ABORT, WARNING, failure)
+            return False
+        if self.listener == NULL:       # closed by a finalizer meanwhile
+            return False
+        reason = self.admission.enter(self.core, slot, peer)
+        if reason == MAX_PER_ADDRESS:
+            self.refuse(slot, ABORT, DEBUG, "too many connections from its address", reason)
+        return reason != MAX_PER_ADDRESS
+
     cdef void leave(self, Slot *slot) noexcept:
         slot.server = NULL
         try:
@@ -298,7 +319,9 @@ cdef class ProxyGate(Server):
             level = DEBUG   # without a byte: so balancers check whether a server listens
         self.refuse(slot, command, level, _words(why, data))
 
-    cdef void refuse(self, Slot *slot, uint32_t command, int level, why) noexcept:
+    cdef void refuse(
+        self, Slot *slot, uint32_t command, int level, why, Reason reason=PROXY_HEADER
+    ) noexcept:
         cdef Slot *listener
         cdef uint64_t unsaid = self.unsaid
         cdef bint said = self.may_say(level)
@@ -310,6 +333,10 @@ cdef class ProxyGate(Server):
         if listener == NULL:        # closed by a finalizer meanwhile, the slot too
             return
         self.refused += 1
+        if reason == PROXY_HEADER:
+            wk_u64_add(&self.core.hub.refused[<int>PROXY_HEADER], 1)
+        else:
+            self.unwelcome += 1         # counted by admission
         self.leave(slot)
         self.core.post(slot, command)
         pthread_mutex_lock(&listener.lock)

@@ -1,0 +1,11 @@
+# A listener's admission, as the Trio side holds it.
+from ..reactor.admission cimport Admission, Reason
+from ..reactor.slot cimport Slot
+from .core cimport Core
+
+
+cdef class NativeAdmission:
+    cdef Admission *table
+
+    cdef Reason enter(self, Core core, Slot *slot, bytes peer) noexcept
+    cdef list refused(self)
