@@ -33,6 +33,7 @@ KINDS = [
     trio_wknet.FrameChannel,
     trio_wknet.Listener,
     trio_wknet.RingBuffer,
+    trio_wknet.TLSFrameChannel,
     trio_wknet.TLSListener,
     trio_wknet.TLSStream,
     trio_wknet.Timer,

@@ -17,6 +17,7 @@ import pytest
 import trio
 import trio.testing
 from helpers import ManualClock, plain_pair, read, until
+from tls_helpers import two_tls
 
 import trio_wknet
 from trio_wknet import (
@@ -32,6 +33,7 @@ from trio_wknet import (
     Listener,
     Timer,
     TimingWheel,
+    TLSFrameChannel,
     TLSListener,
     TLSStream,
     Trace,
@@ -107,6 +109,40 @@ CHANNEL: dict[str, Callable[[Any], Any] | None] = {
     "__aexit__": lambda channel: channel.__aexit__(None, None, None),
     "__aiter__": None,
     "__anext__": lambda channel: channel.__anext__(),
+}
+TLS_CHANNEL = {**CHANNEL, "stream": None}
+del TLS_CHANNEL["conn"]
+TLS_STREAM: dict[str, Callable[[Any], Any] | None] = {
+    "abort": lambda stream: stream.abort(),
+    "aclose": lambda stream: stream.aclose(),
+    "cancel_on_disconnect": lambda stream: stream.cancel_on_disconnect().__enter__(),
+    "close_reason": None,
+    "do_handshake": lambda stream: stream.do_handshake(),
+    "flush": lambda stream: stream.flush(),
+    "framed": lambda stream: stream.framed(LINES),
+    "idle_scope": lambda stream: stream.idle_scope(1),
+    "idle_timeout": lambda stream: setattr(stream, "idle_timeout", 1),
+    "local_address": None,
+    "receive_exactly": lambda stream: stream.receive_exactly(1),
+    "receive_exactly_nowait": lambda stream: stream.receive_exactly_nowait(1),
+    "receive_into": lambda stream: stream.receive_into(bytearray(1)),
+    "receive_nowait": lambda stream: stream.receive_nowait(),
+    "receive_some": lambda stream: stream.receive_some(),
+    "receive_until": lambda stream: stream.receive_until(b"x"),
+    "receive_until_nowait": lambda stream: stream.receive_until_nowait(b"x"),
+    "remote_address": None,
+    "send_all": lambda stream: stream.send_all(b"stray"),
+    "send_nowait": lambda stream: stream.send_nowait(b"stray"),
+    "send_vectored": lambda stream: stream.send_vectored([b"stray"]),
+    "statistics": lambda stream: stream.statistics(),
+    "transport_stream": None,
+    "unwrap": lambda stream: stream.unwrap(),
+    "wait_closed": lambda stream: stream.wait_closed(),
+    "wait_send_all_might_not_block": lambda stream: stream.wait_send_all_might_not_block(),
+    "__aenter__": None,
+    "__aexit__": lambda stream: stream.__aexit__(None, None, None),
+    "__aiter__": None,
+    "__anext__": lambda stream: stream.__anext__(),
 }
 WEBSOCKET: dict[str, Callable[[Any], Any] | None] = {
     "accept": None,  # these three belong to the class
@@ -268,6 +304,7 @@ PROTOCOLS = {"__aenter__", "__aexit__", "__aiter__", "__anext__", "__enter__", "
         (Connections, CONNECTIONS), (Group, GROUP), (Groups, GROUPS), (Broadcast, BROADCAST),
         (WebSocket, WEBSOCKET),
         (WebSocketListener, WEBSOCKET_LISTENER), (TLSListener, TLS_LISTENER),
+        (TLSStream, TLS_STREAM), (TLSFrameChannel, TLS_CHANNEL),
         (SocketFacade, SOCKET), (TimingWheel, WHEEL), (Timer, TIMER), (Trace, TRACE),
     ],
     ids=lambda it: getattr(it, "__name__", ""),
@@ -310,7 +347,7 @@ def test_all_classes_are_known() -> None:
     classes = {name for name in trio_wknet.__all__ if isinstance(getattr(trio_wknet, name), type)}
     assert classes - OF_NO_THREAD == {
         "Broadcast", "Conn", "Engine", "FrameChannel", "Group", "Groups", "Listener",
-        "TLSListener", "TLSStream", "Timer", "TimingWheel", "Trace", "WebSocket",
+        "TLSFrameChannel", "TLSListener", "TLSStream", "Timer", "TimingWheel", "Trace", "WebSocket",
         "WebSocketListener",
     }  # fmt: skip
 
@@ -413,6 +450,16 @@ async def test_a_frame_channel(pair: tuple[Conn, Conn]) -> None:
     await peer.send_all(b"ok\n")
     assert await channel.receive() == b"ok"
     assert channel.statistics().frames_sent == 0
+
+
+async def test_a_tls_stream(engine: Engine) -> None:
+    async with two_tls(engine) as (stream, peer):
+        await refuses(stream, TLS_STREAM)
+        channel = stream.framed(LINES)
+        await refuses(channel, TLS_CHANNEL)
+        await peer.send_all(b"ok\n")
+        assert await channel.receive() == b"ok"
+        assert stream.close_reason is None
 
 
 async def test_a_websocket(pair: tuple[Conn, Conn]) -> None:

@@ -43,6 +43,7 @@ from trio_wknet._statistics import (
 )
 from trio_wknet._timing_wheel import TimingWheel
 from trio_wknet._tls import TLSStream
+from trio_wknet._tls_frame_channel import TLSFrameChannel
 from trio_wknet._tls_listener import TLSListener
 from trio_wknet._trace import Trace
 from trio_wknet._websocket.channel import WebSocket
@@ -88,6 +89,7 @@ __all__ = [
     "Response",
     "RingBuffer",
     "StreamWebSocket",
+    "TLSFrameChannel",
     "TLSListener",
     "TLSStream",
     "Timer",

@@ -12,15 +12,19 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import idna
 import trio
 
-from trio_wknet._native.trio.tls import TLSBase, ensure_unused, leave_groups
+from trio_wknet._native.trio.tls import ensure_unused, leave_groups
+from trio_wknet._native.trio.tls_send import TLSSend
 from trio_wknet._tls_conn import begin_tls, end_tls
+from trio_wknet._tls_frame_channel import TLSFrameChannel
+from trio_wknet._tls_over_conn import OverConn
 from trio_wknet._trio_bases import TLSStreamBase
 
 if TYPE_CHECKING:
     from trio_wknet._conn import Conn
+    from trio_wknet._framing import Framing
 
 
-class TLSStream(TLSBase, TLSStreamBase):  # type: ignore[misc,override]  # final, see _trio_bases.py
+class TLSStream(TLSSend, OverConn, TLSStreamBase):  # type: ignore[misc,override]  # final, see _trio_bases.py
     """TLS over a `Conn`: all of `trio.SSLStream`, and ``isinstance`` of it.
 
     Over another transport it behaves the same, at about the cost of `trio.SSLStream`.
@@ -34,6 +38,13 @@ class TLSStream(TLSBase, TLSStreamBase):  # type: ignore[misc,override]  # final
       sends it, see `Conn.aclose`. While another task is sending, it ends without.
     * Tasks that wait for a handshake that fails in another task get
       `trio.BrokenResourceError`.
+
+    As with `trio.SSLStream`, a renegotiation of TLS 1.2 that meets data of the application breaks
+    the stream.
+
+    What a `Conn` has besides, it has, too, but for `Conn.peek`, `Conn.discard`,
+    `Conn.send_eof` and `Conn.detach`. ``context`` is the `ssl.SSLContext`, and what is about the
+    socket is that of the ``transport_stream``.
 
     All of `ssl.SSLObject`'s attributes and methods are those of the stream, too. Those that
     tell of the encrypted connection, such as ``cipher`` and ``selected_alpn_protocol``,
@@ -139,6 +150,29 @@ class TLSStream(TLSBase, TLSStreamBase):  # type: ignore[misc,override]  # final
           RuntimeError: if called from another thread.
         """
         await self._wait_writable()
+
+    def framed(self, framing: Framing) -> TLSFrameChannel:
+        """Receive and send messages instead of bytes, like `Conn.framed`. Not a checkpoint.
+
+        Frames are found in what was decrypted, from the first byte that was not taken. Until
+        `TLSFrameChannel.unframe` gives the stream back, receiving bytes from it, and `unwrap`,
+        is refused.
+
+        Args:
+          framing: how the stream is divided: `LengthPrefixed`, `Delimited`, `FixedLength` or
+              `VarintPrefixed`, with frames of at most 2**29 bytes.
+
+        Returns:
+          A `TLSFrameChannel`.
+
+        Raises:
+          TypeError, ValueError: ``framing`` is none of these, or allows longer frames.
+          trio.BusyResourceError: it is framed already, or a task is receiving from it.
+          trio.ClosedResourceError: closed here.
+          trio.BrokenResourceError: the stream is broken.
+          RuntimeError: if called from another thread.
+        """
+        return TLSFrameChannel._over(self, framing)
 
     async def unwrap(self) -> tuple[Any, bytes]:
         """Say goodbye and wait for the peer's, after which the transport can be used

@@ -68,6 +68,13 @@ cdef class Server(Undone):
     cdef void lost(self, Slot *slot) noexcept
 
 
+cdef class Latecomer:
+    """What may have something to send when a turn ends, beside what is corked: it is in
+    `Core.late` then."""
+    # Whether all of it was sent, or need not be any more. In Trio's thread, and never raises.
+    cdef bint turn_ended(self) noexcept
+
+
 cdef class Core:
     cdef Hub *hub
     cdef unsigned long thread
@@ -83,6 +90,7 @@ cdef class Core:
     cdef readonly uint32_t claimed      # connections that the application knows
     cdef readonly SendBatch send_batch
     cdef Corks corks
+    cdef list late              # of Latecomers
     cdef Broadcasts broadcasts
     cdef dict memberships       # by handle: an Audience, or a set of them
     cdef SpinPolicy spin_policy
@@ -118,6 +126,7 @@ cdef class Core:
     cdef void _end_broadcasts(self) noexcept
     cdef void end_sending(self, Slot *slot, bint torn) noexcept
     cdef void end_turn(self) noexcept
+    cdef void _end_late(self) noexcept
     cdef void start(self, Slot *slot) noexcept
     cdef void claim(self, Slot *slot) noexcept
     cdef void unclaim(self, Slot *slot) noexcept

@@ -212,6 +212,11 @@ cdef class Audience:
         pass
 
 
+cdef class Latecomer:
+    cdef bint turn_ended(self) noexcept:
+        return True
+
+
 cdef class Server:
     cdef void completed(self, Slot *slot, uint32_t bits) noexcept:
         pass
@@ -252,6 +257,7 @@ cdef class Core:
         self.searches = {}
         self.memberships = {}
         self.send_batch = SendBatch()
+        self.late = []
         spin_policy_new(&self.spin_policy)
         stall_watch_new(&self.stall)
         self.thread = PyThread_get_thread_ident()
@@ -593,6 +599,8 @@ cdef class Core:
         """Send what this turn's tasks, or callbacks, have corked."""
         cdef Slot *slot
         cdef uint32_t i
+        if self.late:
+            self._end_late()
         self.corks.turn += 1
         if self.hub == NULL:
             return
@@ -601,6 +609,19 @@ cdef class Core:
             if slot != NULL and slot.corked:
                 self.uncork(slot)
         self.corks.count = 0
+
+    cdef void _end_late(self) noexcept:
+        """Ask the latecomers. One that is asked may add others, at the end of the list."""
+        cdef list late = self.late
+        cdef Py_ssize_t i = 0
+        cdef Latecomer one
+        while i < len(late):
+            one = <Latecomer>late[i]
+            if one.turn_ended():
+                late[i] = late[len(late) - 1]
+                late.pop()
+            else:
+                i += 1
 
     cdef void end_sending(self, Slot *slot, bint torn) noexcept:
         """Before a connection is let go of. `torn`: a part of a message was sent, and its
@@ -805,6 +826,7 @@ cdef class Core:
                 break
             self.try_undone()
         self.closed = True
+        self.late.clear()
         hub_free(self.hub)
         self.hub = NULL
 

@@ -1,6 +1,6 @@
 from libc.stdint cimport uint32_t
 
-from ..reactor.framing cimport FrameFound
+from ..reactor.framing cimport FrameFound, FrameScan
 from ..reactor.slot cimport Slot
 from .frame_parts cimport FrameParts
 from .receive cimport Receive
@@ -32,6 +32,7 @@ cdef class Frames(FrameParts):
 
 
 cdef Step frame_step(Slot *slot, bint wait, bint direct, bint *resume) noexcept
+cdef object frame_refusal(FrameScan *scan, FrameFound found)
 
 
 cdef class ReceiveFrames(Receive):

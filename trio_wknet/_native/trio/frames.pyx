@@ -103,7 +103,7 @@ cdef class Frames(FrameParts):
         if self.scan.served and not wait and (found != FRAME_WAIT or step == STEP_END):
             return False        # it is for the server to tell
         if found != FRAME_WAIT:
-            raise _refusal(self.scan, found)
+            raise frame_refusal(self.scan, found)
         if step == STEP_END:
             raise self.end()
         if step == STEP_MOVE:
@@ -397,7 +397,7 @@ cdef inline bint _is_small(FrameScan *scan) noexcept nogil:
     return scan.total <= AT_ONCE and scan.moved == 0
 
 
-cdef object _refusal(FrameScan *scan, FrameFound found):
+cdef object frame_refusal(FrameScan *scan, FrameFound found):
     """What a frame that was refused raises. The sums are Python's: any length fits."""
     announced = None
     if scan.knows_announced:

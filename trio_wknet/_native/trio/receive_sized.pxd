@@ -23,3 +23,7 @@ cdef class ReceiveSized(Views):
     cdef object take_exactly(self, uint32_t count, bint wait)
     cdef object take_until(self, bytes delimiter, Py_ssize_t most, Scan *scan, bint wait)
     cdef long find(self, bytes delimiter, uint32_t start) noexcept
+
+
+cdef uint32_t exact_count(object n) except 0
+cdef bytes as_delimiter(object delimiter)

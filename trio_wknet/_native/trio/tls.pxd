@@ -2,8 +2,16 @@
 cimport cython
 from libc.stdint cimport uint32_t
 
+from .core cimport Latecomer
 from .operation cimport Operation
 from .send cimport SendHalf
+
+cdef enum:
+    RECORD = 16384              # the most bytes that one holds
+    # What is encrypted at a time, so that a large message does not need its size of memory
+    # in `outgoing`, which would keep it; and received at a time.
+    PIECE = 4 * RECORD
+    WIRE_PIECE = 4 * (RECORD + 256)
 
 cdef enum TLSState:
     OK = 0
@@ -28,7 +36,7 @@ cdef class Target:
     cdef Py_ssize_t size
 
 
-cdef class TLSBase:
+cdef class TLSBase(Latecomer):
     cdef object transport       # None once unwrapped
     cdef SendHalf conn          # the same, if it is one of ours
     cdef readonly object _ssl_object
@@ -42,15 +50,25 @@ cdef class TLSBase:
     cdef object handshaking     # an event, during the handshake
     cdef object receiver        # what receives, and what sends: an operation, or True
     cdef object sender
+    cdef bint ending            # what sends is `unwrap`
     cdef Turn receive_turn      # to receive from the transport, and to send on it
     cdef Turn send_turn
     cdef uint32_t refills       # how often something was received, modulo 2**32
     cdef bint may_hold          # a read might find something although `incoming` is empty
     cdef bint holds_part        # of a record that did not come whole
     cdef object read_failure    # to be raised by the next read: there were bytes before it
+    cdef bytearray unread       # what was decrypted, and is not taken yet; None: nothing
+    cdef bytes searched_for     # of `unread`, from its begin: no need to look for this again
+    cdef Py_ssize_t searched
+    cdef bint framed            # a channel receives
+    cdef bytearray held         # what `send_nowait` left for the end of the turn; None: nothing
+    cdef bint is_late           # in Core.late
 
+    cdef int ensure_thread(self) except -1
     cdef int check_status(self) except -1
-    cdef int begin_receiving(self, object who) except -1
+    cdef int ensure_handshaken(self, str call) except -1
+    cdef int ensure_receiving(self, bint framed) except -1
+    cdef int begin_receiving(self, object who, bint framed=*) except -1
     cdef int begin_sending(self, object who) except -1
     cdef object breaking(self, object failure)
     cdef void broke(self) noexcept
@@ -60,6 +78,11 @@ cdef class TLSBase:
     cdef object read_some(self, Py_ssize_t most)
     cdef Py_ssize_t read_into(self, char *out, Py_ssize_t size) except -2
     cdef object encrypt(self, object data)
+    cdef bytes take_unread(self, Py_ssize_t most)
+    cdef int add_unread(self, object data) except -1
+    cdef object receive_more(self, object max_bytes, bint framed)
+    cdef object with_held(self, object data)
+    cdef int send_held(self) except -1
 
 
 cdef class TLSOperation(Operation):
@@ -76,6 +99,8 @@ cdef class TLSOperation(Operation):
 cdef class ReceiveTLS(TLSOperation):
     cdef object argument
     cdef Py_ssize_t most
+    cdef bint more              # than what is unread
+    cdef bint framed            # for the channel
 
     cdef bint may_take_turn(self)
     cdef object advance(self)
@@ -88,3 +113,6 @@ cdef class SendTLS(TLSOperation):
 
     cdef object take_piece(self)
     cdef object advance(self, object sent)
+
+
+cdef object contiguous(object data)

@@ -4,6 +4,7 @@ from typing import Any, final
 
 import trio
 
+from trio_wknet._native.trio.core import Latecomer
 from trio_wknet._native.trio.operation import Operation
 from trio_wknet._native.trio.send import SendHalf
 
@@ -24,7 +25,7 @@ class Target: ...
 
 # An async method gives an Operation or a coroutine of Cython's, which is a coroutine in all
 # but its type.
-class TLSBase:
+class TLSBase(Latecomer):
     @property
     def transport_stream(self) -> Any: ...
     @property

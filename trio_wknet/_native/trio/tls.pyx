@@ -30,7 +30,10 @@ if `incoming` is empty, and the last read did not fill its buffer.
 """
 cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SIZE
+from cpython.bytearray cimport PyByteArray_AS_STRING
+from cpython.bytes cimport (
+    PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE,
+)
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF
 from libc.stdint cimport uint32_t
@@ -55,17 +58,11 @@ cdef extern from "Python.h":
     int resize_bytes "_PyBytes_Resize"(PyObject **data, Py_ssize_t n) except -1
 
 
-cdef enum:
-    RECORD = 16384              # the most bytes that one holds
-    # What is encrypted at a time, so that a large message does not need its size of memory
-    # in `outgoing`, which would keep it; and received at a time.
-    PIECE = 4 * RECORD
-    WIRE_PIECE = 4 * (RECORD + 256)
-
 # Looked up once. The object's own refuses (_tls_conn.py).
 cdef object send_wire = SendHalf.send_all
 cdef object WantRead = ssl.SSLWantReadError
 cdef tuple FAILURES = (ssl.SSLError, ssl.CertificateError)
+cdef tuple NOT_SENT = (*FAILURES, trio.BrokenResourceError)
 
 
 cdef bint is_eof(failure):
@@ -149,6 +146,9 @@ cdef class TLSBase:
     def _handshaken(self):
         return self.handshaken
 
+    cdef int ensure_thread(self) except -1:
+        return 0 if self.conn is None else self.conn.ensure_thread()
+
     cdef int check_status(self) except -1:
         if self._ssl_object is None:
             raise RuntimeError("TLSStream.__init__ was not called")
@@ -158,10 +158,30 @@ cdef class TLSBase:
             raise trio.ClosedResourceError("this TLS stream was already closed")
         return 0
 
-    cdef int begin_receiving(self, who) except -1:
+    cdef int ensure_handshaken(self, str call) except -1:
+        if not self.handshaken:
+            raise trio.NeedHandshakeError(f"call do_handshake() before calling {call!r}")
+        return 0
+
+    cdef int ensure_receiving(self, bint framed) except -1:
+        """Refuse to receive where that is another's turn, or not possible any more. What was
+        decrypted before is received from a broken stream, too."""
+        cdef bint is_there = framed or self.unread is not None
         if self.receiver is not None:
             raise trio.BusyResourceError("another task is receiving from this TLS stream")
-        self.check_status()
+        if self.framed and not framed:
+            raise trio.BusyResourceError(
+                "this TLS stream's frames are received by the channel that framed() gave; "
+                "its unframe() gives the stream back"
+            )
+        if not is_there or self.state != BROKEN:
+            self.check_status()
+        if is_there and self.conn is not None and self.conn.slot == NULL:
+            raise trio.ClosedResourceError("this connection was already closed")
+        return 0
+
+    cdef int begin_receiving(self, who, bint framed=False) except -1:
+        self.ensure_receiving(framed)
         self.receiver = who
         return 0
 
@@ -288,6 +308,40 @@ cdef class TLSBase:
             if self.may_hold or self.incoming.pending == 0:
                 return filled
 
+    # --- what is kept unencrypted ------------------------------------------------
+
+    cdef bytes take_unread(self, Py_ssize_t most):
+        """The first bytes that are unread."""
+        cdef Py_ssize_t n = min(most, len(self.unread))
+        data = PyBytes_FromStringAndSize(PyByteArray_AS_STRING(self.unread), n)
+        if n == len(self.unread):
+            self.unread = None
+        else:
+            del self.unread[:n]
+        self.searched_for = None
+        return data
+
+    cdef int add_unread(self, data) except -1:
+        try:
+            if self.unread is None:
+                self.unread = bytearray(data)
+            else:
+                self.unread += data
+        except BaseException:
+            self.broke()        # they are lost
+            raise
+        return 0
+
+    cdef object with_held(self, data):
+        """Behind what `send_nowait` left."""
+        data = b"".join((self.held, data))
+        self.held = None
+        return data
+
+    cdef int send_held(self) except -1:
+        """Send what `send_nowait` left, if nobody else is sending."""
+        return 0
+
     # --- the coroutines ----------------------------------------------------------
 
     async def _flush(self):
@@ -358,6 +412,7 @@ cdef class TLSBase:
         return self._ssl_object.server_side and self._ssl_object.version() == "TLSv1.3"
 
     async def _handshake(self):
+        self.ensure_thread()
         self.check_status()
         if self.handshaken:
             await checkpoint()
@@ -381,9 +436,9 @@ cdef class TLSBase:
         finally:
             self.handshaking.set()
 
-    async def _receive(self, max_bytes):
+    async def _receive(self, max_bytes, bint more=False, bint framed=False):
         """receive_some before the handshake, or over any transport."""
-        self.begin_receiving(True)
+        self.begin_receiving(True, framed)
         try:
             try:
                 await self._ensure_handshake()
@@ -398,6 +453,11 @@ cdef class TLSBase:
                 raise
             most = positive("max_bytes", max_bytes, SOME_BYTES)
             await checkpoint_if_cancelled()
+            if self.unread is not None and not more:
+                data = self.take_unread(most)
+                await cancel_shielded_checkpoint()
+                return data
+            self.check_status()
             return await self._receive_rest(most, self.read_some(most))
         finally:
             self.receiver = None
@@ -444,22 +504,30 @@ cdef class TLSBase:
     async def _shut_down(self):
         """Say goodbye, and wait for the peer's. Returns the transport, and what came behind the
         goodbye."""
+        self.ensure_thread()
         self.begin_receiving(True)
         try:
             self.begin_sending(True)
             try:
+                if self.unread is not None:
+                    raise self.breaking(ssl.SSLError(f"{len(self.unread)} bytes are not received"))
+                self.ending = True
                 await self._ensure_handshake()
+                if self.held is not None:
+                    await self._write(self.with_held(b""))
                 await self._until_done(self._ssl_object.unwrap)
                 transport_stream = self.transport
                 self.state = CLOSED
                 self.transport = self.conn = None
                 return transport_stream, self.incoming.read()
             finally:
+                self.ending = False
                 self.sender = None
         finally:
             self.receiver = None
 
     async def _wait_writable(self):
+        self.ensure_thread()
         self.begin_sending(True)
         try:
             await self.send_turn.wait()
@@ -474,6 +542,7 @@ cdef class TLSBase:
             self.sender = None
 
     async def _close(self):
+        self.ensure_thread()
         if self.state == CLOSED:
             await checkpoint()
             return
@@ -499,8 +568,9 @@ cdef class TLSBase:
         """Say goodbye without waiting for the peer, which may never read. While another task
         sends, or if the connection is broken, there is no goodbye."""
         try:
+            self.send_held()
             self._ssl_object.unwrap()
-        except FAILURES:
+        except NOT_SENT:
             pass        # it wants to receive, or has, and did not expect that
         if not self.outgoing.pending:
             return
@@ -517,8 +587,9 @@ cdef class TLSBase:
         if self.state != OK or not self.handshaken or self.sender is not None:
             return
         try:
+            self.send_held()
             self._ssl_object.write(data)
-        except FAILURES:
+        except NOT_SENT:
             return      # it would have to receive first, or is broken
         self._leave_to_reactor()
 
@@ -566,6 +637,16 @@ cdef class TLSBase:
         operation.stream = self
         operation.conn = self.conn
         operation.argument = max_bytes
+        return operation
+
+    cdef object receive_more(self, max_bytes, bint framed):
+        """receive_some, of what is not decrypted yet."""
+        cdef ReceiveTLS operation
+        if self.conn is None or not self.handshaken:
+            return self._receive(max_bytes, True, framed)
+        operation = <ReceiveTLS>self.receive_some(max_bytes)
+        operation.more = True
+        operation.framed = framed
         return operation
 
     def send_all(self, data):
@@ -626,7 +707,11 @@ cdef class ReceiveTLS(TLSOperation):
         cdef TLSBase stream = self.stream
         self.most = positive("max_bytes", self.argument, SOME_BYTES)
         self.conn.ensure_usable()
-        stream.begin_receiving(self)
+        stream.begin_receiving(self, self.framed)
+        if stream.unread is not None and not self.more:
+            trap = self.enter()
+            return self.complete(stream.take_unread(self.most)) if trap is None else trap
+        stream.check_status()
         if (not stream.may_hold and stream.incoming.pending == 0 and self.may_take_turn()
                 and self.conn.nothing_yet()):
             # Trio delivers a pending cancellation to a task that parks.
@@ -697,6 +782,9 @@ cdef class SendTLS(TLSOperation):
         trap = self.enter()
         if trap is not None:
             return trap
+        if self.stream.held is not None:
+            self.data = self.stream.with_held(self.data)
+            size = PyBytes_GET_SIZE(self.data)
         if size == 0:
             return self.complete(None)
         if not self.take_turn(self.stream.send_turn):
