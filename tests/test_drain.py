@@ -1,22 +1,22 @@
 """Draining a listener that is served by `accept`: by a loop of the application's, by
-`trio.serve_listeners`, and through `trio.SSLListener`."""
+`trio.serve_listeners`, and through `trio.SSLListener`, Trio's own and ours."""
 
 from __future__ import annotations
 
 import gc
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 import trustme
-from helpers import dial, dialled, echo, read, until
+from helpers import dial, dialled, echo, installed, read, until
 from trio.testing import wait_all_tasks_blocked
 
-from trio_wknet import Conn, Engine, Listener
+from trio_wknet import Conn, Engine, Listener, TLSListener
 
 LOCAL = "tcp://127.0.0.1:0"
 NAME = "server.test"
@@ -26,7 +26,7 @@ THEIRS = ssl.create_default_context()
 AUTHORITY.issue_cert(NAME).configure_cert(OURS)
 AUTHORITY.configure_trust(THEIRS)
 
-FORMS = ["loop", "serve_listeners", "tls"]
+FORMS = ["loop", "serve_listeners", "tls", "compiled tls"]
 Handler = Callable[[Any], Awaitable[object]]
 
 
@@ -55,7 +55,11 @@ async def accept_in_a_loop(handler: Handler, listener: Listener) -> None:
 
 async def serve(form: str, listener: Listener, handler: Handler) -> None:
     """Ends as `accept` says that the listener has: with ClosedResourceError alone."""
-    served: Any = trio.SSLListener(listener, OURS) if form == "tls" else listener
+    served: Any = listener
+    if "tls" in form:
+        with installed() if form == "compiled tls" else nullcontext():
+            served = trio.SSLListener(listener, OURS)
+        assert isinstance(served, TLSListener) == (form == "compiled tls")
     with pytest.raises(Exception) as raised:  # noqa: PT011
         if form == "loop":
             await accept_in_a_loop(handler, listener)
@@ -72,7 +76,7 @@ async def client(form: str, listener: Listener) -> AsyncIterator[Any]:
     sock = dial(listener)
     sock.setblocking(False)
     plain = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
-    stream = trio.SSLStream(plain, THEIRS, server_hostname=NAME) if form == "tls" else plain
+    stream = trio.SSLStream(plain, THEIRS, server_hostname=NAME) if "tls" in form else plain
     async with stream:
         yield stream
 
@@ -128,7 +132,7 @@ async def test_what_the_kernel_has_queued_is_served(form: str, listener: Listene
             nursery.start_soon(listener.drain)
             for n, sock in enumerate(socks):
                 stream: Any = trio.SocketStream(trio.socket.from_stdlib_socket(sock.dup()))
-                if form == "tls":
+                if "tls" in form:
                     stream = trio.SSLStream(stream, THEIRS, server_hostname=NAME)
                 async with stream:
                     await says(stream, b"%d" % n)

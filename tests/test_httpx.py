@@ -20,6 +20,7 @@ import trustme
 from helpers import PATIENCE, content, until
 from hypercorn.config import Config
 
+from trio_wknet import TLSStream
 from trio_wknet._engine import default_engine
 from trio_wknet._sockets.facade import SocketFacade
 
@@ -125,6 +126,10 @@ def sock(response: httpx.Response) -> Any:
     return response.extensions["network_stream"].get_extra_info("socket")
 
 
+def stream_of(response: httpx.Response) -> Any:
+    return response.extensions["network_stream"]._stream
+
+
 # -- the pool --------------------------------------------------------------------
 
 
@@ -225,6 +230,7 @@ async def test_https() -> None:
             for _ in range(3):
                 response = await client.post("/", content=BODY)
                 assert response.content == BODY
+                assert type(stream_of(response)) is TLSStream
             response = await client.get("/leave")
             assert connection(response) == 1
             assert isinstance(sock(response), SocketFacade)
@@ -266,6 +272,7 @@ async def test_http2_with_hypercorn(tmp_path: Any) -> None:
         response = await client.post("/", content=data)
         assert response.http_version == "HTTP/2"
         assert response.content == data
+        assert type(stream_of(response)) is TLSStream
 
     with trio.fail_after(30):
         async with trio.open_nursery() as nursery:

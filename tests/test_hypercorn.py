@@ -27,6 +27,7 @@ import trio
 import trustme
 from helpers import PATIENCE, content, http_connection, until
 from hypercorn.config import Config
+from hypercorn.trio.tcp_server import TCPServer
 from websockets.sync.client import connect
 
 import trio_wknet
@@ -287,7 +288,21 @@ class Here(httpx.BaseTransport):
         self.inner.close()
 
 
-async def test_http2_over_tls(app: App, tls: dict[str, str]) -> None:
+@pytest.fixture
+def streams(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What hypercorn is given to serve."""
+    seen: list[Any] = []
+    init = TCPServer.__init__
+
+    def remembering(self: TCPServer, *args: Any) -> None:
+        seen.append(args[-1])
+        init(self, *args)
+
+    monkeypatch.setattr(TCPServer, "__init__", remembering)
+    return seen
+
+
+async def test_http2_over_tls(app: App, tls: dict[str, str], streams: list[Any]) -> None:
     data = content("h2", 300_000)
 
     def ask(server: Server) -> None:
@@ -301,6 +316,7 @@ async def test_http2_over_tls(app: App, tls: dict[str, str]) -> None:
 
     async with served(app, **tls) as server:
         await in_thread(ask, server)
+    assert [type(it) for it in streams] == [trio_wknet.TLSStream]
 
 
 def curl_speaks(protocol: str) -> bool:

@@ -179,6 +179,7 @@ TLS_LISTENER: dict[str, Callable[[Any], Any] | None] = {
     "drain": lambda listener: listener.drain(),
     "serve": lambda listener: listener.serve(TLSStream.aclose),
     "statistics": lambda listener: listener.statistics(),
+    "transport_listener": None,
     "__aenter__": None,
     "__aexit__": lambda listener: listener.__aexit__(None, None, None),
 }

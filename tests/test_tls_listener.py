@@ -278,6 +278,17 @@ async def test_handshakes_that_are_cut_off(
     assert levels.count(logging.DEBUG) == 1  # who sent nothing
 
 
+async def test_a_balancers_check(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
+    """It says that it forwards nobody, and ends."""
+    caplog.set_level(logging.DEBUG, "trio_wknet.tls")
+    async with served(engine, proxy_protocol=["127.0.0.1"]) as listener:
+        for count, header in enumerate((b"PROXY UNKNOWN\r\n", LINE), 1):
+            with dial(listener) as sock:
+                sock.sendall(header)
+            await until(partial(has_failed, listener, count))
+    assert [it.levelno for it in caplog.records] == [logging.DEBUG, logging.INFO]
+
+
 async def test_a_stalled_handshake(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "trio_wknet.tls")
     async with served(engine, handshake_time=0.05) as listener:

@@ -25,6 +25,7 @@ from websockets.exceptions import ConnectionClosed as TheirConnectionClosed
 from websockets.sync import client
 from websockets.sync.server import serve
 
+from trio_wknet import Conn, TLSStream
 from trio_wknet._engine import default_engine
 
 pytestmark = pytest.mark.usefixtures("install")
@@ -54,12 +55,14 @@ def contexts(secure: bool) -> tuple[ssl.SSLContext | None, ssl.SSLContext | None
 class Shop:
     """A server of trio-websocket's: it sends back what it gets, and tells how it ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, secure: bool) -> None:
+        self.secure = secure
         self.ended, self.ends = trio.open_memory_channel[Any](100)
 
     async def handle(self, request: WebSocketRequest) -> None:
         with suppress(ConnectionClosed):
             websocket = await request.accept()
+            assert type(websocket._stream) is (TLSStream if self.secure else Conn)
             assert len(default_engine(None).connections) >= 1
             if request.path == "/bye":
                 await websocket.aclose(4000, "not today")
@@ -73,7 +76,7 @@ class Shop:
 async def served(secure: bool = False) -> AsyncIterator[tuple[Shop, str, Any]]:
     """A server of trio-websocket's that runs meanwhile; its url; what a client trusts."""
     ours, theirs = contexts(secure)
-    shop = Shop()
+    shop = Shop(secure)
     with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
             server = await nursery.start(serve_websocket, shop.handle, HOST, 0, ours)
@@ -184,6 +187,7 @@ async def test_our_client(secure: bool) -> None:
     big = content("client", BIG)
     with their_server(secure) as (url, context), trio.fail_after(30):
         async with open_websocket_url(url, ssl_context=context) as websocket:
+            assert type(websocket._stream) is (TLSStream if secure else Conn)
             for message in ("text", b"bytes", big):
                 await websocket.send_message(message)
                 assert await websocket.get_message() == message

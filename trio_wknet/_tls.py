@@ -243,10 +243,17 @@ def over_conn(
     *,
     server_side: bool,
     server_hostname: str | bytes | None = None,
+    https_compatible: bool = False,
 ) -> TLSStream:
     """A stream over a connection, which from here on refuses to be used without it."""
     ensure_unused(conn)
-    stream = TLSStream(conn, context, server_side=server_side, server_hostname=server_hostname)
+    stream = TLSStream(
+        conn,
+        context,
+        server_side=server_side,
+        server_hostname=server_hostname,
+        https_compatible=https_compatible,
+    )
     begin_tls(conn)
     leave_groups(conn)
     return stream
@@ -258,9 +265,16 @@ async def start_tls(
     *,
     server_side: bool,
     server_hostname: str | bytes | None = None,
+    https_compatible: bool = False,
 ) -> TLSStream:
     """What `Conn.start_tls` does, but for checking its arguments."""
-    stream = over_conn(conn, context, server_side=server_side, server_hostname=server_hostname)
+    stream = over_conn(
+        conn,
+        context,
+        server_side=server_side,
+        server_hostname=server_hostname,
+        https_compatible=https_compatible,
+    )
     try:
         await stream.do_handshake()
     except trio.BrokenResourceError:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
@@ -39,10 +40,13 @@ class Handshakes:
     Args:
       context: the server's.
       seconds: the time for each.
+      https_compatible: whether the streams are to end as HTTPS does.
     """
 
-    def __init__(self, context: ssl.SSLContext, seconds: float) -> None:
-        self.context = context
+    def __init__(self, context: ssl.SSLContext, seconds: float, https_compatible: bool) -> None:
+        self._start = partial(
+            start_tls, context=context, server_side=True, https_compatible=https_compatible
+        )
         self.seconds = seconds
         self.waiting = 0
         self.failed = 0
@@ -60,7 +64,7 @@ class Handshakes:
             with trio.move_on_after(self.seconds) as scope:
                 await self._take_place(scope)
                 try:
-                    return await start_tls(conn, self.context, server_side=True)
+                    return await self._start(conn)
                 finally:
                     self._leave(scope)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
@@ -69,9 +73,7 @@ class Handshakes:
             late = trio.current_time() >= scope.deadline
             why = "no handshake in time" if late else "no handshake yet, and others wait"
         self.failed += 1
-        # Without a byte: so balancers check whether a server listens.
-        silent = conn.statistics().bytes_received == 0
-        self._log.add(logging.DEBUG if silent else logging.INFO, conn, why)
+        self._log.add(logging.DEBUG if _is_check(conn) else logging.INFO, conn, why)
         return None
 
     async def _take_place(self, scope: trio.CancelScope) -> None:
@@ -121,6 +123,15 @@ class FailureLog:
         more = f" (and {self._unsaid} others, unlogged)" if self._unsaid else ""
         self._unsaid = 0
         logger.log(level, "no TLS with %s: %s%s", _peer(conn), why, more)
+
+
+def _is_check(conn: Conn) -> bool:
+    """Whether a balancer may have looked if a server listens: without a byte, or with a header
+    that says that it forwards nobody."""
+    header = conn.proxy_header
+    if header is not None:
+        return header.source is None
+    return conn.statistics().bytes_received == 0
 
 
 def _peer(conn: Conn) -> str:

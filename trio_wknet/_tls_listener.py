@@ -14,6 +14,7 @@ from trio_wknet._options import check_some_seconds
 from trio_wknet._over_listener import OverListener, Started
 from trio_wknet._tls import TLSStream, check_context, over_conn
 from trio_wknet._tls_handshakes import Handshakes
+from trio_wknet._trio_bases import TLSListenerBase
 from trio_wknet._usage_errors import call_handler, require_callable
 
 if TYPE_CHECKING:
@@ -23,10 +24,10 @@ if TYPE_CHECKING:
     from trio_wknet._statistics import ListenerStatistics
 
 
-class TLSListener(OverListener, trio.abc.Listener[TLSStream]):
+class TLSListener(OverListener, TLSListenerBase):  # type: ignore[misc]  # final, see _trio_bases.py
     """Accepts connections with TLS. `open_wknet_listener` and `Engine.listen` open one, for an
     address that begins with ``tls://``; over any other `Listener`, as of a unix socket, it is
-    made by hand.
+    made by hand. It passes for a `trio.SSLListener`, which `trio.serve_listeners` takes.
 
     Its methods belong to the Trio run and the thread in which its engine was opened.
 
@@ -34,13 +35,19 @@ class TLSListener(OverListener, trio.abc.Listener[TLSStream]):
       listener: the `Listener` of its connections, which is closed along with it.
       ssl_context: a server's `ssl.SSLContext`.
       handshake_time: seconds that a handshake may take. Above 0, up to 86400; default 10.
+      https_compatible: end streams as HTTPS does, see `TLSStream`. Default False.
 
     Raises:
       TypeError, ValueError: if an argument is invalid.
     """
 
     def __init__(
-        self, listener: Listener, ssl_context: ssl.SSLContext, *, handshake_time: float = 10.0
+        self,
+        listener: Listener,
+        ssl_context: ssl.SSLContext,
+        *,
+        handshake_time: float = 10.0,
+        https_compatible: bool = False,
     ) -> None:
         if not isinstance(listener, Listener):
             raise TypeError(f"listener must be a Listener, not {listener!r}")
@@ -48,10 +55,16 @@ class TLSListener(OverListener, trio.abc.Listener[TLSStream]):
         check_some_seconds("handshake_time", handshake_time)
         self.listener: Listener = listener
         self.ssl_context = ssl_context
-        self._handshakes = Handshakes(ssl_context, handshake_time)
+        self._https_compatible = https_compatible
+        self._handshakes = Handshakes(ssl_context, handshake_time, https_compatible)
 
     def __repr__(self) -> str:
         return f"<trio_wknet.TLSListener over {self.listener!r}>"
+
+    @property
+    def transport_listener(self) -> Listener:  # type: ignore[override]  # Trio's can be set
+        """The `Listener` of its connections, by the name that it has in `trio.SSLListener`."""
+        return self.listener
 
     async def serve(
         self,
@@ -116,7 +129,16 @@ class TLSListener(OverListener, trio.abc.Listener[TLSStream]):
           RuntimeError: if called from another thread, or if the engine is closed.
         """
         conn = await self.listener.accept()
-        return over_conn(conn, self.ssl_context, server_side=True)
+        try:
+            return self._over(conn)
+        except BaseException:
+            conn._drop()
+            raise
+
+    def _over(self, conn: Conn) -> TLSStream:
+        return over_conn(
+            conn, self.ssl_context, server_side=True, https_compatible=self._https_compatible
+        )
 
     def statistics(self) -> ListenerStatistics:
         """Return a snapshot of the listener's counters. Not a checkpoint.
@@ -135,3 +157,7 @@ class TLSListener(OverListener, trio.abc.Listener[TLSStream]):
             handshakes=under_way,
             failed_handshakes=self._handshakes.failed,
         )
+
+
+# For type checkers see _trio_bases.py.
+trio.SSLListener.register(TLSListener)

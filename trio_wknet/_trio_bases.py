@@ -1,11 +1,11 @@
-"""The classes of Trio's that `Conn`, `Listener` and `TLSStream` pass for.
+"""The classes of Trio's that `Conn`, `Listener`, `TLSStream` and `TLSListener` pass for.
 
-Facts. `trio.SocketStream`, `trio.SocketListener` and `trio.SSLStream` are final, and their
-code is not needed here. But software uses isinstance with them, and handlers are annotated
-with them.
+Facts. `trio.SocketStream`, `trio.SocketListener`, `trio.SSLStream` and `trio.SSLListener` are
+final, and their code is not needed here. But software uses isinstance with them, and handlers
+are annotated with them.
 
 Decision. At runtime ours derive from Trio's abstract classes, and are registered with the
-final ones (at the end of `_conn.py`, `_listener.py` and `_tls.py`). A type checker knows
+final ones (in `_conn.py`, `_listener.py`, `_tls.py` and `_tls_listener.py`). A type checker knows
 nothing of registering, so for type checkers they derive from the final classes. Then a handler of a
 `trio.SocketStream` takes a `Conn`, and ``isinstance(stream, Conn)`` narrows to `Conn`. A
 class unrelated to a final one would narrow to nothing, and the code below it would not be
@@ -34,7 +34,11 @@ if TYPE_CHECKING:
         def __init__(self) -> None: ...
         async def __anext__(self) -> bytes: ...
 
+    class TLSListenerBase(trio.SSLListener[Any]):  # type: ignore[misc]
+        def __init__(self) -> None: ...
+
 else:
     StreamBase = trio.abc.HalfCloseableStream
     ListenerBase = trio.abc.Listener
     TLSStreamBase = trio.abc.Stream
+    TLSListenerBase = trio.abc.Listener

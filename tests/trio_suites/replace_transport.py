@@ -2,7 +2,8 @@
 
 ``pytest -p replace_transport --pyargs trio._tests.test_ssl`` runs a suite that Trio
 ships, as it is. The environment variable WKNET_REACTORS says in which form (0:
-in-loop). How many streams came from the reactors is said at the end.
+in-loop). How many streams came from the reactors, and how many were TLS over them, is said at
+the end.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 import trio_wknet
+from trio_wknet import TLSStream
 from trio_wknet._engine import Engine
 
 REACTORS = int(os.environ.get("WKNET_REACTORS", "0"))
@@ -24,14 +26,21 @@ IDENTITY = ["test_SocketStream_basics", "test_SocketListener"]
 # reading then. test_stream_contract.py runs the same checks, and clogs for good.
 CLOGGING = ["test_SocketStream_generic"]
 
-_streams = 0
+_streams = _with_tls = 0
 _adopt_stream = Engine._adopt_stream
+_begin = TLSStream._begin
 
 
 def _counting(*args: Any) -> Any:
     global _streams
     _streams += 1
     return _adopt_stream(*args)
+
+
+def _counting_tls(*args: Any) -> None:
+    global _with_tls
+    _with_tls += 1
+    _begin(*args)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -43,8 +52,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    terminalreporter.write_line(f"replaced by trio_wknet: {_streams} streams")
+    terminalreporter.write_line(f"replaced by trio_wknet: {_streams} streams, {_with_tls} with TLS")
 
 
 Engine._adopt_stream = _counting  # type: ignore[assignment,method-assign]
+TLSStream._begin = _counting_tls  # type: ignore[assignment]
 trio_wknet.install(reactors=REACTORS)

@@ -8,6 +8,11 @@ Decision. The class object is not replaced. While `run` or `install` is in effec
 metaclass is one whose ``__call__``, in runs that want it, moves the new stream to the
 run's default engine. The result passes for an instance, because `Conn` is registered.
 
+`trio.SSLStream` and `trio.SSLListener` are replaced alike, over what is ours (`tls.py`): what
+Trio's functions and libraries build of them is compiled TLS. ``trio.SSLStream[...](...)`` calls
+the class, too. Patching ``__new__`` would not do: once it was set and deleted again, a class
+refuses arguments.
+
 The code that made the socket may go on using it: hypercorn asks it for its name, others
 close it. Its descriptor is the reactor's now, so it becomes a handle on the `Conn`.
 
@@ -22,16 +27,20 @@ from __future__ import annotations
 
 import errno
 import socket
+import ssl
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import trio
 
 from trio_wknet._drop_in.bypass import bypassed, is_trios
+from trio_wknet._drop_in.tls import SSLListener, is_for_ours, is_listener_for_ours
 from trio_wknet._engine import default_engine
 from trio_wknet._options import ConnOptions, Limits
 from trio_wknet._sockets.facade import make_handle
 from trio_wknet._sockets.unix_connect import is_connected
+from trio_wknet._tls import TLSStream
 
 if TYPE_CHECKING:
     from trio_wknet._engine import Engine
@@ -69,12 +78,18 @@ def adopt_listener(listener: trio.SocketListener) -> Any:
 # --- the classes while they are replaced ----------------------------------------
 
 
-def _wanted_for(sock: trio.socket.SocketType) -> bool:
+def _wanted(cls: type) -> bool:
+    if cls not in _REPLACED:  # somebody's own, in spite of Trio
+        return False
     try:
         here = in_run.get() or _installs > 0
     except RuntimeError:  # outside of any run
         return False
-    return here and not bypassed.get() and is_trios(sock)
+    return here and not bypassed.get()
+
+
+def _wanted_for(cls: type, sock: trio.socket.SocketType) -> bool:
+    return _wanted(cls) and is_trios(sock)
 
 
 def _refuse_full_queue(sock: trio.socket.SocketType) -> None:
@@ -93,11 +108,14 @@ def _with_handle(taken: Any, sock: Any) -> Any:
 
 _Metaclass: Any = type(trio.SocketStream)
 
+# The classes below call it by name. `super` would refuse when another thread has restored the
+# class since the call began.
+
 
 class _StreamClass(_Metaclass):  # type: ignore[misc]
     def __call__(cls, socket: trio.socket.SocketType) -> Any:
-        stream = super().__call__(socket)
-        if not _wanted_for(socket):
+        stream = _Metaclass.__call__(cls, socket)
+        if not _wanted_for(cls, socket):
             return stream
         if not is_connected(socket):
             _refuse_full_queue(socket)
@@ -107,24 +125,65 @@ class _StreamClass(_Metaclass):  # type: ignore[misc]
 
 class _ListenerClass(_Metaclass):  # type: ignore[misc]
     def __call__(cls, socket: trio.socket.SocketType) -> Any:
-        listener = super().__call__(socket)
-        if not _wanted_for(socket):
+        listener = _Metaclass.__call__(cls, socket)
+        if not _wanted_for(cls, socket):
             return listener
         return _with_handle(adopt_listener(listener), socket)
 
 
-def _set_metaclasses(stream: type, listener: type) -> None:
-    trio.SocketStream.__class__ = stream  # type: ignore[method-assign]
-    trio.SocketListener.__class__ = listener  # type: ignore[method-assign]
+# As Trio's ``__init__``: `inspect.signature` of a class is that of its metaclass's call.
+class _SSLStreamClass(_Metaclass):  # type: ignore[misc]
+    def __call__(
+        cls,
+        transport_stream: trio.abc.Stream,
+        ssl_context: ssl.SSLContext,
+        *,
+        server_hostname: str | bytes | None = None,
+        server_side: bool = False,
+        https_compatible: bool = False,
+    ) -> Any:
+        make: Any = partial(_Metaclass.__call__, cls)
+        if _wanted(cls) and is_for_ours(transport_stream, ssl_context):
+            make = TLSStream
+        return make(
+            transport_stream,
+            ssl_context,
+            server_hostname=server_hostname,
+            server_side=server_side,
+            https_compatible=https_compatible,
+        )
+
+
+class _SSLListenerClass(_Metaclass):  # type: ignore[misc]
+    def __call__(
+        cls,
+        transport_listener: trio.abc.Listener[Any],
+        ssl_context: ssl.SSLContext,
+        *,
+        https_compatible: bool = False,
+    ) -> Any:
+        make: Any = partial(_Metaclass.__call__, cls)
+        if _wanted(cls) and is_listener_for_ours(transport_listener, ssl_context):
+            make = SSLListener
+        return make(transport_listener, ssl_context, https_compatible=https_compatible)
+
+
+_REPLACED: dict[Any, type] = {
+    trio.SocketStream: _StreamClass,
+    trio.SocketListener: _ListenerClass,
+    trio.SSLStream: _SSLStreamClass,
+    trio.SSLListener: _SSLListenerClass,
+}
 
 
 def _count_uses(change: int) -> None:
     global _uses
     _uses += change
-    if _uses == 0:
-        _set_metaclasses(_Metaclass, _Metaclass)
-    elif _uses == change:
-        _set_metaclasses(_StreamClass, _ListenerClass)
+    for cls, metaclass in _REPLACED.items():
+        if _uses == 0:
+            cls.__class__ = _Metaclass
+        elif _uses == change:
+            cls.__class__ = metaclass
 
 
 def replace() -> None:
