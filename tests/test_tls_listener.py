@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import re
 import socket
 import ssl
 import struct
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 import trio
-from helpers import ManualClock, content, dial, read, read_all, until, url
+from helpers import content, dial, read, read_all, until, url
 from proxy_headers import LINE, SOURCE
 from tls_helpers import NAME, client_context, server_context
 from trio.testing import check_two_way_stream, wait_all_tasks_blocked
@@ -29,6 +30,8 @@ from trio_wknet import (
     open_engine,
     open_wknet_listener,
 )
+from trio_wknet._native.testing import take_line_at
+from trio_wknet._native.trio.failure_log import FailureLog
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
@@ -347,29 +350,67 @@ async def test_a_burst_waits_for_places(engine: Engine, monkeypatch: pytest.Monk
 
 def test_many_failures_are_few_lines(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "trio_wknet.tls")
-    clock = ManualClock()
-    conn: Any = Gone()
-    log = _tls_handshakes.FailureLog(clock)
+    log = FailureLog(_tls_handshakes.logger, "%d more", logging.WARNING)
+    second = 1_000_000_000
+
+    def fail(at: float, level: int = logging.INFO) -> None:
+        before = take_line_at(log, level, int((1000 + at) * second))
+        if before >= 0:
+            log.write(level, before, "no %s for %d", "TLS", 5)
+
     for _ in range(12):
-        log.add(logging.INFO, conn, "why")
-        log.add(logging.DEBUG, conn, "not asked for")
-    assert [it.getMessage() for it in caplog.records] == [
-        "no TLS with a peer that is gone: why"
-    ] * 10
-    clock.now = 1.0
+        fail(0)
+        fail(0, logging.DEBUG)  # which nobody asked for
+    assert caplog.messages == ["no TLS for 5"] * 10
     for _ in range(3):
-        log.add(logging.INFO, conn, "why")
-    clock.now = 100.0
-    log.add(logging.INFO, conn, "why")
-    assert [it.getMessage()[-25:] for it in caplog.records[10:]] == [
-        "(and 2 others, unlogged)".rjust(25),
-    ] * 2
+        fail(1)
+    fail(100)
+    assert caplog.messages[10:] == ["no TLS for 5 (and 2 others, unlogged)"] * 2
+    for _ in range(9 + 4):
+        fail(100)
+    caplog.clear()
+    log.write_rest()
+    log.write_rest()
+    assert caplog.record_tuples == [("trio_wknet.tls", logging.WARNING, "4 more")]
+    fail(101)
+    assert caplog.messages[1] == "no TLS for 5"
 
 
-class Gone:
-    @property
-    def remote_address(self) -> None:
-        raise OSError
+@pytest.mark.parametrize("nursery", ["own", "another"])
+async def test_the_last_line_says_how_many_had_none(
+    engine: Engine, caplog: pytest.LogCaptureFixture, nursery: str
+) -> None:
+    """When the listener has ended, and no handshake is under way."""
+    caplog.set_level(logging.INFO, "trio_wknet.tls")
+    listener = await engine.listen(TLS, tls=server_context(), handshake_time=60)
+    assert isinstance(listener, TLSListener)
+    async with trio.open_nursery() as handlers, trio.open_nursery() as serving:
+        others = handlers if nursery == "another" else None
+        serving.start_soon(partial(listener.serve, echo, handler_nursery=others))
+        await wait_all_tasks_blocked()
+        with pytest.raises(trio.BusyResourceError):  # which ends nothing
+            await listener.serve(echo)
+        for _ in range(25):
+            with dial(listener) as sock:
+                sock.sendall(b"nonsense")
+        await until(lambda: listener.statistics().failed_handshakes == 25)
+        with dial(listener) as late:
+            await until(lambda: listener.statistics().handshakes == 1)
+            if others:
+                serving.cancel_scope.cancel()  # the handlers go on
+            else:
+                handlers.start_soon(listener.drain)
+            with trio.CancelScope(shield=True):
+                await until(lambda: not (others and listener.listener._open))
+            assert not [it for it in caplog.messages if "more" in it]
+            late.sendall(b"nonsense")
+            with trio.CancelScope(shield=True):
+                await until(lambda: listener.statistics().failed_handshakes == 26)
+    said = "\n".join(caplog.messages)
+    counts = re.findall(r"(?:and )?(\d+) (?:others|more)", said)
+    lines = sum(it.startswith("no TLS with") for it in caplog.messages)
+    assert sum(map(int, counts)) + lines == 26
+    assert "more handshakes failed, unlogged" in caplog.messages[-1]
 
 
 def streams() -> int:

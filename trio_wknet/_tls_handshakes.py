@@ -4,25 +4,21 @@ Peers that do not go on with theirs would take the places of others for all of t
 there are two times, as for PROXY headers: after its grace, a short part of the time, a handshake
 may go on only while its place is not needed. The one that began first gives way. A burst of
 honest clients is over within the grace, or waits for places.
-
-LINES failures are logged at once, and then one per second. The next line says how many were not
-logged.
 """
 
 from __future__ import annotations
 
 import logging
-import time
 from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
 
+from trio_wknet._native.trio.failure_log import FailureLog
 from trio_wknet._tls import start_tls
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable
 
     from trio_wknet._conn import Conn
     from trio_wknet._tls import TLSStream
@@ -31,7 +27,6 @@ logger = logging.getLogger("trio_wknet.tls")
 
 MAX_HANDSHAKES = 256  # under way at a time, of a listener
 GRACE_PART = 20  # the grace is this fraction of the time for a handshake
-LINES = 10
 
 
 class Handshakes:
@@ -52,14 +47,30 @@ class Handshakes:
         self.failed = 0
         self._began: dict[trio.CancelScope, float] = {}  # in this order
         self._freed = trio.lowlevel.ParkingLot()
-        self._log = FailureLog()
+        self._log = FailureLog(logger, "%d more handshakes failed, unlogged", logging.INFO)
+        self._no_more = False
 
     @property
     def under_way(self) -> int:
         return self.waiting + len(self._began)
 
+    def no_more(self) -> None:
+        """No more connections are accepted."""
+        self._no_more = True
+        self._check_over()
+
+    def _check_over(self) -> None:
+        if self._no_more and self.under_way == 0:
+            self._log.write_rest()
+
     async def perform(self, conn: Conn) -> TLSStream | None:
         """The stream over an accepted connection; None if it failed, and is closed."""
+        try:
+            return await self._perform(conn)
+        finally:
+            self._check_over()
+
+    async def _perform(self, conn: Conn) -> TLSStream | None:
         try:
             with trio.move_on_after(self.seconds) as scope:
                 await self._take_place(scope)
@@ -73,7 +84,9 @@ class Handshakes:
             late = trio.current_time() >= scope.deadline
             why = "no handshake in time" if late else "no handshake yet, and others wait"
         self.failed += 1
-        self._log.add(logging.DEBUG if _is_check(conn) else logging.INFO, conn, why)
+        level = logging.DEBUG if _is_check(conn) else logging.INFO
+        if (before := self._log.take_line(level)) >= 0:
+            self._log.write(level, before, "no TLS with %s: %s", _peer(conn), why)
         return None
 
     async def _take_place(self, scope: trio.CancelScope) -> None:
@@ -95,34 +108,6 @@ class Handshakes:
     def _leave(self, scope: trio.CancelScope) -> None:
         if self._began.pop(scope, None) is not None:
             self._freed.unpark()
-
-
-class FailureLog:
-    """The lines about failed handshakes.
-
-    Args:
-      clock: tells the time in seconds.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._lines = float(LINES)
-        self._lines_at = clock()
-        self._unsaid = 0
-
-    def add(self, level: int, conn: Conn, why: str) -> None:
-        if not logger.isEnabledFor(level):
-            return
-        now = self._clock()
-        self._lines = min(LINES, self._lines + now - self._lines_at)
-        self._lines_at = now
-        if self._lines < 1:
-            self._unsaid += 1
-            return
-        self._lines -= 1
-        more = f" (and {self._unsaid} others, unlogged)" if self._unsaid else ""
-        self._unsaid = 0
-        logger.log(level, "no TLS with %s: %s%s", _peer(conn), why, more)
 
 
 def _is_check(conn: Conn) -> bool:

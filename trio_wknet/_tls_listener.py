@@ -98,11 +98,15 @@ class TLSListener(OverListener, TLSListenerBase):  # type: ignore[misc]  # final
           RuntimeError: if called from another thread, or if the engine is closed.
         """
         require_callable(handler=handler)
-        await self.listener.serve(
-            partial(self._run_handler, handler),
-            handler_nursery=handler_nursery,
-            task_status=Started(task_status, self),
-        )
+        try:
+            await self.listener.serve(
+                partial(self._run_handler, handler),
+                handler_nursery=handler_nursery,
+                task_status=Started(task_status, self),
+            )
+        finally:
+            if not self.listener._open:  # else another task serves it, or will
+                self._handshakes.no_more()
 
     async def _run_handler(
         self, handler: Callable[[TLSStream], Awaitable[object]], conn: Conn

@@ -55,6 +55,7 @@ from .reactor.wheel cimport (
 )
 from .trio.admission cimport NativeAdmission
 from .trio.core cimport Core, Endpoint
+from .trio.failure_log cimport FailureLog
 from .trio.spin cimport (
     SpinPolicy, spin_policy_wants, spin_policy_hear, spin_policy_new, spin_policy_note,
 )
@@ -519,6 +520,11 @@ cdef class SpinTrial:
 def searches_kept(Core core not None):
     """How many connections have a search that goes on (receive_sized.pyx)."""
     return len(core.searches)
+
+
+def take_line_at(FailureLog log not None, int level, uint64_t now):
+    """As `take_line`, at a time in nanoseconds."""
+    return log.take_line_at(level, now)
 
 
 # --- frames ------------------------------------------------------------------------

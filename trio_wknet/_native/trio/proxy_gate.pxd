@@ -5,6 +5,7 @@ from ..reactor.admission cimport Reason
 from ..reactor.slot cimport Slot
 from .admission cimport NativeAdmission
 from .core cimport Core, Server
+from .failure_log cimport FailureLog
 
 
 cdef class ProxyGate(Server):
@@ -21,9 +22,7 @@ cdef class ProxyGate(Server):
     cdef Slot *newest
     cdef readonly uint64_t refused
     cdef uint64_t unwelcome     # of these, because of their address, in spite of their header
-    cdef double lines           # the log lines still allowed at `lines_at`
-    cdef uint64_t lines_at      # ns
-    cdef uint64_t unsaid        # refusals since the last line that were not logged
+    cdef FailureLog log
 
     cdef void open(self, Core core, Slot *listener, NativeAdmission admission) noexcept
     cdef void close(self) noexcept
@@ -42,7 +41,6 @@ cdef class ProxyGate(Server):
     cdef void make_room(self, uint32_t wanted) noexcept
     cdef list past_grace(self, uint32_t most)
     cdef bint is_pending(self, address) noexcept
-    cdef bint may_say(self, int level) noexcept
     cdef void say_rest(self) noexcept
     cdef void refuse(
         self, Slot *slot, uint32_t command, int level, why, Reason reason=*

@@ -23,16 +23,13 @@ not needed. When ports have stopped because the queue is full, the connections t
 longest are refused until ports resume. Connections that come with their header pass at once,
 however many are pending. The grace keeps a burst of honest connections, whose headers are still
 in flight, from displacing each other.
-
-LINES refusals are logged at once, and then one per second. The next line, or the last one when
-the listener closes, says how many were not logged.
 """
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from ..base.atomics cimport wk_u32_load_relaxed, wk_u32_store_relaxed, wk_u64_add, wk_u64_load
-from ..base.linux cimport monotonic_ns, pthread_mutex_lock, pthread_mutex_unlock
+from ..base.linux cimport pthread_mutex_lock, pthread_mutex_unlock
 from ..reactor.admission cimport MAX_PER_ADDRESS, PROXY_HEADER, Reason
 from ..reactor.idle cimport WRITE, idle_ms, idle_rule
 from ..reactor.lists cimport queue_append, queue_take
@@ -52,7 +49,6 @@ logger = logging.getLogger("trio_wknet.proxy_protocol")
 cdef enum:
     MAX_AT_ONCE = 64           # connections taken in by one drain
     GRACE_PART = 20             # the grace is this fraction of the time for a header
-    LINES = 10
 
 cdef uint32_t MAX_HEADER_BYTES = MAX_HEADER
 cdef int DEBUG = logging.DEBUG, INFO = logging.INFO, WARNING = logging.WARNING
@@ -80,7 +76,7 @@ cdef class ProxyGate(Server):
         self.patience = <uint64_t>(seconds * 1e9)
         self.grace = self.patience // GRACE_PART
         self.pending = {}
-        self.lines = LINES
+        self.log = FailureLog(logger, "refused %d more connections, unlogged", WARNING)
 
     cdef void open(self, Core core, Slot *listener, NativeAdmission admission) noexcept:
         """Begin, before any port feeds the listener."""
@@ -323,10 +319,9 @@ cdef class ProxyGate(Server):
         self, Slot *slot, uint32_t command, int level, why, Reason reason=PROXY_HEADER
     ) noexcept:
         cdef Slot *listener
-        cdef uint64_t unsaid = self.unsaid
-        cdef bint said = self.may_say(level)
+        cdef int64_t before = self.log.take_line(level)
         try:
-            peer = peer_of(slot.fd, slot.family) if said else None
+            peer = peer_of(slot.fd, slot.family) if before >= 0 else None
         except MemoryError:
             peer = None
         listener = self.listener
@@ -343,27 +338,10 @@ cdef class ProxyGate(Server):
         listener.waiting -= 1
         pthread_mutex_unlock(&listener.lock)
         self.core.requeue(listener, ACCEPTED)
-        if said:
+        if before >= 0:
             # Last: handlers of logging may do anything.
-            more = f" (and {unsaid} others, unlogged)" if unsaid else ""
-            logger.log(level, "refused a connection from %r: %s%s", peer, why, more)
-
-    cdef bint may_say(self, int level) noexcept:
-        """Whether a refusal gets a line of its own. If not, it is counted."""
-        cdef uint64_t now = monotonic_ns()
-        if not logger.isEnabledFor(level):
-            return False
-        self.lines = min(<double>LINES, self.lines + (now - self.lines_at) / 1e9)
-        self.lines_at = now
-        if self.lines < 1:
-            self.unsaid += 1
-            return False
-        self.lines -= 1
-        self.unsaid = 0
-        return True
+            self.log.write(level, before, "refused a connection from %r: %s", peer, why)
 
     cdef void say_rest(self) noexcept:
         """The listener is closed: log how many refusals got no line."""
-        unsaid, self.unsaid = self.unsaid, 0
-        if unsaid:
-            logger.log(WARNING, "refused %d more connections, unlogged", unsaid)
+        self.log.write_rest()
