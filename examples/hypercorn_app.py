@@ -1,12 +1,12 @@
 """An ASGI application served by hypercorn: ``python examples/hypercorn_app.py [port]``,
 or with HTTP/2 over TLS: ``python examples/hypercorn_app.py port certificate.pem key.pem``.
 
-Ends gracefully on SIGTERM and Ctrl-C: requests under way are answered.
+Ends gracefully on SIGTERM and Ctrl-C: requests under way are answered. A second signal ends
+it at once.
 """
 
 from __future__ import annotations
 
-import signal
 import sys
 from functools import partial
 from typing import Any
@@ -37,12 +37,11 @@ async def main(port: str = "5100", certificate: str | None = None, key: str | No
     config.bind = [f"127.0.0.1:{port}"]
     config.certfile, config.keyfile = certificate, key
     config.loglevel = "WARNING"
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async with trio.open_nursery() as nursery:
-            stop = partial(anext, signals)
-            binds = await nursery.start(partial(serve, app, config, shutdown_trigger=stop))
-            address = urlsplit(binds[0])
-            print("listening on", (address.hostname, address.port), flush=True)
+    async with trio_wknet.drain_on_signal() as shutdown, trio.open_nursery() as nursery:
+        stop = shutdown.wait
+        binds = await nursery.start(partial(serve, app, config, shutdown_trigger=stop))
+        address = urlsplit(binds[0])
+        print("listening on", (address.hostname, address.port), flush=True)
 
 
 if __name__ == "__main__":

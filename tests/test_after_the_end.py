@@ -164,7 +164,12 @@ async def test_everything(reactors: int, events: bool) -> None:
 
     async def hold(conn: Conn) -> None:
         """Leave scopes after the end."""
-        with conn.cancel_on_disconnect(), conn.idle_scope(5), trio.CancelScope(shield=True):
+        with (
+            conn.cancel_on_disconnect(),
+            conn.idle_scope(5),
+            conn.idle_point(),
+            trio.CancelScope(shield=True),
+        ):
             await over.wait()
 
     over = trio.Event()

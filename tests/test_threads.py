@@ -63,6 +63,7 @@ CONN: dict[str, Callable[[Any], Any] | None] = {
     "framed": lambda conn: conn.framed(LINES),
     "getsockopt": lambda conn: conn.getsockopt(*NODELAY),
     "id": None,
+    "idle_point": lambda conn: conn.idle_point().__enter__(),
     "idle_scope": lambda conn: conn.idle_scope(1),
     "idle_timeout": lambda conn: setattr(conn, "idle_timeout", 1),
     "local_address": None,
@@ -95,6 +96,7 @@ CHANNEL: dict[str, Callable[[Any], Any] | None] = {
     "aclose": lambda channel: channel.aclose(),
     "conn": None,
     "framing": None,
+    "idle_point": lambda channel: channel.idle_point().__enter__(),
     "receive": lambda channel: channel.receive(),
     "receive_many": lambda channel: channel.receive_many(),
     "receive_many_nowait": lambda channel: channel.receive_many_nowait(),
@@ -117,6 +119,7 @@ TLS_STREAM: dict[str, Callable[[Any], Any] | None] = {
     "aclose": lambda stream: stream.aclose(),
     "cancel_on_disconnect": lambda stream: stream.cancel_on_disconnect().__enter__(),
     "close_reason": None,
+    "idle_point": lambda stream: stream.idle_point().__enter__(),
     "do_handshake": lambda stream: stream.do_handshake(),
     "flush": lambda stream: stream.flush(),
     "framed": lambda stream: stream.framed(LINES),
@@ -152,6 +155,7 @@ WEBSOCKET: dict[str, Callable[[Any], Any] | None] = {
     "close_reason": None,
     "conn": None,
     "connect": None,
+    "idle_point": lambda websocket: websocket.idle_point().__enter__(),
     "ping": lambda websocket: websocket.ping(),
     "receive": lambda websocket: websocket.receive(),
     "receive_many": lambda websocket: websocket.receive_many(),
@@ -340,6 +344,7 @@ OF_NO_THREAD = {
     "WebSocketStatistics",
     "Limits", "ListenerStatistics", "ProxyHeader", "ReactorStatistics", "RingBuffer",
     "WheelStatistics",
+    "Shutdown",  # its own methods are Trio's
     "StreamWebSocket",  # all Trio's, like the stream that it is over
 }  # fmt: skip
 

@@ -31,6 +31,7 @@ from trio_wknet._native.public.ringbuffer import RingBuffer
 from trio_wknet._native.public.timer import Timer
 from trio_wknet._options import ConnOptions, Limits
 from trio_wknet._proxy.header import ProxyHeader
+from trio_wknet._shutdown import Shutdown, drain_on_signal
 from trio_wknet._sockets.systemd import systemd_sockets
 from trio_wknet._statistics import (
     ConnStatistics,
@@ -88,6 +89,7 @@ __all__ = [
     "Request",
     "Response",
     "RingBuffer",
+    "Shutdown",
     "StreamWebSocket",
     "TLSFrameChannel",
     "TLSListener",
@@ -101,6 +103,7 @@ __all__ = [
     "WebSocketOptions",
     "WebSocketStatistics",
     "WheelStatistics",
+    "drain_on_signal",
     "install",
     "open_engine",
     "open_ssl_over_tcp_listeners",

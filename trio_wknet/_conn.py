@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NoReturn, overload
 import trio
 
 from trio_wknet._frame_channel import FrameChannel
+from trio_wknet._native.trio.idle_point import IdlePoint
 from trio_wknet._native.trio.idle_scopes import IdleWatch, expire
 from trio_wknet._native.trio.latch import Latch
 from trio_wknet._sockets.address import socket_address
@@ -28,6 +29,7 @@ from trio_wknet._trio_bases import StreamBase
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
     from trio_wknet._framing import Framing
     from trio_wknet._native.trio.core import Core
@@ -223,6 +225,38 @@ class Conn(IdleWatch, StreamBase):  # type: ignore[misc]  # final, see _trio_bas
         # must be idempotent, as setting a latch and cancelling a scope are.
         for callback in self._end_watchers or ():
             callback()
+
+    def idle_point(self) -> AbstractContextManager[trio.CancelScope]:
+        """Say that nothing but the wait in this block is under way, so that `Listener.drain`
+        may end it. Not a checkpoint::
+
+            while True:
+                with conn.idle_point() as scope:
+                    request = await conn.receive_until(b"\\n")
+                if scope.cancelled_caught:
+                    return  # the server ends
+                await conn.send_all(await answer(request))
+
+        A drain cancels the block, and nothing else of the handler; and later blocks at their
+        first checkpoint. The handler may still send a goodbye. Close the connection then, or
+        have it closed, since the drain waits for that.
+
+        A block is not cancelled if bytes are there that were not received: they are a request
+        that has begun. Only ``grace`` bounds the time that its peer takes for the rest, and a
+        peer that never pauses. Nor is it cancelled if the connection has not sent a byte and
+        is less than a second old, before that second is over: its first request is on the
+        way.
+
+        Without a listener, as for a connection that was connected or adopted, nothing cancels
+        the block. Blocks may be nested, and several tasks may be in one of their own.
+
+        Returns:
+          A context manager, to be entered once, whose value is the `trio.CancelScope`.
+
+        Raises:
+          RuntimeError: if it is entered in another thread, or twice.
+        """
+        return IdlePoint(self)
 
     # --- messages ------------------------------------------------------------
 

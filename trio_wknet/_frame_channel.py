@@ -15,6 +15,8 @@ from trio_wknet._native.trio.frame_send import FrameSend
 from trio_wknet._statistics import FrameStatistics
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from trio_wknet._conn import Conn
     from trio_wknet._framing import Framing
 
@@ -69,6 +71,18 @@ class FrameChannel(FrameSend, trio.abc.Channel[bytes]):
         """
         self._unframe()
         return self.conn
+
+    def idle_point(self) -> AbstractContextManager[trio.CancelScope]:
+        """Say that nothing but the wait in this block is under way, like `Conn.idle_point`. Not
+        a checkpoint.
+
+        Returns:
+          A context manager, to be entered once, whose value is the `trio.CancelScope`.
+
+        Raises:
+          RuntimeError: if it is entered in another thread, or twice.
+        """
+        return self.conn.idle_point()
 
     async def aclose(self) -> None:
         """Close the connection gracefully, like `Conn.aclose`. A checkpoint.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import warnings
@@ -20,7 +21,7 @@ from trio_wknet._native.trio.admission import NativeAdmission
 from trio_wknet._native.trio.latch import Latch
 from trio_wknet._native.trio.listen import NativeListener
 from trio_wknet._native.trio.proxy_gate import ProxyGate
-from trio_wknet._options import Limits
+from trio_wknet._options import Limits, check_grace
 from trio_wknet._shortage import ShortageLog
 from trio_wknet._sockets.facade import SocketFacade, borrowed
 from trio_wknet._statistics import ListenerStatistics, refused_by
@@ -94,6 +95,8 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
         self._handlers = 0
         self._serving = 0
         self._served = Latch(core)
+        self._scopes: set[trio.CancelScope] = set()  # what `drain` cancels after its grace
+        self._cut: int | None = None  # how many connections that has cut off
         self._events: Serving | None = None
         self._shortages = ShortageLog("has stopped accepting for a while", "accepts again")
         for sock in sockets:
@@ -169,16 +172,22 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
         self._serving += 1
         try:
             async with trio.open_nursery() as nursery:
+                self._add_scope(nursery.cancel_scope)
                 task_status.started(self)
-                await self._accept_all(handler, handler_nursery or nursery)
+                await self._accept_all(handler, nursery, handler_nursery)
         finally:
             await self._close_and_wait()
             self._serving -= 1
             self._check_served()
 
     async def _accept_all(
-        self, handler: Callable[[Conn], Awaitable[object]], nursery: trio.Nursery
+        self,
+        handler: Callable[[Conn], Awaitable[object]],
+        nursery: trio.Nursery,
+        handler_nursery: trio.Nursery | None,
     ) -> None:
+        run = self._run_handler if handler_nursery is None else self._run_in_scope
+        start_soon = (handler_nursery or nursery).start_soon
         while True:
             try:
                 conns = await self._accept_batch(_BATCH)
@@ -188,12 +197,21 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
                 raise
             try:
                 while conns:
-                    nursery.start_soon(self._run_handler, handler, conns[0], name=handler)
+                    start_soon(run, handler, conns[0], name=handler)
                     self._handlers += 1
                     conns.pop(0)
             finally:
                 for conn in conns:  # the nursery is closed: no handler will get them
                     conn._drop()
+
+    async def _run_in_scope(self, handler: Callable[[Conn], Awaitable[object]], conn: Conn) -> None:
+        """In the caller's nursery, whose own scope `drain` must not cancel."""
+        with trio.CancelScope() as scope:
+            self._add_scope(scope)
+            try:
+                await self._run_handler(handler, conn)
+            finally:
+                self._scopes.discard(scope)
 
     async def _run_handler(self, handler: Callable[[Conn], Awaitable[object]], conn: Conn) -> None:
         try:
@@ -367,6 +385,7 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
         self._serving += 1
         try:
             async with trio.open_nursery() as nursery:
+                self._add_scope(nursery.cancel_scope)
                 self._events = serving = make(nursery)
                 task_status.started(self)
                 await serving.serve()
@@ -392,12 +411,13 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
         if self._gave_all_back():
             self._served.set()
 
-    async def drain(self) -> None:
+    async def drain(self, *, grace: float | None = None) -> int:
         """Stop accepting, and wait until the accepted connections have been served. A
         checkpoint.
 
         Connections that the kernel had already queued are still accepted and
-        handled; a unix socket's file is removed at once. What it waits for depends on
+        handled; a unix socket's file is removed at once. Handlers that are at an idle point
+        (`Conn.idle_point`) do not wait for another request. What it waits for depends on
         how the listener is served:
 
         * by `serve`: for the handlers; then `serve` returns.
@@ -409,15 +429,40 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
           `trio.ClosedResourceError`, which ends `trio.serve_listeners`.
 
         If no task is serving it, the listener is closed, with the connections that were
-        not accepted. If the call is cancelled, draining goes on without it.
+        not accepted.
+
+        With ``grace``, what is left after that time is cut off:
+
+        * `serve` cancels the handlers, in its own nursery or in ``handler_nursery``, and
+          closes their connections at once; then it returns. Cleanup that they shield is waited
+          for.
+        * `serve_events` and `serve_frames` close the connections at once, with ``on_close``,
+          and cancel async callbacks; then they return. Connections that are quiet are not
+          closed before.
+        * `accept` raises `trio.ClosedResourceError` at once, with which
+          `trio.serve_listeners` cancels its handlers; then the connections that it returned
+          are closed at once, if they are open still.
+
+        Connections that were not accepted yet are closed. It may be called again meanwhile: the
+        grace that ends first counts. If the call is cancelled, draining goes on without it,
+        and without its grace.
+
+        Args:
+          grace: seconds, from 0 to 86400. None, the default: it waits without bound.
+
+        Returns:
+          How many connections were cut off, by this call or another one; 0 without any
+          ``grace``.
 
         Raises:
+          TypeError, ValueError: if ``grace`` is invalid.
           RuntimeError: if called from a handler of this listener, or from a task that a
               handler has started: it would wait for itself. Call it from another task. (A
               handler that the application's own loop around `accept` has started cannot
               be recognised: there it waits forever.) Also if called from another thread,
               or if the engine is closed.
         """
+        check_grace(grace)
         self._ensure_usable()
         if any(map(self._is_handlers, frames_below())):
             raise RuntimeError(
@@ -425,15 +470,45 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
                 "itself; call it from a task that no handler has started"
             )
         self._draining = True
+        self._begin_draining(self._soon(self._accept_is_over))
         if self._open and self._serving:
             self._stop()
         elif self._open and self._is_accepted_from():
-            self._drain_by_accept(self._check_served, self._soon(self._accept_is_over))
+            self._drain_by_accept(self._check_served)
         else:
             await self._close_and_wait()
         self._check_served()
-        await self._served.wait()
+        await self._wait_served(grace)
         await self._close_and_wait()
+        return self._cut or 0
+
+    async def _wait_served(self, grace: float | None) -> None:
+        with trio.move_on_after(math.inf if grace is None else grace) as scope:
+            await self._served.wait()
+        if scope.cancelled_caught:
+            await self._cut_off()
+            await self._served.wait()
+
+    async def _cut_off(self) -> None:
+        """The grace is over: end what is still being served."""
+        if self._cut is None:
+            in_events = 0 if self._events is None else self._events.open
+            self._cut = self._handlers + self._handed_out() + in_events
+        for scope in list(self._scopes):
+            scope.cancel()
+        if self._is_accepted_from():
+            await self._close_and_wait()
+            # In the first of two turns `accept` raises, in whichever order tasks run, and with
+            # it the nursery of `trio.serve_listeners` cancels its handlers. They see
+            # that, and not a connection that is closed under them.
+            for _ in range(2):
+                await trio.lowlevel.cancel_shielded_checkpoint()
+            self._drop_handed_out()
+
+    def _add_scope(self, scope: trio.CancelScope) -> None:
+        self._scopes.add(scope)
+        if self._cut is not None:
+            scope.cancel()
 
     def _is_handlers(self, frame: FrameType) -> bool:
         """Whether a frame is the first of a handler that a drain would wait for."""

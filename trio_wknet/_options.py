@@ -41,6 +41,11 @@ def _check_range(name: str, value: object) -> None:
         raise ValueError(f"{name} must be from 0 to 86400 seconds, not {value}")
 
 
+def check_grace(grace: object) -> None:
+    if grace is not None:
+        _check_range("grace", grace)
+
+
 def check_some_seconds(name: str, value: object) -> None:
     """Refuse what is no time, or none at all."""
     _check_range(name, value)

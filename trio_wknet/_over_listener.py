@@ -19,15 +19,24 @@ class OverListener(trio.abc.AsyncResource):
 
     listener: Any  # a Listener, or another one of these
 
-    async def drain(self) -> None:
+    async def drain(self, *, grace: float | None = None) -> int:
         """Stop accepting, and wait until the accepted connections have been served, like
-        `Listener.drain`. A checkpoint.
+        `Listener.drain`. A checkpoint. Handshakes that are under way count as connections.
+
+        Args:
+          grace: seconds after which those that are left are cut off, from 0 to 86400; None, the
+              default: it waits without bound.
+
+        Returns:
+          How many connections were cut off.
 
         Raises:
+          TypeError, ValueError: if ``grace`` is invalid.
           RuntimeError: if called from a handler, which it would wait for; or from another
               thread.
         """
-        await self.listener.drain()
+        cut: int = await self.listener.drain(grace=grace)
+        return cut
 
     async def aclose(self) -> None:
         """Stop listening, like `Listener.aclose`. A checkpoint.

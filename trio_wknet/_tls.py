@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import idna
 import trio
 
+from trio_wknet._native.trio.idle_point import IdlePoint
+from trio_wknet._native.trio.idle_scopes import IdleWatch
 from trio_wknet._native.trio.tls import ensure_unused, leave_groups
 from trio_wknet._native.trio.tls_send import TLSSend
 from trio_wknet._tls_conn import begin_tls, end_tls
@@ -20,6 +22,9 @@ from trio_wknet._tls_over_conn import OverConn
 from trio_wknet._trio_bases import TLSStreamBase
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
     from trio_wknet._conn import Conn
     from trio_wknet._framing import Framing
 
@@ -123,6 +128,27 @@ class TLSStream(TLSSend, OverConn, TLSStreamBase):  # type: ignore[misc,override
 
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *self._forwarded]
+
+    def idle_point(self) -> AbstractContextManager[trio.CancelScope]:
+        """Say that nothing but the wait in this block is under way, like `Conn.idle_point`. Not
+        a checkpoint.
+
+        A record of which a part has come counts as a request that has begun; the handshake
+        does not count as one. Over another transport than a `Conn` nothing cancels the block.
+
+        Returns:
+          A context manager, to be entered once, whose value is the `trio.CancelScope`.
+
+        Raises:
+          RuntimeError: if it is entered in another thread, or twice.
+        """
+        return self._idle_point(None)
+
+    def _idle_point(self, holds: Callable[[], bool] | None) -> IdlePoint:
+        """`holds` tells whether a layer above has bytes that were not received."""
+        transport = self.transport_stream
+        conn = transport if isinstance(transport, IdleWatch) else None
+        return IdlePoint(conn, self, holds)
 
     async def do_handshake(self) -> None:
         """Ensure that the handshake is done. A checkpoint.

@@ -14,6 +14,7 @@ from trio_wknet._statistics import FrameStatistics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from contextlib import AbstractContextManager
 
     from trio_wknet._framing import Framing
     from trio_wknet._tls import TLSStream
@@ -248,6 +249,18 @@ class TLSFrameChannel(trio.abc.Channel[bytes]):
         self._frames.sent(count, size)
 
     # --- the end -------------------------------------------------------------
+
+    def idle_point(self) -> AbstractContextManager[trio.CancelScope]:
+        """Say that nothing but the wait in this block is under way, like `TLSStream.idle_point`.
+        Not a checkpoint.
+
+        Returns:
+          A context manager, to be entered once, whose value is the `trio.CancelScope`.
+
+        Raises:
+          RuntimeError: if it is entered in another thread, or twice.
+        """
+        return self.stream._idle_point(self._frames.holds_bytes)
 
     def unframe(self) -> TLSStream:
         """End this channel, and give the stream back. Not a checkpoint.

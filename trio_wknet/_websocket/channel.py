@@ -24,6 +24,7 @@ from trio_wknet._websocket.url import parse_url
 if TYPE_CHECKING:
     import sys
     from collections.abc import Callable, Iterable, Mapping
+    from contextlib import AbstractContextManager
 
     from trio_wknet._sockets.address import SocketAddress
     from trio_wknet._websocket.deflate import Deflater, Inflater
@@ -346,6 +347,23 @@ class WebSocket(WebSocketSend, trio.abc.Channel[str | bytes]):
         return trio.current_time() - start
 
     # --- the end -------------------------------------------------------------
+
+    def idle_point(self) -> AbstractContextManager[trio.CancelScope]:
+        """Say that nothing but the wait in this block is under way, like `Conn.idle_point`. Not
+        a checkpoint::
+
+            with ws.idle_point() as scope:
+                message = await ws.receive()
+            if scope.cancelled_caught:
+                await ws.aclose(1001)  # the server ends
+
+        Returns:
+          A context manager, to be entered once, whose value is the `trio.CancelScope`.
+
+        Raises:
+          RuntimeError: if it is entered in another thread, or twice.
+        """
+        return self.conn.idle_point()
 
     async def aclose(self, code: int = 1000, reason: str = "") -> None:
         """Close the connection: send a close frame, wait for the peer's, at most

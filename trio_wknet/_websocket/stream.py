@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, NoReturn
 import trio
 
 from trio_wknet._errors import ConnectionClosed, connection_closed
+from trio_wknet._native.trio.idle_point import IdlePoint
 from trio_wknet._native.trio.websocket_stream import StreamDecoder
 from trio_wknet._statistics import WebSocketStatistics, websocket_statistics
 from trio_wknet._tls import TLSStream
@@ -22,6 +23,7 @@ from trio_wknet._websocket.stream_wire import StreamWire
 if TYPE_CHECKING:
     import sys
     from collections.abc import Iterable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from trio_wknet._websocket.deflate import Deflater, Inflater
     from trio_wknet._websocket.http import Request
@@ -392,6 +394,28 @@ class StreamWebSocket(trio.abc.Channel[str | bytes]):
         return False
 
     # --- the end -------------------------------------------------------------
+
+    def idle_point(self) -> AbstractContextManager[trio.CancelScope]:
+        """Say that nothing but the wait in this block is under way, like `Conn.idle_point`. Not
+        a checkpoint::
+
+            with ws.idle_point() as scope:
+                message = await ws.receive()
+            if scope.cancelled_caught:
+                await ws.aclose(1001)  # the server ends
+
+        Only over a `TLSStream` over a `Conn` is there a drain that may cancel it.
+
+        Returns:
+          A context manager, to be entered once, whose value is the `trio.CancelScope`.
+
+        Raises:
+          RuntimeError: if it is entered in another thread, or twice.
+        """
+        stream = self.stream
+        if not isinstance(stream, TLSStream):
+            return IdlePoint(None)
+        return stream._idle_point(lambda: self._wire.decoder.buffered > 0)
 
     async def aclose(self, code: int = 1000, reason: str = "") -> None:
         """Close the connection: send a close frame, wait for the peer's, and close the stream,

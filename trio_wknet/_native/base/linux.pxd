@@ -157,6 +157,7 @@ cdef extern from *:
         TCP_NODELAY
         TCP_NOTSENT_LOWAT
         MSG_DONTWAIT
+        MSG_PEEK
         MSG_NOSIGNAL
         SHUT_RDWR
         SHUT_WR

@@ -1,9 +1,18 @@
-# What `Listener.drain` waits for if connections are served by `accept`.
+# What the connections of a listener share, for its drain.
 from libc.stdint cimport uint32_t
+
+
+cdef class Point:
+    """A place where a handler waits, which a drain may end (idle_point.pyx)."""
+    cdef int end(self) except -1
 
 
 cdef class Handed:
     cdef readonly uint32_t count    # open connections that `accept` returned
     cdef public object on_none      # called when the last of them is closed
+    cdef readonly bint draining
+    cdef set points                 # the points that tasks are in; None before the first
 
     cdef void left(self) noexcept
+    cdef int enter(self, Point point) except -1
+    cdef void leave(self, Point point) noexcept

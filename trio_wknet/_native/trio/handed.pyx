@@ -1,9 +1,15 @@
-"""The open connections that a listener's `accept` returned.
+"""What a listener's drain has to know of its connections. Each open one holds this object.
 
-What serves them is not known here: a loop around `accept`, or `trio.serve_listeners`, with or
-without TLS in between. But each connection holds this object from `accept` until it is
-closed, so the count is known.
+What serves the connections that `accept` returned is not known here: a loop around `accept`, or
+`trio.serve_listeners`, with or without TLS in between. But such a connection counts from `accept`
+until it is closed, so their number is known. (The handlers of `serve` are counted there.)
 """
+
+
+cdef class Point:
+    cdef int end(self) except -1:
+        """End the wait, if nothing is against it. In Trio's thread."""
+        return 0
 
 
 cdef class Handed:
@@ -12,3 +18,20 @@ cdef class Handed:
         self.count -= 1
         if self.count == 0 and self.on_none is not None:
             self.on_none()
+
+    cdef int enter(self, Point point) except -1:
+        if self.points is None:
+            self.points = set()
+        self.points.add(point)
+        return 0
+
+    cdef void leave(self, Point point) noexcept:
+        self.points.discard(point)
+
+    def drain(self, on_none):
+        """End all waits that there are, and those that begin from here on. `on_none` is called
+        whenever the last connection that `accept` returned is closed."""
+        self.on_none = on_none
+        self.draining = True
+        for point in list(self.points or ()):
+            (<Point>point).end()

@@ -148,7 +148,7 @@ cdef class NativeListener(Endpoint):
         except MemoryError:
             self.core.let_go_unseen(slot)
             raise
-        (<Stream>conn).hand_to(self.handed)
+        (<Stream>conn).hand_to(self.handed, True)
         return conn
 
     cdef list take(self, Py_ssize_t most):
@@ -163,6 +163,7 @@ cdef class NativeListener(Endpoint):
                 following = slot.chain
                 conn = self.core.conn_of(slot)
                 slot = following        # the object owns it now
+                (<Stream>conn).hand_to(self.handed, False)
                 conns.append(conn)
         except MemoryError:
             # Otherwise they would be lost, but open.
@@ -427,10 +428,14 @@ cdef class NativeListener(Endpoint):
         busy with such connections."""
         return self.accepts > 0 or self.handed.count > 0
 
-    def _drain_by_accept(self, callback, none_left):
-        """Stop as `_stop` does. `callback` is called once every port has closed, and
-        `none_left` whenever the last connection that `accept` returned is closed."""
-        self.handed.on_none = none_left
+    def _begin_draining(self, none_left):
+        """What every drain begins with: handlers do not wait for a next request any more
+        (idle_point.pyx). `none_left` is called whenever the last connection that `accept`
+        returned is closed."""
+        self.handed.drain(none_left)
+
+    def _drain_by_accept(self, callback):
+        """Stop as `_stop` does. `callback` is called once every port has closed."""
         self._stop()
         self.on_ended = callback
         self.tell_if_ended()
@@ -451,7 +456,25 @@ cdef class NativeListener(Endpoint):
 
     def _gave(self, Stream conn):
         """Whether a drain waits for a connection because `accept` returned it."""
-        return conn.handed is self.handed
+        return conn.handed is self.handed and conn.handed_out
+
+    def _handed_out(self):
+        """How many open connections `accept` has returned."""
+        return self.handed.count
+
+    def _drop_handed_out(self):
+        """Close them at once."""
+        cdef uint32_t cursor = 0
+        cdef Slot *slot
+        cdef Endpoint conn
+        if self.handed.count == 0:
+            return
+        slot = self.core.next_claimed(&cursor)
+        while slot != NULL:
+            conn = self.core.owner_of(slot)
+            if isinstance(conn, Stream) and self._gave(conn):
+                (<Stream>conn).let_go(DROP, "closed")
+            slot = self.core.next_claimed(&cursor)
 
     # --- facts ---------------------------------------------------------------
 

@@ -43,7 +43,8 @@ cdef class Stream(Endpoint):
     cdef bint buried            # event mode: on_close was called
     cdef object variables       # event mode: its context, once let go, if it has its own
     cdef FrameScan *scan        # event mode, if framed: a reference, once let go
-    cdef Handed handed          # of the listener whose `accept` gave it out; None: closed
+    cdef Handed handed          # of the listener that accepted it; None: closed, or none has
+    cdef bint handed_out        # by `accept`: it counts there
     cdef Stream next_gone       # event mode: on_close is due, to this one before
     cdef Counters final         # once let go
     cdef uint8_t *names         # of both ends, once let go (addresses.pxd)
@@ -64,7 +65,7 @@ cdef class Stream(Endpoint):
     cdef void wake_sender(self) noexcept
     cdef void let_go(self, uint32_t command, str reason) noexcept
     cdef void keep_names(self) noexcept
-    cdef void hand_to(self, Handed handed) noexcept
+    cdef void hand_to(self, Handed handed, bint out) noexcept
     cdef void hand_back(self) noexcept
     cdef bint unmarked(self) noexcept
     cdef void _tell_end(self) noexcept

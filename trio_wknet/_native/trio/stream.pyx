@@ -223,14 +223,15 @@ cdef class Stream(Endpoint):
         self.write_trap = None
         self.hand_back()
 
-    cdef void hand_to(self, Handed handed) noexcept:
-        """Count among what a listener's drain waits for."""
+    cdef void hand_to(self, Handed handed, bint out) noexcept:
+        """Belong to a listener; if `out`, count among what its drain waits for."""
         self.handed = handed
-        handed.count += 1
+        self.handed_out = out
+        handed.count += out
 
     cdef void hand_back(self) noexcept:
         handed, self.handed = self.handed, None
-        if handed is not None:
+        if handed is not None and self.handed_out:
             (<Handed>handed).left()
 
     cdef void keep_names(self) noexcept:

@@ -56,6 +56,7 @@ cdef class TLSBase(Latecomer):
     cdef uint32_t refills       # how often something was received, modulo 2**32
     cdef bint may_hold          # a read might find something although `incoming` is empty
     cdef bint holds_part        # of a record that did not come whole
+    cdef bint has_read          # something was decrypted
     cdef object read_failure    # to be raised by the next read: there were bytes before it
     cdef bytearray unread       # what was decrypted, and is not taken yet; None: nothing
     cdef bytes searched_for     # of `unread`, from its begin: no need to look for this again
@@ -65,6 +66,7 @@ cdef class TLSBase(Latecomer):
     cdef bint is_late           # in Core.late
 
     cdef int ensure_thread(self) except -1
+    cdef bint holds_bytes(self) except -1
     cdef int check_status(self) except -1
     cdef int ensure_handshaken(self, str call) except -1
     cdef int ensure_receiving(self, bint framed) except -1

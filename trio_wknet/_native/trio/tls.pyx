@@ -149,6 +149,12 @@ cdef class TLSBase:
     cdef int ensure_thread(self) except -1:
         return 0 if self.conn is None else self.conn.ensure_thread()
 
+    cdef bint holds_bytes(self) except -1:
+        """Whether there are bytes of the peer's that it has and that were not received."""
+        if self.unread is not None or self.incoming.pending > 0:
+            return True
+        return self._ssl_object.pending() > 0
+
     cdef int check_status(self) except -1:
         if self._ssl_object is None:
             raise RuntimeError("TLSStream.__init__ was not called")
@@ -302,6 +308,7 @@ cdef class TLSBase:
                 self.broke()    # it is not known what was decrypted
                 raise
             filled += count
+            self.has_read = True
             # After the peer's goodbye each read returns 0.
             self.may_hold = count == 0 or filled == size
             self.holds_part = False

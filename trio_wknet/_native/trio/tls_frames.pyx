@@ -92,6 +92,9 @@ cdef class StreamFrames:
         self.scan.counters.received_bytes += n
         return data
 
+    def holds_bytes(self):
+        return ring_len(&self.ring) > 0
+
     def end(self):
         """What a receive behind the last whole frame raises, once the stream has ended."""
         cdef uint32_t rest = ring_len(&self.ring)
