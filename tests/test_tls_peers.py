@@ -8,7 +8,8 @@ import ssl
 import subprocess
 import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -284,6 +285,30 @@ async def test_openssls_client_wants_new_keys(
             client.write(command + b"\n")
             await client.shows(b"KEYUPDATE")
             await talk_to(stream, client, b"%d" % number)
+        await stream.aclose()
+
+
+@needs_openssl
+async def test_new_keys_where_no_task_waits(engine: Engine, files: dict[str, str]) -> None:
+    async with s_client(engine, files, "tls13") as (client, stream):
+        await stream.do_handshake()
+        stream.send_nowait(b"tickets, too\n")
+        await client.shows(b"tickets, too")
+        got = bytearray()
+
+        def all_came(size: int) -> bool:
+            with suppress(trio.WouldBlock):
+                got.extend(stream.receive_nowait())
+            return len(got) == size
+
+        for number in range(3):
+            client.write(b"K\n")
+            await client.shows(b"KEYUPDATE")
+            client.write(b"to us\n")
+            await until(partial(all_came, 6 * (number + 1)))
+            stream.send_nowait(b"from us: %d\n" % number)
+            await client.shows(b"from us: %d" % number)
+        assert got == b"to us\n" * 3
         await stream.aclose()
 
 

@@ -718,7 +718,8 @@ cdef class ReceiveTLS(TLSOperation):
         if stream.unread is not None and not self.more:
             trap = self.enter()
             return self.complete(stream.take_unread(self.most)) if trap is None else trap
-        stream.check_status()
+        if self.more:
+            stream.check_status()
         if (not stream.may_hold and stream.incoming.pending == 0 and self.may_take_turn()
                 and self.conn.nothing_yet()):
             # Trio delivers a pending cancellation to a task that parks.
