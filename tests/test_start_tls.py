@@ -116,7 +116,9 @@ async def test_what_the_connection_still_does(pair: tuple[Conn, Conn]) -> None:
     client, server = pair
     ends = await start_both(client, server)
     ending = {"abort", "aclose", "close_nowait", "wait_closed", "cancel_on_disconnect"}
-    for name in set(CONN) - TAKEN - ending - {"__aexit__", "idle_scope", "idle_timeout"}:
+    for name in (
+        set(CONN) - TAKEN - ending - {"__aexit__", "idle_point", "idle_scope", "idle_timeout"}
+    ):
         call = CONN[name]
         if call is not None and not (name.endswith("sockopt") and client.socket.family == 1):
             await finish(call, client)
