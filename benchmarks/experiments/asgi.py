@@ -14,13 +14,13 @@ import subprocess
 import sys
 from functools import partial
 from statistics import median
-from typing import Any
 from urllib.parse import urlsplit
 
 import attrs
 from rich.table import Table
 
 from harness.answers import answer_all, say
+from harness.asgi_app import app
 from harness.measure import running_on
 from harness.transports import OWN, compare, parser, run_server
 from harness.worker import Worker
@@ -30,19 +30,8 @@ HOST = "127.0.0.1"
 WANTED = 1.25  # times Trio's requests a second
 UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 
-HEADERS = [(b"content-type", b"text/plain"), (b"content-length", b"5")]
-START = {"type": "http.response.start", "status": 200, "headers": HEADERS}
-BODY = {"type": "http.response.body", "body": b"hello"}
-
 
 # --- the server ---------------------------------------------------------------------
-
-
-async def app(scope: Any, receive: Any, send: Any) -> None:
-    if scope["type"] != "http":
-        raise NotImplementedError  # hypercorn goes on without the others
-    await send(START)
-    await send(BODY)
 
 
 async def serve() -> None:

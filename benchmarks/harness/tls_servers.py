@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from harness.answers import say
+from harness.asgi_app import app
 from harness.servers import asyncio_echo, echo
 from harness.serving import HOST, run_asyncio, serve_asyncio, trio_until_stdin_ends
 
@@ -99,7 +100,6 @@ def hypercorn(reactors: int | None) -> None:
     from hypercorn.trio import serve
 
     import trio_wknet
-    from experiments.asgi import app
 
     async def main(certificate: str) -> None:
         config = Config.from_mapping(
