@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import trio
-from helpers import content, dial, read, read_all, until, url
+from helpers import content, dial, dialled, read, read_all, until, url
 from proxy_headers import LINE, SOURCE
 from tls_helpers import NAME, client_context, server_context
 from trio.testing import check_two_way_stream, wait_all_tasks_blocked
@@ -336,6 +336,61 @@ async def test_stalled_peers_give_way(
         await until(lambda: listener.statistics().failed_handshakes == 53)
         await until(lambda: listener.statistics().handshakes == 0)
     assert "no handshake yet, and others wait" in caplog.text
+
+
+async def test_hundreds_of_bad_handshakes(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of every kind at once: they are bounded in number and counted, few lines tell of them, and
+    honest clients are served meanwhile."""
+    caplog.set_level(logging.INFO, "trio_wknet.tls")
+    monkeypatch.setattr(_tls_handshakes, "MAX_HANDSHAKES", 20)
+    stalled, cut = HELLO[:20], HELLO[: len(HELLO) // 2]
+    most = 0
+
+    def done() -> int:
+        nonlocal most
+        statistics = listener.statistics()
+        # `handshakes` counts those that wait for a place, too.
+        most = max(most, len(listener._handshakes._began))
+        return statistics.failed_handshakes
+
+    async with served(engine, handshake_time=1000) as listener:
+        for round in range(1, 5):
+            with ExitStack() as stack:
+                for sent in [*LIES.values(), stalled, cut] * 8:
+                    sock = stack.enter_context(dial(listener))
+                    sock.setblocking(False)
+                    with suppress(ConnectionError):  # the server has seen enough
+                        sock.send(sent)
+                    if sent is cut:
+                        sock.close()
+                async with trio.open_nursery() as nursery:
+                    for _ in range(3):
+                        nursery.start_soon(is_served, engine, listener)
+                # All but those that stall: they keep some of the places until they end.
+                await until(lambda: done() >= 64 * round)  # noqa: B023
+        await until(lambda: done() == 4 * 72)
+        assert most <= 20
+        statistics = listener.statistics()
+        assert (statistics.accepted, statistics.handshakes) == (4 * 75, 0)
+        await until(lambda: listener.statistics().handlers == 0)
+    lines = len(caplog.messages)
+    said = re.findall(r"(?:and )?(\d+) (?:others|more)", "\n".join(caplog.messages))
+    assert lines < 40  # ten, one for each second, and the last one
+    assert sum(map(int, said)) + sum("no TLS" in it for it in caplog.messages) == 4 * 72
+
+
+async def test_hundreds_that_stall(engine: Engine) -> None:
+    """They are bounded in time, too."""
+    async with served(engine, handshake_time=0.05) as listener:
+        with dialled(listener, 200) as socks:
+            for sock in socks:
+                sock.send(HELLO[:20])
+            await until(lambda: listener.statistics().failed_handshakes == 200)
+            assert listener.statistics().handshakes == 0
+            listener._handshakes.seconds = 60
+            await is_served(engine, listener)
 
 
 async def test_a_burst_waits_for_places(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
