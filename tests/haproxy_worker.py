@@ -7,13 +7,12 @@ drains it; then it says how many it served, as JSON.
 from __future__ import annotations
 
 import json
-import signal
 import sys
 from contextlib import suppress
 
 import trio
 
-from trio_wknet import Conn, Listener, open_wknet_listener
+from trio_wknet import Conn, drain_on_signal, open_wknet_listener
 
 served = 0
 
@@ -23,26 +22,21 @@ async def echo(conn: Conn) -> None:
     assert conn.proxy_header is not None
     assert conn.proxy_header.source is not None
     with suppress(trio.BrokenResourceError):  # it was idle when all was over
-        async for data in conn:
+        while True:
+            data = b""
+            with conn.idle_point():
+                data = await conn.receive_some()
+            if not data:
+                break
             await conn.send_all(data)
         served += 1
-
-
-async def drain_on_signal(
-    listener: Listener, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM) as signals:
-        task_status.started()
-        await anext(signals)
-        await listener.drain()
 
 
 async def main(port: int, reactors: int) -> None:
     async with open_wknet_listener(
         f"tcp://127.0.0.1:{port}", reactors=reactors, reuse_port=True, proxy_protocol=["127.0.0.1"]
     ) as listener:
-        async with trio.open_nursery() as nursery:
-            await nursery.start(drain_on_signal, listener)
+        async with drain_on_signal(listener):
             print("ready", flush=True)
             await listener.serve(echo)
         print(json.dumps({"served": served, "refused": listener.statistics().refused}))
