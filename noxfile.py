@@ -131,9 +131,9 @@ def ecosystem(session: nox.Session) -> None:
     `trio_wknet.install`, in every form; and then with
     `trio_wknet.contrib.trio_websocket` in its place, over Trio's own transport, too. Before
     them, our own with all the clients that they can use, which are installed if possible."""
-    _install_debians(session, curl="curl", wrk="wrk", h2load="nghttp2-client")
+    _install_debians(session, curl="curl", wrk="wrk", h2load="nghttp2-client", node="nodejs")
     session.install("-e", ".[tests]")
-    files = ("hypercorn", "httpx", "websocket", "websockets_trio", "anyio", "examples")
+    files = ("hypercorn", "httpx", "websocket", "websockets_trio", "anyio", "tls_peers", "examples")
     session.run("pytest", *(f"tests/test_{name}.py" for name in files), *session.posargs)
     tests = _source_of(session, "trio-websocket") / "tests"
     transport, interface = ["-p", "replace_transport"], ["-p", "replace_trio_websocket"]

@@ -20,8 +20,10 @@ from OpenSSL import SSL
 from tls_helpers import CA, CERTIFICATE, NAME, client_context, server_context
 from trio.testing import wait_all_tasks_blocked
 
-from trio_wknet import Engine, TLSStream
+from trio_wknet import Engine, IncompleteRead, TLSListener, TLSStream
 
+NODE, CURL = shutil.which("node"), shutil.which("curl")
+needs_node = pytest.mark.skipif(NODE is None, reason="there is no node")
 needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="there is no openssl")
 VERSIONS = ["tls12", "tls13"]
 
@@ -169,7 +171,7 @@ class Program:
 
     def __init__(self, *command: str) -> None:
         self.process = subprocess.Popen(
-            ["openssl", *command],
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -221,7 +223,7 @@ def flag(version: str) -> str:
 @asynccontextmanager
 async def s_server(engine: Engine, files: dict[str, str], version: str) -> AsyncIterator[Any]:
     """It, and a stream to it."""
-    command = ["s_server", "-accept", "127.0.0.1:0", "-naccept", "1", flag(version)]
+    command = ["openssl", "s_server", "-accept", "127.0.0.1:0", "-naccept", "1", flag(version)]
     command += ["-cert", files["cert"], "-key", files["key"]]
     async with program(*command) as server:
         port = int((await server.shows(b"ACCEPT ")).strip().rpartition(b":")[2])
@@ -234,7 +236,15 @@ async def s_client(engine: Engine, files: dict[str, str], version: str) -> Async
     """It, and a stream from it."""
     listener = await engine.listen("tcp://127.0.0.1:0")
     host, port = listener.socket.getsockname()
-    command = ["s_client", "-connect", f"{host}:{port}", flag(version), "-servername", NAME]
+    command = [
+        "openssl",
+        "s_client",
+        "-connect",
+        f"{host}:{port}",
+        flag(version),
+        "-servername",
+        NAME,
+    ]
     command += ["-CAfile", files["ca"], "-verify_return_error"]
     async with program(*command) as client, listener, await listener.accept() as conn:
         yield client, TLSStream(conn, server_context(version), server_side=True)
@@ -331,3 +341,95 @@ async def test_openssls_client_ends(
             with pytest.raises(trio.BrokenResourceError):
                 await stream.receive_some()
         await stream.aclose()
+
+
+# -- Node's TLS, and curl's --------------------------------------------------------------
+
+NODES_SERVER = """
+const [cert, key, version] = process.argv.slice(1);
+const fs = require("fs"), tls = require("tls");
+const options = {cert: fs.readFileSync(cert), key: fs.readFileSync(key)};
+const versions = {minVersion: version, maxVersion: version, allowHalfOpen: true};
+const server = tls.createServer({...options, ...versions}, (socket) => socket.pipe(socket));
+server.listen(0, "127.0.0.1", () => console.log("port", server.address().port));
+"""
+NODES_CLIENT = """
+const [ca, version, port, name] = process.argv.slice(1);
+const fs = require("fs"), tls = require("tls");
+const where = {host: "127.0.0.1", port: Number(port), servername: name};
+const versions = {minVersion: version, maxVersion: version, ca: fs.readFileSync(ca)};
+const socket = tls.connect({...where, ...versions});
+process.stdin.pipe(socket).pipe(process.stdout);
+"""
+
+
+def number(version: str) -> str:
+    return {"tls12": "TLSv1.2", "tls13": "TLSv1.3"}[version]
+
+
+# Node takes a while to start: one form is enough.
+@needs_node
+@pytest.mark.parametrize("reactors", [1])
+async def test_nodes_server(engine: Engine, files: dict[str, str], version: str) -> None:
+    assert NODE is not None
+    command = (NODE, "-e", NODES_SERVER, files["cert"], files["key"], number(version))
+    async with program(*command) as server:
+        port = (await server.shows(b"port ")).split()[1].decode()
+        stream = await engine.connect(
+            f"tls://127.0.0.1:{port}", tls=client_context(version), server_hostname=NAME
+        )
+        assert stream.version() == number(version)
+        await exchange(stream)
+
+
+@needs_node
+@pytest.mark.parametrize("reactors", [1])
+async def test_nodes_client(engine: Engine, files: dict[str, str], version: str) -> None:
+    assert NODE is not None
+    data = content("node", 300_000)
+
+    async def echo(stream: TLSStream) -> None:
+        async for piece in stream:
+            await stream.send_all(piece)
+
+    async with trio.open_nursery() as nursery:
+        listener = await engine.listen("tls://127.0.0.1:0", tls=server_context(version))
+        nursery.start_soon(listener.serve, echo)
+        command = [NODE, "-e", NODES_CLIENT, files["ca"], number(version)]
+        here = [str(listener.address[1]), NAME]
+        result = await trio.run_process([*command, *here], stdin=data, capture_stdout=True)
+        assert result.stdout == data
+        await listener.drain()
+
+
+@pytest.mark.skipif(CURL is None, reason="there is no curl")
+@pytest.mark.parametrize("https_compatible", [False, True])
+async def test_curl(
+    engine: Engine, files: dict[str, str], version: str, https_compatible: bool
+) -> None:
+    """Two requests on one connection, which curl ends as it likes."""
+    assert CURL is not None
+    body = content("curl", 300_000)
+
+    async def answer(stream: TLSStream) -> None:
+        with suppress(IncompleteRead, trio.BrokenResourceError):
+            while True:
+                request = await stream.receive_until(b"\r\n\r\n")
+                assert request.startswith(b"GET / HTTP/1.1\r\n")
+                head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n"
+                await stream.send_all(head.encode() + body)
+
+    async with trio.open_nursery() as nursery:
+        listener = TLSListener(
+            await engine.listen("tcp://127.0.0.1:0"),
+            server_context(version),
+            https_compatible=https_compatible,
+        )
+        nursery.start_soon(listener.serve, answer)
+        address: Any = listener.address
+        there = ["--resolve", f"{NAME}:{address[1]}:127.0.0.1", "--cacert", files["ca"]]
+        url = f"https://{NAME}:{address[1]}/"
+        result = await trio.run_process([CURL, "-sSf", *there, url, url], capture_stdout=True)
+        assert result.stdout == body * 2
+        assert listener.statistics().accepted == 1
+        await listener.drain()
