@@ -139,7 +139,18 @@ async def through_trios_functions(context: ssl.SSLContext) -> None:
 
     over_tls = await trio_wknet.open_ssl_over_tcp_stream("localhost", 443, ssl_context=context)
     await of_tls(over_tls)
+    assert_type(over_tls, trio_wknet.TLSStream)
     await trio_wknet.serve_ssl_over_tcp(of_tls, 443, context)
+    await trio_wknet.serve_ssl_over_tcp(trio_wknet.TLSStream.aclose, 443, context)
+
+    secure: list[
+        trio.SSLListener[trio.SocketStream]
+    ] = await trio_wknet.open_ssl_over_tcp_listeners(443, context)
+    assert isinstance(secure[0], trio_wknet.TLSListener)
+    assert_type(await secure[0].accept(), trio_wknet.TLSStream)
+    assert_type(secure[0].transport_listener, Listener)
+    await secure[0].serve(of_tls)
+    await trio.serve_listeners(of_tls, secure)
 
 
 def either_transport(trios: bool) -> None:
