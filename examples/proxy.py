@@ -9,19 +9,7 @@ from functools import partial
 import trio
 from ctrl_c import run_until_ctrl_c
 
-from trio_wknet import Conn, Engine, open_engine
-
-
-async def pump(source: Conn, sink: Conn) -> None:
-    """Forward one direction, and its end."""
-    try:
-        async for data in source:
-            await sink.send_all(data)
-        await sink.send_eof()
-    except (trio.BrokenResourceError, trio.ClosedResourceError):
-        # One of them broke: the other one is to know. This wakes the other pump.
-        source.abort()
-        sink.abort()
+from trio_wknet import Conn, Engine, open_engine, relay
 
 
 async def forward(engine: Engine, upstream: str, client: Conn) -> None:
@@ -31,9 +19,12 @@ async def forward(engine: Engine, upstream: str, client: Conn) -> None:
         print("upstream:", exc, flush=True)
         client.abort()
         return
-    async with server, trio.open_nursery() as nursery:
-        nursery.start_soon(pump, client, server)
-        nursery.start_soon(pump, server, client)
+    async with server:
+        try:
+            await relay(client, server)
+        except trio.BrokenResourceError:  # one of them: the other one is to know
+            client.abort()
+            server.abort()
 
 
 async def main(port: str = "5103", upstream: str = "tcp://127.0.0.1:5100") -> None:

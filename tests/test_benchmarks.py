@@ -501,6 +501,17 @@ def test_compression_is_measured_beside_its_peer(tmp_path: Path) -> None:
         assert one["cpu"] > 0
 
 
+def test_relays_are_measured(tmp_path: Path) -> None:
+    ways = ("--way", "threaded-relay", "--way", "threaded-pumps")
+    found = measured("experiment.py", tmp_path, "relay", "--rounds", 1, "--seconds", 0.05, *ways)
+    assert list(found["results"]) == ["bulk", "ping-pong"]
+    for rounds in found["results"].values():
+        assert len(rounds) == 2
+        for (one,) in rounds.values():
+            assert one["rate"] > 0
+            assert one["cpu"] > 0
+
+
 @pytest.mark.parametrize("websocket", [False, True])
 def test_broadcasts_are_measured(tmp_path: Path, websocket: bool) -> None:
     arguments = ["--rounds", 1, "--times", 1, "--members", 3, "--way", "threaded-group"]

@@ -22,6 +22,7 @@ from trio_wknet._errors import (
     HandshakeRejected,
     IncompleteRead,
     MalformedFrame,
+    RelayBroken,
 )
 from trio_wknet._frame_channel import FrameChannel
 from trio_wknet._framing import Delimited, FixedLength, LengthPrefixed, VarintPrefixed
@@ -31,6 +32,7 @@ from trio_wknet._native.public.ringbuffer import RingBuffer
 from trio_wknet._native.public.timer import Timer
 from trio_wknet._options import ConnOptions, Limits
 from trio_wknet._proxy.header import ProxyHeader
+from trio_wknet._relay import RelayResult, relay
 from trio_wknet._shutdown import Shutdown, drain_on_signal
 from trio_wknet._sockets.systemd import systemd_sockets
 from trio_wknet._statistics import (
@@ -86,6 +88,8 @@ __all__ = [
     "PerMessageDeflate",
     "ProxyHeader",
     "ReactorStatistics",
+    "RelayBroken",
+    "RelayResult",
     "Request",
     "Response",
     "RingBuffer",
@@ -113,6 +117,7 @@ __all__ = [
     "open_unix_socket",
     "open_websocket",
     "open_wknet_listener",
+    "relay",
     "run",
     "serve_ssl_over_tcp",
     "serve_tcp",

@@ -8,6 +8,7 @@ import trio
 
 if TYPE_CHECKING:
     from trio_wknet._group import BroadcastResult
+    from trio_wknet._relay import RelayResult
 
 
 def is_only(exc: BaseException, kind: type[BaseException]) -> bool:
@@ -212,3 +213,24 @@ class BroadcastIncomplete(Exception):
 
     def __reduce__(self) -> tuple[type[BroadcastIncomplete], tuple[BroadcastResult]]:
         return type(self), (self.result,)
+
+
+class RelayBroken(trio.BrokenResourceError):
+    """One of the two sides of a `relay` broke. Its cause says how: for a `Conn` it is the
+    `OSError`.
+
+    Attributes:
+      side: ``"a"`` or ``"b"``, the first that broke.
+      result: a `RelayResult`, of what was relayed until then.
+    """
+
+    def __init__(self, side: Literal["a", "b"], result: RelayResult) -> None:
+        super().__init__(
+            f"{side} broke, after {result.a_to_b} bytes from a to b "
+            f"and {result.b_to_a} bytes from b to a"
+        )
+        self.side = side
+        self.result = result
+
+    def __reduce__(self) -> tuple[type[RelayBroken], tuple[Literal["a", "b"], RelayResult]]:
+        return type(self), (self.side, self.result)

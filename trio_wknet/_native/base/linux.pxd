@@ -81,6 +81,7 @@ cdef extern from "<unistd.h>" nogil:
     ssize_t read(int fd, void *buf, size_t count)
     ssize_t write(int fd, const void *buf, size_t count)
     int close(int fd)
+    int pipe2(int *fds, int flags)
 
 
 cdef extern from *:
@@ -91,6 +92,24 @@ cdef extern from *:
     #endif
     """
     int malloc_trim(size_t pad) nogil
+
+
+cdef extern from *:
+    """
+    #ifndef _GNU_SOURCE
+    #define _GNU_SOURCE
+    #endif
+    #include <fcntl.h>
+    """
+    enum:
+        F_SETPIPE_SZ
+        O_CLOEXEC
+        O_NONBLOCK
+        SPLICE_F_MOVE
+        SPLICE_F_NONBLOCK
+    int fcntl(int fd, int command, ...) nogil
+    ssize_t splice(int source, void *in_at, int sink, void *out_at, size_t count,
+                   unsigned int flags) nogil
 
 
 cdef extern from "<sys/ioctl.h>" nogil:

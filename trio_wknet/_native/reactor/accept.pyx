@@ -146,11 +146,11 @@ cdef inline void _disarm(Reactor *reactor, Slot *port) noexcept nogil:
 cdef void rearm(Reactor *reactor, Slot *port) noexcept nogil:
     """Accept again, if the listener has room."""
     cdef bint full
-    pthread_mutex_lock(&port.listener.lock)
-    full = port.listener.waiting >= port.limits.accept_queue
+    pthread_mutex_lock(&port.beyond.listener.lock)
+    full = port.beyond.listener.waiting >= port.limits.accept_queue
     if full:
         port.paused = True
-    pthread_mutex_unlock(&port.listener.lock)
+    pthread_mutex_unlock(&port.beyond.listener.lock)
     if full:
         end_shortage(reactor, port)
         end_hold(reactor, port)
@@ -231,9 +231,9 @@ cdef void close_port(Reactor *reactor, Slot *port) noexcept nogil:
     cdef bint refusing
     cdef int error = 0
     end_hold(reactor, port)
-    pthread_mutex_lock(&port.listener.lock)
-    refusing = port.listener.refusing
-    pthread_mutex_unlock(&port.listener.lock)
+    pthread_mutex_lock(&port.beyond.listener.lock)
+    refusing = port.beyond.listener.refusing
+    pthread_mutex_unlock(&port.beyond.listener.lock)
     if not refusing:
         error = _accept_rest(reactor, port)
     if is_shortage(error):
@@ -355,7 +355,7 @@ cdef bint _hand_over(Reactor *reactor, Slot *port, int fd) noexcept nogil:
         wk_u32_store_relaxed(&slot.idle, port.limits.idle)
     slot.reactor = target
     wk_u32_add(&target.connections, 1)
-    wk_u64_add(&port.listener.accepted, 1)
+    wk_u64_add(&port.beyond.listener.accepted, 1)
     if target == reactor:
         watch(reactor, slot)
     else:
@@ -364,7 +364,7 @@ cdef bint _hand_over(Reactor *reactor, Slot *port, int fd) noexcept nogil:
 
 
 cdef bint _enqueue(Reactor *reactor, Slot *port, Slot *slot) noexcept nogil:
-    cdef Slot *listener = port.listener
+    cdef Slot *listener = port.beyond.listener
     cdef uint32_t bits = 0
     cdef bint full = False
     cdef bint refused
@@ -385,7 +385,7 @@ cdef bint _enqueue(Reactor *reactor, Slot *port, Slot *slot) noexcept nogil:
 
 cdef void _fail(Reactor *reactor, Slot *port, int error) noexcept nogil:
     """The listening socket itself is broken: `accept` raises that."""
-    cdef Slot *listener = port.listener
+    cdef Slot *listener = port.beyond.listener
     cdef uint32_t bits
     cdef epoll_event unused
     end_shortage(reactor, port)

@@ -38,6 +38,8 @@ cdef enum:
 
 
 cdef void close_gracefully(Reactor *reactor, Slot *slot) noexcept nogil:
+    if slot.beyond.diversion != NULL:
+        slot.beyond.diversion.leave(slot)
     pthread_mutex_lock(&slot.lock)
     ring_clear(&slot.inbound, reactor.pool)
     pthread_mutex_unlock(&slot.lock)
@@ -150,6 +152,8 @@ cdef void close_now(Reactor *reactor, Slot *slot) noexcept nogil:
     taken for one of the next owner of its number. (Without EPOLL_CTL_DEL a duplicate in another
     process would keep a closed descriptor registered.)"""
     cdef epoll_event unused
+    if slot.kind == CONNECTION and slot.beyond.diversion != NULL:
+        slot.beyond.diversion.leave(slot)
     end_shortage(reactor, slot)
     end_hold(reactor, slot)
     list_remove(&slot.ready)
@@ -177,8 +181,8 @@ cdef void close_now(Reactor *reactor, Slot *slot) noexcept nogil:
     elif slot.kind == PORT:
         if slot.door.admission != NULL:
             admission_unref(slot.door.admission)
-        _leave_queue(reactor, slot.listener)
-        leave_listener(reactor, slot.listener)
+        _leave_queue(reactor, slot.beyond.listener)
+        leave_listener(reactor, slot.beyond.listener)
     release(reactor, slot)
 
 

@@ -31,8 +31,8 @@ from .lists cimport list_empty, list_remove
 from .mailbox cimport Notification, batch_send, notification_take, mailbox_take, mailbox_waiting
 from .places cimport room_was_made
 from .slot cimport (
-    ABORT, ADD, ANSWER, CLOSE, DETACH, DROP, FLUSH, FLUSHING, FORGOTTEN, IDLE, LINGERING,
-    LISTENER, NEW, OPEN, PORT, RESUME, WATCH, Link, Slot, slot_of_command, slot_of_ready,
+    ABORT, ADD, ANSWER, CLOSE, CONNECTION, DETACH, DIVERT, DROP, FLUSH, FLUSHING, FORGOTTEN, IDLE,
+    LINGERING, LISTENER, NEW, OPEN, PORT, RESUME, WATCH, Link, Slot, slot_of_command, slot_of_ready,
 )
 from .slot_map cimport slot_map_at, slot_map_get, slot_map_return
 from .timeouts cimport timeout_set
@@ -205,6 +205,9 @@ cdef void command(Reactor *reactor, Slot *slot, uint32_t bits) noexcept nogil:
             resume_reading(reactor, slot)
     if bits & FLUSH and slot.state == OPEN:
         flush(reactor, slot)
+    if (bits & (FLUSH | DIVERT) and slot.kind == CONNECTION and slot.state == OPEN
+            and slot.beyond.diversion != NULL):
+        slot.beyond.diversion.act(<void *>reactor, slot, 0)
     if bits & ANSWER and slot.state == OPEN:
         answer(reactor, slot)
     if bits & WATCH and slot.state == OPEN:

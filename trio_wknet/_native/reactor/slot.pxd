@@ -99,6 +99,7 @@ cdef enum Command:
     ABORT = 64          # close with a reset
     WATCH = 128         # the idle rule has become stricter: look at it again
     ANSWER = 256        # of a WebSocket: control frames are due to be sent
+    DIVERT = 512        # what its bytes are diverted to has something to do
 
 # The reactor's view of a connection (`state`). Rules:
 #   - Only its reactor changes it; Core.close does after the reactors were joined.
@@ -159,6 +160,20 @@ cdef struct Limits:
     uint32_t idle
 
 cdef struct Slot
+
+# What takes over the bytes of a CONNECTION for a time: a relay (relay.pxd). Its functions are
+# called by the slot's reactor.
+cdef struct Diversion:
+    # Act on events of epoll, or look again (0). False: it is over, and the caller goes on as
+    # if it were not there.
+    bint (*act)(void *reactor, Slot *slot, uint32_t events) noexcept nogil
+    # The Trio side has let go of the connection.
+    void (*leave)(Slot *slot) noexcept nogil
+
+# Where what a slot receives goes on to.
+cdef union Beyond:
+    Slot *listener          # of a PORT
+    Diversion *diversion    # of a CONNECTION; NULL: nowhere but to its own ring
 
 # What only one kind of slot has, in the same place.
 cdef union OfKind:
@@ -224,9 +239,9 @@ cdef struct Slot:
     uint32_t waiting        # the number of connections accepted and not yet taken
     OfKind by_kind
 
-    # --- line 2: const, and what `door` says
+    # --- line 2: const, and what `beyond` and `door` say
     void *reactor           # its Reactor
-    Slot *listener          # of a PORT
+    Beyond beyond           # const, or its reactor's
     Limits limits
     AtDoor door
     Slot *chain             # the next in an accept queue (lock), later in the

@@ -28,7 +28,7 @@ from ..base.atomics cimport (
     wk_u64_store_relaxed,
 )
 from ..base.linux cimport (
-    AF_UNIX, EAGAIN, EINTR, ENOMEM, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLPRI, EPOLLRDHUP,
+    AF_UNIX, EAGAIN, EINTR, ENOMEM, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP,
     IPPROTO_TCP, MSG_DONTWAIT, MSG_NOSIGNAL, POLLOUT, SOL_SOCKET, SO_ERROR, TCP_INFO, errno,
     getsockopt, iovec, msghdr, poll, pollfd, pthread_mutex_lock, pthread_mutex_unlock, recv,
     sendmsg, socklen_t, tcp_info,
@@ -83,6 +83,8 @@ cdef void on_readable(Reactor *reactor, Slot *slot, uint32_t events) noexcept no
     cdef bint paused, left
     cdef uint32_t room = 0
     cdef uint32_t bits = 0
+    if slot.beyond.diversion != NULL and slot.beyond.diversion.act(<void *>reactor, slot, events):
+        return
     pthread_mutex_lock(&slot.lock)
     if not slot.paused and slot.error == 0:     # nothing is read behind an error
         room = _room(slot)
@@ -95,18 +97,18 @@ cdef void on_readable(Reactor *reactor, Slot *slot, uint32_t events) noexcept no
             bits = ENDED
     pthread_mutex_unlock(&slot.lock)
     if paused and events & EPOLLERR:
-        _note_pending_error(slot)
+        note_pending_error(slot)
     notify(reactor, slot, bits)
     # Bytes that are left for the Trio side to receive count as received for idle rules now,
     # though it may receive them much later.
     if left and events & EPOLLIN and not over:
-        _note_received(reactor, slot)
+        note_received(reactor, slot)
     if room != 0:
         _receive(reactor, slot, room,
                  over or slot.family == AF_UNIX or (events & EPOLLPRI) != 0)
 
 
-cdef void _note_pending_error(Slot *slot) noexcept nogil:
+cdef void note_pending_error(Slot *slot) noexcept nogil:
     """Remember the error that the socket holds. Asking takes it, so that reading
     will end in what looks like a FIN."""
     cdef int error = 0
@@ -121,6 +123,8 @@ cdef void _note_pending_error(Slot *slot) noexcept nogil:
 cdef void resume_reading(Reactor *reactor, Slot *slot) noexcept nogil:
     """Go on reading where a pause or the budget stopped it."""
     cdef uint32_t room = 0
+    if slot.beyond.diversion != NULL and slot.beyond.diversion.act(<void *>reactor, slot, EPOLLIN):
+        return
     pthread_mutex_lock(&slot.lock)
     if not (slot.paused or slot.ended or slot.error != 0):
         room = _room(slot)
@@ -222,7 +226,7 @@ cdef uint32_t _store(Reactor *reactor, Slot *slot, uint32_t n) noexcept nogil:
     if stored:
         wk_u64_bump(&slot.received, n)
         wk_u64_bump(&slot.receive_calls, 1)
-        _note_received(reactor, slot)
+        note_received(reactor, slot)
     pthread_mutex_unlock(&slot.lock)
     if not stored:
         end_of_input(reactor, slot, ENOMEM)
@@ -260,7 +264,7 @@ cdef uint32_t _store_messages(Reactor *reactor, Slot *slot, uint32_t n) noexcept
                 bits |= ENDED
             wk_u64_bump(&slot.received, n)
             wk_u64_bump(&slot.receive_calls, 1)
-            _note_received(reactor, slot)
+            note_received(reactor, slot)
         pthread_mutex_unlock(&slot.lock)
     if no_memory:
         end_of_input(reactor, slot, ENOMEM)
@@ -271,8 +275,8 @@ cdef uint32_t _store_messages(Reactor *reactor, Slot *slot, uint32_t n) noexcept
     return room
 
 
-cdef inline void _note_received(Reactor *reactor, Slot *slot) noexcept nogil:
-    """Store when bytes came, by the rule of `_stamp`."""
+cdef void note_received(Reactor *reactor, Slot *slot) noexcept nogil:
+    """Store when bytes came, by the rule of `stamp`."""
     if wk_u64_load_relaxed(&slot.idle_since) == 0:
         wk_u64_store_relaxed(&slot.last_received, reactor.now)
         return
@@ -280,7 +284,7 @@ cdef inline void _note_received(Reactor *reactor, Slot *slot) noexcept nogil:
     wk_u64_store_relaxed(&slot.last_received, hub_now(reactor.hub))
 
 
-cdef inline uint64_t _stamp(Reactor *reactor, Slot *slot) noexcept nogil:
+cdef uint64_t stamp(Reactor *reactor, Slot *slot) noexcept nogil:
     """The time to store with bytes that have moved: that of the turn's begin, but
     the present time if there was ever an idle rule, which must not come due early.
     A turn may be long, if only because the thread had to wait for its core."""
@@ -354,6 +358,8 @@ cdef void on_writable(Reactor *reactor, Slot *slot) noexcept nogil:
     try succeeded makes one spurious completion, which is harmless."""
     if slot.draining:
         flush(reactor, slot)
+    if slot.beyond.diversion != NULL:
+        slot.beyond.diversion.act(<void *>reactor, slot, EPOLLOUT)
     if wk_u32_load(&slot.writable_wanted) and wk_u32_exchange(&slot.writable_wanted, 0):
         notify(reactor, slot, WRITABLE)
 
@@ -432,7 +438,7 @@ cdef void flush(Reactor *reactor, Slot *slot) noexcept nogil:
             slot.mail.sending.ahead -= min(slot.mail.sending.ahead, <uint32_t>sent)
             wk_u64_bump(&slot.flushed, sent)
             wk_u64_bump(&slot.flush_calls, 1)
-            wk_u64_store_relaxed(&slot.last_flushed, _stamp(reactor, slot))
+            wk_u64_store_relaxed(&slot.last_flushed, stamp(reactor, slot))
         elif error != EINTR:
             break
     due = _may_answer(slot)

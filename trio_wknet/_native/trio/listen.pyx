@@ -70,7 +70,7 @@ cdef class NativeListener(Endpoint):
         for i, address in enumerate(self.ports):
             port = <Slot *><size_t>address
             port.kind = PORT
-            port.listener = listener
+            port.beyond.listener = listener
             if admission is not None:
                 admission_ref(admission.table)
                 port.door.admission = admission.table
