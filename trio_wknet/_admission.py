@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from ipaddress import IPv4Network, IPv6Network, ip_address
+from math import ceil
 from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 
-from trio_wknet._options import _integer
+from trio_wknet._options import _integer, _some_seconds
 from trio_wknet._proxy.trust import parse_network
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 _MOST = 2**31 - 1
 _FASTEST = 1_000_000  # connections a second
+_FASTEST_BYTES = 1_000_000_000  # a second
 _SECOND = 1_000_000_000  # ns
 _MAPPED = bytes(10) + b"\xff\xff"  # what IPv4 addresses begin with among those of IPv6
 
@@ -26,6 +28,13 @@ def _rate(instance: object, attribute: attrs.Attribute[Any], value: object) -> N
         raise TypeError(f"{attribute.name} must be a number, not {value!r}")
     if not 0 < value <= _FASTEST:
         raise ValueError(f"{attribute.name} must be above 0, up to {_FASTEST}, not {value!r}")
+
+
+def _window(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{attribute.name} must be a number of seconds, not {value!r}")
+    if not 0.02 <= value <= 3600:
+        raise ValueError(f"{attribute.name} must be from 0.02 to 3600 seconds, not {value!r}")
 
 
 def _when_full(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
@@ -47,6 +56,11 @@ class Admission:
         admission = Admission(max_connections=20_000, max_per_address=100)
         async with open_wknet_listener(address, admission=admission) as listener:
             ...
+
+    Connections that were let in can be ended for being too slow. Then they end like a connection
+    that broke: a receive or a send raises `trio.BrokenResourceError`, whose cause is an `OSError`
+    with ``ETIMEDOUT``. `Listener.serve` goes on if a handler raises that. They are counted in
+    ``statistics().ended_by``.
 
     A refused connection is accepted and reset at once. It is counted in
     ``statistics().refused_by`` of its listener and of its engine.
@@ -79,6 +93,34 @@ class Admission:
     second, but at least one, may come at once. What comes beyond that, ``when_full`` says.
     Above 0, up to 1000000. None, the default: no limit."""
 
+    first_byte_time: float | None = attrs.field(
+        default=None, validator=attrs.validators.optional(_some_seconds)
+    )
+    """Seconds within which the first byte of a connection must come, counted from when it was
+    accepted, or from when its PROXY header has come. If it has not, the connection is ended,
+    with ``close_reason`` ``"no first byte"``: for protocols in which the client speaks first.
+    Above 0, up to 86400. None, the default: no limit."""
+
+    min_rate: int | None = attrs.field(
+        default=None, validator=attrs.validators.optional(_integer(1, _FASTEST_BYTES))
+    )
+    """Bytes a second that a peer must manage while it sends, and while it is to read. It is
+    judged by halves of ``rate_window``, and two in a row that are too slow end a connection,
+    with ``close_reason`` ``"too slow"``:
+
+    * of sending: bytes have come, but too few, none were sent to the peer, and a task or a
+      callback waits for more. A peer that sends nothing is idle, and not too slow
+      (``idle_timeout``); one that gets answers may send as little as it likes. So it is not
+      for protocols in which peers send small messages that are not answered.
+    * of reading: of what waited to be sent at the half's begin, too few bytes have been
+      acknowledged, and not all.
+
+    From 1 to 1000000000. None, the default: no limit."""
+
+    rate_window: float = attrs.field(default=10.0, validator=_window)
+    """Seconds over which ``min_rate`` is judged. A peer that is too slow from some moment on is
+    ended one to one and a half windows later. From 0.02 to 3600; default 10."""
+
     when_full: Literal["wait", "refuse"] = attrs.field(default="wait", validator=_when_full)
     """What happens to those for whom ``max_connections`` or ``accept_rate`` leaves no room.
     ``"wait"``, the default, leaves them in the kernel's queue (``backlog``), from where they
@@ -102,6 +144,9 @@ def native_arguments(admission: Admission, *, gated: bool) -> tuple[Any, ...]:
         admission.max_per_address or 0,
         interval,
         max(interval, _SECOND) if interval else 0,
+        ceil((admission.first_byte_time or 0) * _SECOND),
+        admission.min_rate or 0,
+        ceil(admission.rate_window / 2 * _SECOND),
         admission.when_full == "wait",
         gated,
         [_as_bytes(network) for network in _networks(admission.trusted)],

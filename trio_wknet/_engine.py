@@ -30,7 +30,7 @@ from trio_wknet._shortage import ShortageLog
 from trio_wknet._sockets.address import parse_address
 from trio_wknet._sockets.listening import open_listening_sockets
 from trio_wknet._sockets.unix_connect import connect_unix
-from trio_wknet._statistics import EngineStatistics, ReactorStatistics, refused_by
+from trio_wknet._statistics import EngineStatistics, ReactorStatistics, ended_by, refused_by
 from trio_wknet._tls import check_server_hostname, start_tls
 from trio_wknet._tls_address import split_tls
 from trio_wknet._tls_listener import TLSListener
@@ -551,11 +551,13 @@ class Engine:
         """
         wakes, (used, ready, slabs, kept, live), rows = self._core.statistics()
         unwatched, shortages, _ = self._core.shortage()
+        refused = self._core.refused()
         return EngineStatistics(
             connections=sum(row[0] for row in rows),
             unwatched=unwatched,
             shortages=shortages,
-            refused_by=refused_by(self._core.refused()),
+            refused_by=refused_by(refused),
+            ended_by=ended_by(refused),
             wakes=wakes,
             slots_in_use=used,
             slots_ready=ready,

@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from trio_wknet._relay import RelayResult
 
 
-def is_only(exc: BaseException, kind: type[BaseException]) -> bool:
+def is_only(
+    exc: BaseException, kind: type[BaseException] | tuple[type[BaseException], ...]
+) -> bool:
     """Whether an exception, or every one of an exception group, is of a kind."""
     members = getattr(exc, "exceptions", None)
     if members is not None:

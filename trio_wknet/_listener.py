@@ -24,7 +24,7 @@ from trio_wknet._native.trio.proxy_gate import ProxyGate
 from trio_wknet._options import Limits, check_grace
 from trio_wknet._shortage import ShortageLog
 from trio_wknet._sockets.facade import SocketFacade, borrowed
-from trio_wknet._statistics import ListenerStatistics, refused_by
+from trio_wknet._statistics import ListenerStatistics, ended_by, refused_by
 from trio_wknet._trio_bases import ListenerBase
 from trio_wknet._usage_errors import GivenWhenOpened, call_handler, require_callable
 
@@ -223,7 +223,7 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
                     await call_handler(handler, conn)
                 conn._close("idle" if scope.cancelled_caught else "closed")
         except Exception as exc:
-            if not (conn._timed_out and is_only(exc, trio.ClosedResourceError)):
+            if not _is_of_the_end(conn, exc):
                 raise
         finally:
             conn._drop()  # does nothing if it was closed above or by the handler
@@ -644,13 +644,15 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
         """
         self._ensure_thread()
         accepted, waiting, starved, _, shortages = self._counters()
-        refused = refused_by(self._refused())
+        counts = self._refused()
+        refused = refused_by(counts)
         served = self._events.open if self._events is not None else 0
         return ListenerStatistics(
             accepted=accepted,
             waiting=waiting,
             refused=sum(refused.values()),
             refused_by=refused,
+            ended_by=ended_by(counts),
             starved=starved > 0,
             shortages=shortages,
             handlers=self._handlers + served,
@@ -664,6 +666,14 @@ trio.SocketListener.register(Listener)  # as Conn with trio.SocketStream
 _HANDLERS = {
     function.__code__ for function in (Listener._run_handler, Serving._run, Serving._run_last)
 }
+
+
+def _is_of_the_end(conn: Conn, exc: Exception) -> bool:
+    """Whether a handler raised no more than what it must, because its connection was ended for
+    being idle or too slow."""
+    if conn._too_slow:
+        return is_only(exc, (trio.BrokenResourceError, trio.ClosedResourceError))
+    return conn._timed_out and is_only(exc, trio.ClosedResourceError)
 
 
 def _require_optional(**callbacks: object) -> None:

@@ -64,6 +64,9 @@ class ListenerStatistics:
     its `Admission`; and ``"proxy_header"``, because they did not begin with a valid PROXY
     header, because they had to make room for others before they did, or because their peer is
     not a trusted load balancer."""
+    ended_by: Mapping[str, int] = attrs.field(hash=False)
+    """Connections that were let in, and ended for being too slow, by the setting of its
+    `Admission` that did: ``"first_byte_time"`` and ``"min_rate"``."""
     starved: bool
     """Whether accepting has stopped for lack of file descriptors, of memory, or of
     epoll watches. It resumes by itself once something is closed.
@@ -83,7 +86,13 @@ class ListenerStatistics:
 def refused_by(counts: list[int]) -> dict[str, int]:
     """From the native counters, which are in this order, behind one that is not used."""
     names = ("max_connections", "max_per_address", "accept_rate", "proxy_header")
-    return dict(zip(names, counts[1:], strict=True))
+    return dict(zip(names, counts[1:], strict=False))
+
+
+def ended_by(counts: list[int]) -> dict[str, int]:
+    """From the same."""
+    names = ("first_byte_time", "min_rate")
+    return dict(zip(names, counts[-2:], strict=True))
 
 
 @attrs.frozen(kw_only=True)
@@ -147,6 +156,8 @@ class EngineStatistics:
     refused_by: Mapping[str, int] = attrs.field(hash=False)
     """Connections that its listeners have refused, also those that are closed, by why, as in
     `ListenerStatistics`."""
+    ended_by: Mapping[str, int] = attrs.field(hash=False)
+    """The same of connections that were ended for being too slow."""
     wakes: int
     """The number of times that a reactor had to wake Trio's loop."""
     slots_in_use: int

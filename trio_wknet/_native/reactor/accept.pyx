@@ -35,7 +35,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from ..base.atomics cimport (
     wk_u32_add, wk_u32_load, wk_u32_load_relaxed, wk_u32_store_relaxed, wk_u64_add, wk_u64_load,
-    wk_u64_store_relaxed,
+    wk_u64_store, wk_u64_store_relaxed,
 )
 from ..base.linux cimport (
     AF_UNSPEC, EAGAIN, EBADF, EINVAL, ENOMEM, ENOTSOCK, EOPNOTSUPP, EPOLLET, EPOLLIN, EPOLLOUT, EPOLLPRI,
@@ -49,6 +49,7 @@ from .closing cimport close_now, on_closing_event
 from .hub cimport Hub, Reactor, least_loaded, notify
 from .keep_alive cimport note_keep_alive
 from .lists cimport queue_append
+from .pace cimport pace_begin
 from .places cimport HELD, end_hold, hold, place_enter, place_give_back, place_reserve
 from .shortage cimport end_shortage, is_shortage, wait_for_resources
 from .slot cimport ADD, DROP, NEW, OPEN, PORT, Slot, take_acceptor
@@ -114,7 +115,7 @@ cdef void watch(Reactor *reactor, Slot *slot) noexcept nogil:
     slot.state = OPEN
     if waited:
         note_keep_alive(slot)   # WATCH was ignored meanwhile
-    if wk_u32_load_relaxed(&slot.idle) or slot.keeps_alive:
+    if pace_begin(reactor, slot) or wk_u32_load_relaxed(&slot.idle) or slot.keeps_alive:
         timeout_set(reactor, slot)
     if error:
         end_of_input(reactor, slot, error)
@@ -318,6 +319,8 @@ cdef int _admit_one(Reactor *reactor, Slot *port, bint *full) noexcept nogil:
         return error
     reason = place_enter(reactor, port, &name)
     if reason == ADMITTED:
+        if not port.door.admission.gated:
+            wk_u64_store(&reactor.spare_place.since, max(reactor.now, 1))
         reactor.spare.door.place = reactor.spare_place
         reactor.spare_place = NULL
     elif reason != EXEMPT:

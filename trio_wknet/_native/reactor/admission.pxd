@@ -22,8 +22,10 @@ cdef enum Reason:
     MAX_PER_ADDRESS = 2
     ACCEPT_RATE = 3
     PROXY_HEADER = 4        # counted by the gate
-    REASONS = 5
-    EXEMPT = 6              # let in, and not counted
+    FIRST_BYTE_TIME = 5     # of those that were let in (pace.pyx)
+    MIN_RATE = 6
+    REASONS = 7
+    EXEMPT = 8              # let in, and not counted
 
 # An address of 128 bits; that of IPv4 is mapped.
 cdef struct Peer:
@@ -48,6 +50,9 @@ cdef struct Admission:
     uint64_t interval       # ns between two connections
     uint64_t burst          # ns: so many of these intervals may be used at once
     bint waits              # for room, before it accepts; else it refuses
+    uint64_t first_byte_ns  # within which the first byte must come; 0: whenever it likes
+    uint32_t min_rate       # bytes a second; 0: no limit
+    uint64_t half_window    # ns, over which that is judged
     bint gated              # an address is known only behind the gate
     uint32_t network_count
     Network *trusted
@@ -61,11 +66,25 @@ cdef struct Admission:
     uint32_t bucket_count   # a power of 2
     uint32_t addresses
     # statistics
-    wk_u64 refused[REASONS]
+    wk_u64 refused[REASONS] # those that were ended included
 
 cdef struct Place:
     Admission *admission    # NULL while it is spare
     AddressCount *spare     # memory for the count of its address
+    # written once, before `since`, which publishes it: by the reactor that accepts, or by the
+    # gate when the header has come
+    uint64_t before         # bytes that have come before that: the header's
+    wk_u64 since            # ns: from when on its pace counts; 0: not yet
+    # the reactor's (pace.pyx)
+    uint64_t look_at        # ns: the next look; NEVER: none
+    uint64_t judged_at      # ns: the last look at the pace, and what was counted then:
+    uint64_t received       # bytes
+    uint64_t sent
+    uint64_t acked          # by the peer
+    uint64_t owed           # `acked` when all has arrived that was to be sent; 0: nothing was
+    uint8_t slow_in         # looks in a row that found it too slow to send
+    uint8_t slow_out        # and to read
+    uint8_t ended_for       # slot's lock: the Reason for which it was ended, or 0
     # under the admission's lock
     AddressCount *address   # NULL: not counted by address
     bint counted

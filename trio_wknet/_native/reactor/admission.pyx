@@ -121,7 +121,10 @@ cdef void admission_unref(Admission *admission) noexcept nogil:
 
 
 cdef Place *place_new() noexcept nogil:
-    return <Place *>calloc(1, sizeof(Place))
+    cdef Place *place = <Place *>calloc(1, sizeof(Place))
+    if place != NULL:
+        place.look_at = NEVER
+    return place
 
 
 cdef bint place_prepare(Place *place, Admission *admission) noexcept nogil:

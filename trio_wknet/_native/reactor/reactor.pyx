@@ -29,6 +29,7 @@ from .idle cimport idle_due
 from .keep_alive cimport keep_alive, note_keep_alive
 from .lists cimport list_empty, list_remove
 from .mailbox cimport Notification, batch_send, notification_take, mailbox_take, mailbox_waiting
+from .pace cimport pace_begin, pace_due, pace_look
 from .places cimport room_was_made
 from .slot cimport (
     ABORT, ADD, ANSWER, CLOSE, CONNECTION, DETACH, DIVERT, DROP, FLUSH, FLUSHING, FORGOTTEN, IDLE,
@@ -212,6 +213,7 @@ cdef void command(Reactor *reactor, Slot *slot, uint32_t bits) noexcept nogil:
         answer(reactor, slot)
     if bits & WATCH and slot.state == OPEN:
         note_keep_alive(slot)
+        pace_begin(reactor, slot)
         timeout_set(reactor, slot)
     if bits & DETACH:
         forget(reactor, slot)
@@ -266,6 +268,11 @@ cdef void _act_on_idleness(Reactor *reactor, Slot *slot) noexcept nogil:
     """Report that a connection is idle, if it is. It looks at the socket first: a
     turn takes EVENTS events at most, so if this thread or the process was stopped for
     long, bytes may have come in time that epoll has not reported yet."""
+    if pace_due(slot) <= reactor.now:
+        pace_look(reactor, slot)
+        if idle_due(slot) > reactor.now and not slot.keeps_alive:
+            timeout_set(reactor, slot)
+            return
     look_at_socket(reactor, slot)
     if slot.keeps_alive:
         keep_alive(reactor, slot)
@@ -274,7 +281,7 @@ cdef void _act_on_idleness(Reactor *reactor, Slot *slot) noexcept nogil:
         return
     wk_u32_store(&slot.idle, 0)
     notify(reactor, slot, IDLE)
-    if slot.keeps_alive:
+    if slot.keeps_alive or pace_due(slot) != NEVER:
         timeout_set(reactor, slot)
 
 

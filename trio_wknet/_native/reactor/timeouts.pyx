@@ -1,5 +1,5 @@
 """What a reactor's timing wheel holds: one timeout for each slot, whose meaning
-follows from the slot's state. An open connection may become idle, or need a ping; a closing
+follows from the slot's state. An open connection may become idle, be too slow, or need a ping; a closing
 one has a deadline; what waits for descriptors or memory is tried again."""
 from libc.stdint cimport uint32_t, uint64_t
 
@@ -7,6 +7,7 @@ from ..base.atomics cimport wk_u64_load
 from .hub cimport Reactor
 from .idle cimport idle_due
 from .keep_alive cimport keep_alive_look
+from .pace cimport pace_due
 from .slot cimport OPEN, PORT, Slot
 from .slot_map cimport slot_map_at
 from .wheel cimport Wheel, WheelNode, wheel_add, wheel_new, wheel_remove
@@ -25,8 +26,8 @@ cdef uint64_t _due(void *reactor, uint32_t index) noexcept nogil:
     if slot.kind == PORT or slot.state != OPEN:
         return slot.deadline
     if slot.keeps_alive:
-        return min(idle_due(slot), keep_alive_look(<Reactor *>reactor, slot))
-    return idle_due(slot)
+        return min(idle_due(slot), pace_due(slot), keep_alive_look(<Reactor *>reactor, slot))
+    return min(idle_due(slot), pace_due(slot))
 
 
 cdef Wheel *timeouts_new(Reactor *reactor) noexcept nogil:

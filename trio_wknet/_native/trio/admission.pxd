@@ -1,4 +1,6 @@
 # A listener's admission, as the Trio side holds it.
+from libc.stdint cimport uint32_t
+
 from ..reactor.admission cimport Admission, Reason
 from ..reactor.slot cimport Slot
 from .core cimport Core
@@ -8,4 +10,5 @@ cdef class NativeAdmission:
     cdef Admission *table
 
     cdef Reason enter(self, Core core, Slot *slot, bytes peer) noexcept
+    cdef void begin(self, Core core, Slot *slot, uint32_t size) noexcept
     cdef list refused(self)

@@ -3,13 +3,13 @@ gate, and read for statistics. What decides is reactor/admission.pyx."""
 cimport cython
 from libc.stdint cimport uint32_t, uint64_t
 
-from ..base.atomics cimport wk_u64_add, wk_u64_load_relaxed
+from ..base.atomics cimport wk_u64_add, wk_u64_load_relaxed, wk_u64_store
 from ..reactor.admission cimport (
-    ADMITTED, EXEMPT, MAX_PER_ADDRESS, REASONS, Admission, Peer, Reason, admission_name,
-    admission_new, admission_unref, peer_of_bytes,
+    ADMITTED, EXEMPT, REASONS, Peer, Place, Reason, admission_name, admission_new,
+    admission_unref, peer_of_bytes,
 )
 from ..reactor.places cimport place_wake
-from ..reactor.slot cimport Slot
+from ..reactor.slot cimport WATCH, Slot
 from .core cimport Core
 
 
@@ -22,6 +22,9 @@ cdef class NativeAdmission:
       most_per_address: the same, for each address.
       interval: nanoseconds between two connections; 0: no limit.
       burst: nanoseconds of that which may be used at once, at least one interval.
+      first_byte: nanoseconds within which it must come; 0: no limit.
+      min_rate: bytes a second; 0: no limit.
+      half_window: nanoseconds, over which that is judged.
       waits: leave what cannot come in to the kernel, instead of refusing it.
       gated: addresses are known behind a PROXY gate only.
       trusted: networks, as pairs of bytes: 16 of the prefix and of the mask.
@@ -29,7 +32,8 @@ cdef class NativeAdmission:
 
     def __cinit__(
         self, uint32_t most, uint32_t most_per_address, uint64_t interval, uint64_t burst,
-        bint waits, bint gated, list trusted,
+        uint64_t first_byte, uint32_t min_rate, uint64_t half_window, bint waits, bint gated,
+        list trusted,
     ):
         cdef uint32_t i
         self.table = admission_new(<uint32_t>len(trusted))
@@ -39,6 +43,9 @@ cdef class NativeAdmission:
         self.table.most_per_address = most_per_address
         self.table.interval = interval
         self.table.burst = burst
+        self.table.first_byte_ns = first_byte
+        self.table.min_rate = min_rate
+        self.table.half_window = half_window
         # Without such a limit there is nothing to wait for.
         self.table.waits = waits and (most or interval)
         self.table.gated = gated
@@ -68,6 +75,18 @@ cdef class NativeAdmission:
             wk_u64_add(&self.table.refused[<int>reason], 1)
             wk_u64_add(&core.hub.refused[<int>reason], 1)
         return reason
+
+    cdef void begin(self, Core core, Slot *slot, uint32_t size) noexcept:
+        """A connection's header, of `size` bytes, has come: from here on its pace counts, unless
+        it is exempt."""
+        cdef Place *place = slot.door.place
+        if place == NULL or not place.counted:
+            return
+        if not (self.table.first_byte_ns or self.table.min_rate):
+            return
+        place.before = size
+        wk_u64_store(&place.since, max(core.now(), <uint64_t>1))
+        core.post(slot, WATCH)
 
     cdef list refused(self):
         """Counts of refused connections, by Reason."""

@@ -277,6 +277,8 @@ cdef class ProxyGate(Server):
         wk_u32_store_relaxed(&slot.idle, 0)
         self.leave(slot)
         queue_append(&self.oldest, &self.newest, slot)
+        if self.admission is not None:
+            self.admission.begin(self.core, slot, size)
         self.core.requeue(self.listener, ACCEPTED)
         if resume:
             self.core.post(slot, RESUME)

@@ -19,6 +19,7 @@ from libc.stdlib cimport free
 
 from ..base.atomics cimport wk_u64_load, wk_u64_load_relaxed
 from ..base.linux cimport ECONNRESET, pthread_mutex_lock, pthread_mutex_unlock
+from ..reactor.admission cimport FIRST_BYTE_TIME
 from ..reactor.ring cimport ring_len
 from ..reactor.slot cimport (
     ABORT, ASKED, CLOSE, CONTROL, DETACH, DETACHED, DROP, ENDED, FLUSHED, IDLE, QUIET, READABLE,
@@ -248,13 +249,23 @@ cdef class Stream(Endpoint):
         pthread_mutex_lock(&slot.lock)
         self.end_error = slot.error or slot.pending_error
         self.end_seen = slot.ended or slot.hung_up
+        if slot.door.place != NULL:     # until its reactor closes it, which is later
+            self.too_slow = slot.door.place.ended_for
         pthread_mutex_unlock(&slot.lock)
 
     cdef str _why(self):
         self.look_at_end()
+        if self.too_slow:
+            return "no first byte" if self.too_slow == FIRST_BYTE_TIME else "too slow"
         if self.end_error:
             return "reset" if self.end_error == ECONNRESET else os.strerror(self.end_error)
         return "eof" if self.end_seen else self.reason
+
+    @property
+    def _too_slow(self):
+        """Whether its pace has ended it."""
+        self.look_at_end()
+        return self.too_slow != 0
 
     @property
     def _open(self):
