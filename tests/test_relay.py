@@ -423,6 +423,26 @@ async def test_cancelled(engine: Engine, kind: str, moment: str) -> None:
         await go_on(it, sent, data)
 
 
+async def test_cancelled_with_bytes_in_the_pipe(engine: Engine) -> None:
+    """What a pipe holds is left to be sent."""
+    data = content("pipe", 4_000_000)
+    options = ConnOptions(send_buffer=100_000, receive_buffer=100_000)
+    async with ends(engine, options=options) as it:
+        before = pipes()
+        it.start()
+        sent = 0
+        while pipes() == before:
+            sent += await it.left.send(data[sent : sent + 100_000])
+            got = await it.right.recv(1 << 20)
+            data, sent = data[len(got) :], sent - len(got)
+        with trio.move_on_after(0.3):
+            while sent < len(data):
+                sent += await it.left.send(data[sent : sent + 65536])
+        it.scope.cancel()
+        await it.over.wait()
+        await go_on(it, sent, data)
+
+
 async def test_cancelled_before_and_again(engine: Engine) -> None:
     async with ends(engine) as it:
         with trio.CancelScope() as scope:
