@@ -9,6 +9,7 @@ import ssl
 import sys
 from collections.abc import Awaitable
 from contextlib import AbstractContextManager, suppress
+from io import BytesIO
 from typing import Any
 
 import pytest
@@ -29,6 +30,7 @@ CLIENT_CONTEXT.check_hostname = False
 
 # What to call things with, by the names of their parameters.
 ARGUMENTS: dict[str, Any] = {
+    "file": BytesIO(b"x"),
     "address": LOCAL,
     "default": None,
     "buffer": bytearray(10),
@@ -130,7 +132,7 @@ async def touch(thing: Any) -> list[str]:
 
 OPERATIONS = (
     *("receive_some", "receive_into", "receive_exactly", "receive_until"),
-    *("send_all", "flush", "wait_send_all_might_not_block", "send_eof", "detach"),
+    *("send_all", "send_file", "flush", "wait_send_all_might_not_block", "send_eof", "detach"),
     *(
         "start_tls",
         "wait_closed",

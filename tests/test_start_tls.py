@@ -90,7 +90,7 @@ async def test_an_unencrypted_command_is_no_encrypted_one(pair: tuple[Conn, Conn
 TAKEN = {
     "detach", "discard", "flush", "framed", "peek", "receive_exactly", "receive_exactly_nowait",
     "receive_into", "receive_nowait", "receive_some", "receive_until", "receive_until_nowait",
-    "send_all", "send_eof", "send_nowait", "send_vectored", "start_tls",
+    "send_all", "send_eof", "send_file", "send_nowait", "send_vectored", "start_tls",
     "wait_send_all_might_not_block", "__anext__",
 }  # fmt: skip
 

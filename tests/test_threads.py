@@ -5,6 +5,7 @@ What there is to call is enumerated. Whatever is added to a class must be added 
 from __future__ import annotations
 
 import gc
+import io
 import socket
 import ssl
 import threading
@@ -79,6 +80,7 @@ CONN: dict[str, Callable[[Any], Any] | None] = {
     "remote_address": None,
     "send_all": lambda conn: conn.send_all(b"stray"),
     "send_eof": lambda conn: conn.send_eof(),
+    "send_file": lambda conn: conn.send_file(io.BytesIO(b"stray")),
     "send_nowait": lambda conn: conn.send_nowait(b"stray"),
     "send_vectored": lambda conn: conn.send_vectored([b"stray"]),
     "setsockopt": lambda conn: conn.setsockopt(*NODELAY, 1),
@@ -135,6 +137,7 @@ TLS_STREAM: dict[str, Callable[[Any], Any] | None] = {
     "receive_until_nowait": lambda stream: stream.receive_until_nowait(b"x"),
     "remote_address": None,
     "send_all": lambda stream: stream.send_all(b"stray"),
+    "send_file": lambda stream: stream.send_file(io.BytesIO(b"stray")),
     "send_nowait": lambda stream: stream.send_nowait(b"stray"),
     "send_vectored": lambda stream: stream.send_vectored([b"stray"]),
     "statistics": lambda stream: stream.statistics(),

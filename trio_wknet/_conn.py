@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
+    from trio_wknet._files import BinaryFile
     from trio_wknet._framing import Framing
     from trio_wknet._native.trio.core import Core
     from trio_wknet._options import Limits
@@ -258,6 +259,59 @@ class Conn(IdleWatch, StreamBase):  # type: ignore[misc]  # final, see _trio_bas
           RuntimeError: if it is entered in another thread, or twice.
         """
         return IdlePoint(self)
+
+    # --- files ---------------------------------------------------------------
+
+    async def send_file(self, file: BinaryFile, offset: int = 0, count: int | None = None) -> int:
+        """Send a file, or a part of it, like asyncio's ``loop.sendfile``, and return once the
+        kernel owns every byte. A checkpoint.
+
+        The bytes of a plain file do not pass through this process: the kernel sends them
+        (``sendfile``). What is not in memory is read ahead in a worker thread, so no disk
+        holds up Trio or a reactor. Unlike asyncio's, it neither uses nor moves the
+        file's position, and the file may be closed meanwhile.
+
+        Any other object with a binary ``read`` is read in worker threads: `io.BytesIO`, a pipe,
+        a `gzip.GzipFile` (whose plain bytes are sent, not those of its descriptor). If it can
+        seek, ``offset`` is where it is read from; its position afterwards is undefined. If the
+        call is cancelled, or the connection closed, it ends when the read that has begun
+        does.
+
+        What `send_nowait` left is sent before it, and nothing that is sent later overtakes
+        it. Without ``count`` it ends where the file ends when it gets there, so what is appended
+        meanwhile is sent, too. A file that ends early, even one that is truncated meanwhile,
+        is no error: compare what is returned with what you announced to the peer. The kernel
+        keeps no copy of what it sends, so what is overwritten in the file before the peer has
+        received it may arrive changed: replace files that are being sent, do not rewrite them.
+
+        If the call is cancelled, the connection breaks, or the file cannot be read, a part may
+        have been sent; ``statistics().bytes_sent`` says how much, as for `send_all`.
+
+        Args:
+          file: a file opened in binary mode for reading, by `open` or `trio.open_file`, or an
+              object with a ``read`` that returns bytes.
+          offset: where to begin, in bytes from the file's beginning; by default 0. If it
+              cannot seek, only 0 is valid, and means its position.
+          count: the most bytes to send; by default None, all up to the end.
+
+        Returns:
+          The number of bytes that were sent: ``count``, or fewer if the file ends before.
+
+        Raises:
+          trio.ClosedResourceError: if the connection is closed, before or during the call,
+              or `send_eof` was called.
+          trio.BrokenResourceError: if the connection broke. Its cause is the `OSError`.
+          trio.BusyResourceError: if another task is sending.
+          TypeError: if ``file`` is not a binary file, or another argument not an integer.
+          ValueError: if ``file`` is closed or not opened for reading, or ``offset`` or
+              ``count`` is negative.
+          OSError: if the file cannot be read, or there is no descriptor left: it takes one.
+          RuntimeError: if called from another thread.
+        """
+        from trio_wknet._files import open_source
+
+        self._ensure_usable()
+        return await self._send_file(open_source(file, offset, count))
 
     # --- messages ------------------------------------------------------------
 

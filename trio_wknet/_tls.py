@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from trio_wknet._conn import Conn
+    from trio_wknet._files import BinaryFile
     from trio_wknet._framing import Framing
 
 
@@ -199,6 +200,38 @@ class TLSStream(TLSSend, OverConn, TLSStreamBase):  # type: ignore[misc,override
           RuntimeError: if called from another thread.
         """
         return TLSFrameChannel._over(self, framing)
+
+    async def send_file(self, file: BinaryFile, offset: int = 0, count: int | None = None) -> int:
+        """Encrypt a file, or a part of it, and send that; returns once the kernel owns every
+        byte. A checkpoint.
+
+        It takes the same files as `Conn.send_file`, and reads them in worker threads where a
+        disk has to be waited for. If the call is cancelled while it reads, the stream can still
+        be used; in the middle of a record it is broken, as by `send_all`.
+
+        Args:
+          file: a file opened in binary mode for reading, by `open` or `trio.open_file`, or an
+              object with a ``read`` that returns bytes.
+          offset: where to begin, in bytes from the file's beginning; by default 0.
+          count: the most bytes to send; by default None, all up to the end.
+
+        Returns:
+          The number of bytes of the file that were sent: ``count``, or fewer if it ends before.
+
+        Raises:
+          trio.ClosedResourceError: if the stream is closed, before or during the call.
+          trio.BrokenResourceError: if the connection broke, or TLS failed. Its cause is the
+              `OSError`, which an `ssl.SSLError` is.
+          trio.BusyResourceError: if another task is sending.
+          TypeError: if ``file`` is not a binary file, or another argument not an integer.
+          ValueError: if ``file`` is closed or not opened for reading, or ``offset`` or
+              ``count`` is negative.
+          OSError: if the file cannot be read, or there is no descriptor left: it takes one.
+          RuntimeError: if called from another thread.
+        """
+        from trio_wknet._files import open_source
+
+        return await self._send_file(open_source(file, offset, count))
 
     async def unwrap(self) -> tuple[Any, bytes]:
         """Say goodbye and wait for the peer's, after which the transport can be used

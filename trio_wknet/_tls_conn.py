@@ -36,7 +36,7 @@ def _refuse(conn: TLSConn, *_: Any, **__: Any) -> NoReturn:
 for _name in (
     *("receive_some", "receive_nowait", "receive_into", "peek", "discard", "framed"),
     *("receive_exactly", "receive_exactly_nowait", "receive_until", "receive_until_nowait"),
-    *("send_all", "send_nowait", "send_vectored", "send_eof", "flush"),
+    *("send_all", "send_nowait", "send_vectored", "send_file", "send_eof", "flush"),
     *("wait_send_all_might_not_block", "detach", "start_tls"),
 ):
     setattr(TLSConn, _name, _refuse)

@@ -10,6 +10,8 @@ cdef extern from "<errno.h>" nogil:
         EBADF
         ECONNABORTED
         ECONNRESET
+        EFAULT
+        EHOSTUNREACH
         EINPROGRESS
         EINTR
         EINVAL
@@ -17,6 +19,7 @@ cdef extern from "<errno.h>" nogil:
         ENFILE
         ENOBUFS
         ENOMEM
+        ENETUNREACH
         ENOSPC
         ENOTCONN
         ENOTSOCK
@@ -79,6 +82,7 @@ cdef extern from "<sys/timerfd.h>" nogil:
 
 cdef extern from "<unistd.h>" nogil:
     ssize_t read(int fd, void *buf, size_t count)
+    ssize_t pread(int fd, void *buf, size_t count, int64_t offset)
     ssize_t write(int fd, const void *buf, size_t count)
     int close(int fd)
     int pipe2(int *fds, int flags)

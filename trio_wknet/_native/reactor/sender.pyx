@@ -6,8 +6,8 @@ from libc.string cimport memset
 
 from ..base.atomics cimport wk_u32_add, wk_u32_store, wk_u64_bump, wk_u64_store_relaxed
 from ..base.linux cimport (
-    EAGAIN, EINTR, EPIPE, MSG_DONTWAIT, MSG_NOSIGNAL, errno, iovec, msghdr, pthread_mutex_lock,
-    pthread_mutex_unlock, sendmsg,
+    EAGAIN, EFAULT, EINTR, EPIPE, MSG_DONTWAIT, MSG_NOSIGNAL, errno, iovec, msghdr,
+    pthread_mutex_lock, pthread_mutex_unlock, sendmsg,
 )
 from .pool cimport Block, Pool, pool_drop
 from .ring cimport ring_clear, ring_discard, ring_len, ring_prepend, ring_spans
@@ -79,7 +79,9 @@ cdef ssize_t sender_push(Slot *slot, Pool *mine, const iovec *data, uint64_t now
             wk_u64_store_relaxed(&slot.last_sent, now)
         if sent >= ahead:
             return sent - ahead
-        if sent < 0 and error != EINTR:
+        if error == EFAULT and data != NULL:
+            data = NULL         # it cannot be read: what is queued goes without it
+        elif sent < 0 and error != EINTR:
             if error != EAGAIN:
                 sender_failed(slot, mine, error)
             return -1

@@ -2,12 +2,12 @@ from typing import final
 
 import trio
 
-from trio_wknet._native.trio.send_vector import VectorHalf
+from trio_wknet._native.trio.send_file import FileHalf
 
 @final
 class IdleScope: ...
 
-class IdleWatch(VectorHalf):
+class IdleWatch(FileHalf):
     def idle_scope(
         self,
         seconds: float | None = None,

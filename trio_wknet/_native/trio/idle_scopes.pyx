@@ -103,7 +103,7 @@ cdef bint _try_to_expire(object scope) noexcept:
     return True
 
 
-cdef class IdleWatch(VectorHalf):
+cdef class IdleWatch(FileHalf):
     """The uppermost native layer of a `Conn`: idle scopes and the idle timeout."""
 
     def idle_scope(self, seconds=None, *, read=None, write=None):
@@ -360,9 +360,9 @@ cdef class IdleWatch(VectorHalf):
         return unread
 
     cdef bint unmarked(self) noexcept:
-        return not self.idle_scopes and self.handler_scope is None and VectorHalf.unmarked(self)
+        return not self.idle_scopes and self.handler_scope is None and FileHalf.unmarked(self)
 
     cdef void let_go(self, uint32_t command, str reason) noexcept:
         self.idle_scopes = None
         self.handler_scope = None
-        VectorHalf.let_go(self, command, reason)
+        FileHalf.let_go(self, command, reason)

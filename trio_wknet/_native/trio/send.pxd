@@ -11,6 +11,9 @@ cdef enum:
     HOLD_GIL_UP_TO = 16384
 
 
+cdef object unreadable()
+
+
 cdef class SendHalf(ReceiveSized):
     cdef int ensure_no_sender(self) except -1
     cdef int may_send(self) except -1

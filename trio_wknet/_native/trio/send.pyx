@@ -17,8 +17,8 @@ from ..base.atomics cimport (
     wk_fence, wk_u32_load, wk_u32_or, wk_u32_store, wk_u64_bump, wk_u64_load, wk_u64_store_relaxed,
 )
 from ..base.linux cimport (
-    EAGAIN, EINTR, ENOMEM, MSG_DONTWAIT, MSG_NOSIGNAL, POLLOUT, SHUT_WR, errno, iovec, poll,
-    pollfd, pthread_mutex_lock, pthread_mutex_unlock, send, shutdown,
+    EAGAIN, EFAULT, EINTR, ENOMEM, MSG_DONTWAIT, MSG_NOSIGNAL, POLLOUT, SHUT_WR, errno, iovec,
+    poll, pollfd, pthread_mutex_lock, pthread_mutex_unlock, send, shutdown,
 )
 from ..reactor.ring cimport ring_len, ring_write
 from ..reactor.sender cimport (
@@ -62,6 +62,9 @@ cdef class SendHalf(ReceiveSized):
         """Hand bytes to the kernel; returns how many it took. Fewer than `n` means that it is
         full, and, with `wait`, that the reactor will wake the sender when it is not.
 
+        The kernel alone reads them. Memory that it cannot read (EFAULT), as that of a file that
+        was mapped and then truncated, is no fault of the connection's.
+
         No such wake is lost: here the flag is set before the last try; on_writable has the
         reactor's half of the argument."""
         cdef Slot *slot = self.slot
@@ -83,6 +86,8 @@ cdef class SendHalf(ReceiveSized):
                     break
                 self.arm()
                 armed = True
+            elif errno == EFAULT and (wait or total == 0):
+                raise unreadable()
             elif errno != EINTR:
                 sender_failed(slot, self.core.hub.pool, errno)
                 raise broken(slot.send_error)
@@ -142,6 +147,8 @@ cdef class SendHalf(ReceiveSized):
               or `send_eof` was called.
           trio.BrokenResourceError: if the connection broke. Its cause is the `OSError`.
           trio.BusyResourceError: if another task is sending.
+          OSError: with ``errno.EFAULT``, if ``data`` cannot be read, as when it was mapped from a
+              file (`mmap.mmap`) that was truncated. The connection can still be used.
           TypeError: if ``data`` is not bytes-like.
           RuntimeError: if called from another thread.
         """
@@ -341,6 +348,10 @@ cdef class SendHalf(ReceiveSized):
         cdef Detach operation = Detach.__new__(Detach)
         operation.conn = self
         return operation
+
+
+cdef object unreadable():
+    return OSError(EFAULT, "cannot read data: was it mapped from a file that was truncated?")
 
 
 cdef int _get_buffer(data, Py_buffer *view) except -1:

@@ -7,11 +7,11 @@ from libc.string cimport memset
 
 from ..base.atomics cimport wk_u64_bump, wk_u64_store_relaxed
 from ..base.linux cimport (
-    EAGAIN, EINTR, MSG_DONTWAIT, MSG_NOSIGNAL, errno, iovec, msghdr, sendmsg,
+    EAGAIN, EFAULT, EINTR, MSG_DONTWAIT, MSG_NOSIGNAL, errno, iovec, msghdr, sendmsg,
 )
 from ..reactor.sender cimport sender_failed, sender_push
 from ..reactor.slot cimport Slot
-from .send cimport HOLD_GIL_UP_TO, SendingData
+from .send cimport HOLD_GIL_UP_TO, SendingData, unreadable
 
 cdef enum:
     MAX_SPANS = 1024        # IOV_MAX
@@ -38,6 +38,7 @@ cdef class VectorHalf(SendHalf):
           trio.BusyResourceError: if another task is sending.
           TypeError: if ``buffers`` is not iterable, or one of them is not bytes-like, or not
               contiguous; the message says which.
+          OSError: with ``errno.EFAULT``, if one of them cannot be read, as with `send_all`.
         """
         cdef SendVectored operation = SendVectored.__new__(SendVectored)
         operation.conn = self
@@ -120,6 +121,8 @@ cdef class SendSpans(SendingData):
                     break
                 self.conn.arm()
                 armed = True
+            elif error == EFAULT and not (self.begun and isinstance(self, SendWhole)):
+                raise unreadable()      # a message that was begun could not be finished
             elif error != EINTR:
                 sender_failed(slot, self.conn.core.hub.pool, error)
                 self.conn.ensure_unbroken()

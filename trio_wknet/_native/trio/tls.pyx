@@ -508,6 +508,30 @@ cdef class TLSBase:
         if rest is not None:
             await self._write(rest)
 
+    async def _send_file(self, source):
+        """Send what a source of _files.py has, piece by piece."""
+        cdef Py_ssize_t at
+        total = 0
+        if self.conn is not None:
+            self.conn.ensure_usable()
+        self.begin_sending(True)
+        try:
+            await self._ensure_handshake()
+            if self.held is not None:       # by send_nowait, which from here on comes behind
+                await self._write(self.with_held(b""))
+            while True:
+                piece = memoryview(await source.next_piece())
+                if not piece:
+                    break
+                for at in range(0, len(piece), PIECE):
+                    await self._write(piece[at:at + PIECE])
+                total += len(piece)
+            if not total:
+                await checkpoint()
+            return total
+        finally:
+            self.sender = None
+
     async def _shut_down(self):
         """Say goodbye, and wait for the peer's. Returns the transport, and what came behind the
         goodbye."""

@@ -1,0 +1,76 @@
+/* Reading from files without waiting for a disk, and sending them to a socket.
+
+   64-bit only, where an offset is one register. */
+#ifndef TRIO_WKNET_FILES_H
+#define TRIO_WKNET_FILES_H
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <errno.h>
+#include <signal.h>
+#include <stdint.h>
+#include <sys/sendfile.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/vfs.h>
+#include <time.h>
+#include <unistd.h>
+
+#ifndef RWF_NOWAIT
+#define RWF_NOWAIT 8
+#endif
+
+/* Read what is in memory. Fails with EAGAIN where a disk would have to be waited for, and
+   with EOPNOTSUPP where the file system cannot tell. By number, since musl before 1.2.5 has no
+   function for it. */
+static inline ssize_t wk_read_resident(int fd, void *out, size_t n, int64_t offset)
+{
+    struct iovec span = {out, n};
+    return syscall(SYS_preadv2, fd, &span, 1, (long)offset, 0L, RWF_NOWAIT);
+}
+
+/* Whether a file is in a file system without a disk: tmpfs (as a memfd is), ramfs, hugetlbfs. */
+static inline int wk_in_memory(int fd)
+{
+    struct statfs of;
+    if (fstatfs(fd, &of) != 0)
+        return 0;
+    return (uint32_t)of.f_type == 0x01021994u || (uint32_t)of.f_type == 0x858458f6u
+           || (uint32_t)of.f_type == 0x958458f6u;
+}
+
+/* The size, or -1. */
+static inline int64_t wk_file_size(int fd)
+{
+    struct stat of;
+    return fstat(fd, &of) == 0 ? (int64_t)of.st_size : -1;
+}
+
+/* sendfile without SIGPIPE, which has no flag against it, unlike send. The signal is sent to
+   this thread, also if a part was sent before the connection was found broken. */
+static inline ssize_t wk_sendfile(int sock, int fd, int64_t offset, size_t n)
+{
+    static const struct timespec at_once;
+    sigset_t sigpipe, blocked, pending;
+    off_t at = offset;
+    ssize_t sent;
+    int error;
+    sigemptyset(&sigpipe);
+    sigaddset(&sigpipe, SIGPIPE);
+    sigemptyset(&pending);
+    pthread_sigmask(SIG_BLOCK, &sigpipe, &blocked);
+    if (sigismember(&blocked, SIGPIPE))
+        sigpending(&pending);
+    sent = sendfile(sock, fd, &at, n);
+    error = errno;
+    if (sent < (ssize_t)n && !sigismember(&pending, SIGPIPE))
+        while (sigtimedwait(&sigpipe, NULL, &at_once) < 0 && errno == EINTR)
+            ;
+    pthread_sigmask(SIG_SETMASK, &blocked, NULL);
+    errno = error;
+    return sent;
+}
+
+#endif

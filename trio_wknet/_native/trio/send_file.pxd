@@ -1,0 +1,5 @@
+from .send_vector cimport VectorHalf
+
+
+cdef class FileHalf(VectorHalf):
+    pass
