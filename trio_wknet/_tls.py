@@ -49,8 +49,8 @@ class TLSStream(TLSSend, OverConn, TLSStreamBase):  # type: ignore[misc,override
     the stream.
 
     What a `Conn` has besides, it has, too, but for `Conn.peek`, `Conn.discard`,
-    `Conn.send_eof` and `Conn.detach`. ``context`` is the `ssl.SSLContext`, and what is about the
-    socket is that of the ``transport_stream``.
+    `Conn.send_eof`, `Conn.close_nowait` and `Conn.detach`. ``context`` is the
+    `ssl.SSLContext`, and what is about the socket is that of the ``transport_stream``.
 
     All of `ssl.SSLObject`'s attributes and methods are those of the stream, too. Those that
     tell of the encrypted connection, such as ``cipher`` and ``selected_alpn_protocol``,
@@ -134,8 +134,9 @@ class TLSStream(TLSSend, OverConn, TLSStreamBase):  # type: ignore[misc,override
         """Say that nothing but the wait in this block is under way, like `Conn.idle_point`. Not
         a checkpoint.
 
-        A record of which a part has come counts as a request that has begun; the handshake
-        does not count as one. Over another transport than a `Conn` nothing cancels the block.
+        A record of which a part has come counts as a request that has begun, unless OpenSSL has
+        taken that part in already, which cannot be seen; the handshake does not count as one.
+        Over another transport than a `Conn` nothing cancels the block.
 
         Returns:
           A context manager, to be entered once, whose value is the `trio.CancelScope`.

@@ -38,8 +38,8 @@ from ..base.atomics cimport (
     wk_u64_store, wk_u64_store_relaxed,
 )
 from ..base.linux cimport (
-    AF_UNSPEC, EAGAIN, EBADF, EINVAL, ENOMEM, ENOTSOCK, EOPNOTSUPP, EPOLLET, EPOLLIN, EPOLLOUT, EPOLLPRI,
-    EPOLLRDHUP, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, POLLIN, SOCK_CLOEXEC,
+    AF_UNSPEC, EAGAIN, EBADF, EINVAL, ENOMEM, ENOTSOCK, EOPNOTSUPP, EPOLLET, EPOLLIN,
+    EPOLLOUT, EPOLLPRI, EPOLLRDHUP, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, POLLIN, SOCK_CLOEXEC,
     SOCK_NONBLOCK, SOL_SOCKET, SO_LINGER, accept4, close, epoll_ctl, epoll_event, errno,
     linger_t, monotonic_ns, poll, pollfd, pthread_mutex_lock, pthread_mutex_unlock, setsockopt,
     sockaddr, sockaddr_storage, socklen_t,

@@ -14,8 +14,9 @@
 # its place (`admit`): so it is sent once, by one side.
 #
 # Access: all is const once the job is given, but for
-#   outcomes            each under the lock of its connection; of a handle that refers to nothing any
-#                       more, the reactor's: the Trio side has let go of that connection
+#   outcomes            each under the lock of its connection; of a handle that refers to
+#                       nothing any more, the reactor's: the Trio side has let go of that
+#                       connection
 #   at, sent, broken    the reactor's, until the job is done
 #   following           the Trio side's
 from libc.stdint cimport uint8_t, uint32_t, uint64_t

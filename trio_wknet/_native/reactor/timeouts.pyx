@@ -1,6 +1,6 @@
 """What a reactor's timing wheel holds: one timeout for each slot, whose meaning
-follows from the slot's state. An open connection may become idle, be too slow, or need a ping; a closing
-one has a deadline; what waits for descriptors or memory is tried again."""
+follows from the slot's state. An open connection may become idle, be too slow, or need a ping; a
+closing one has a deadline; what waits for descriptors or memory is tried again."""
 from libc.stdint cimport uint32_t, uint64_t
 
 from ..base.atomics cimport wk_u64_load

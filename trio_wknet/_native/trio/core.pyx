@@ -32,8 +32,8 @@ from ..reactor.sender cimport (
 )
 from ..reactor.setup cimport hub_free, hub_new
 from ..reactor.slot cimport (
-    ADD, BROADCAST, CONNECTION, DROP, ENDED, FLUSH, GONE, LISTENER, QUIET, RELEASED, SHORTAGE, TRIM, WATCH,
-    Limits, Slot, slot_of_completion,
+    ADD, BROADCAST, CONNECTION, DROP, ENDED, FLUSH, GONE, LISTENER, QUIET, RELEASED, SHORTAGE,
+    TRIM, WATCH, Limits, Slot, slot_of_completion,
 )
 from ..reactor.slot_map cimport (
     SLAB_SLOTS, SlotMap, slot_map_after_fork, slot_map_each, slot_map_get, slot_map_return,

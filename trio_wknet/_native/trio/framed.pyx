@@ -2,9 +2,9 @@
 
 The state of a scan is memory of its own, so that a connection without frames pays for a
 pointer. Its slot refers to it, and so do the channel that was made for it and, in event mode,
-the object of a connection that was let go of; the last of them frees it. The Trio side alone counts, under the GIL. The reactor looks at it under the
-slot's lock, through the slot, so unlinking under the lock is enough: from there on the
-reactor knows nothing of it.
+the object of a connection that was let go of; the last of them frees it. The Trio side alone
+counts, under the GIL. The reactor looks at it under the slot's lock, through the slot, so
+unlinking under the lock is enough: from there on the reactor knows nothing of it.
 """
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING

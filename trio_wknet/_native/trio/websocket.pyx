@@ -532,8 +532,8 @@ cdef class WebSocketReceive(Observer):
 
     cdef object take_large(self, Record *record):
         """The first message, which is whole and large, or compressed. What is unread is not
-        written to, whatever the reactor adds, even if the ring moves to another block; and only this side takes it
-        out. So it is copied without the lock."""
+        written to, whatever the reactor adds, even if the ring moves to another block; and only
+        this side takes it out. So it is copied without the lock."""
         cdef Slot *slot = self.conn.slot
         cdef uint32_t n = record.size
         cdef uint32_t at, first
