@@ -445,6 +445,31 @@ async def test_a_slow_one_is_skipped(engine: Engine, kind: str) -> None:
         assert done.skipped == 0, "it has caught up"
 
 
+async def test_one_silent_member_among_many(engine: Engine) -> None:
+    """It costs its `limits.outbound` at most, and the others get everything, in order."""
+    limits, messages = Limits(outbound=20_000), [b"%01024d" % number for number in range(200)]
+    async with (
+        conn_and_peer(engine, "unix", limits=limits, options=SMALL) as (silent, silent_peer),
+        pairs(engine, 99, "unix", limits=limits) as others,
+    ):
+        group = engine.group()
+        for conn in (silent, *(conn for conn, _ in others)):
+            group.add(conn)
+        skipped = 0
+        for start in range(0, 200, 20):
+            some = messages[start : start + 20]
+            for message in some:
+                done = await group.broadcast_nowait(message).wait()
+                assert (done.sent, done.closed) == (100 - done.queued - done.skipped, 0)
+                skipped += done.skipped
+                assert silent.statistics().buffered_outbound <= 20_000
+            for _, peer in others:
+                assert await read(peer, 20 * 1024) == b"".join(some)
+        got = await read(silent_peer, (200 - skipped) * 1024)
+        assert got == b"".join(messages[: 200 - skipped])
+        assert 100 < skipped < 200
+
+
 async def test_a_slow_one_is_closed(engine: Engine, kind: str) -> None:
     async with slow_one(engine, kind) as (group, slow, slow_peer, good, peer):
         async with trio.open_nursery() as nursery:

@@ -25,7 +25,7 @@ from helpers import (
     send,
     until,
 )
-from trio.testing import memory_stream_pair
+from trio.testing import MockClock, memory_stream_pair
 
 from trio_wknet import (
     Conn,
@@ -40,6 +40,9 @@ from trio_wknet import (
 )
 from trio_wknet._tls_conn import TLSConn
 
+# Windows in which messages of bulk arrive as a whole.
+PIPED = ConnOptions(send_buffer=100_000, receive_buffer=100_000)
+RESOLUTION = 0.02  # seconds: of the time that a byte is noted with
 MUCH = 1_500_000  # bytes; more than kernels and pipes hold on the way
 
 
@@ -145,6 +148,56 @@ async def test_small_kernel_buffers(engine: Engine) -> None:
     async with ends(engine, options=SMALL) as it:
         it.start()
         await both_ways(it, 300_000)
+
+
+async def test_a_pipe_full_of_small_packets(engine: Engine) -> None:
+    """A pipe is full with few bytes in it, if each packet takes one of its places. What is behind
+    that is read once there is room, though no more comes that would tell."""
+    async with ends(engine, options=PIPED) as it:
+        it.start()
+        sent = bytearray()
+
+        async def put(size: int) -> bool:
+            """Send, and say whether all of it is taken soon."""
+            data = content(len(sent), size)
+            await send(it.left, data)
+            sent.extend(data)
+            with trio.move_on_after(0.1):
+                await until(lambda: it.a.statistics().bytes_received == total + len(sent))
+            return it.a.statistics().bytes_received == total + len(sent)
+
+        total = await until_spliced(it)
+        while held(it) == 0:
+            await put(32768)
+            await trio.sleep(0.02)  # for as long as the socket behind it takes some
+        assert it.b.statistics().buffered_outbound == 0
+        packets = 0
+        while await put(100):
+            packets += 1
+        assert held(it) < 60_000
+        assert packets < 1000
+        with trio.fail_after(5):
+            assert await read(it.right, len(sent)) == sent
+            it.left.shutdown(socket.SHUT_WR)
+            it.right.shutdown(socket.SHUT_WR)
+            await it.over.wait()
+        assert it.result == RelayResult(a_to_b=total + len(sent), b_to_a=0)
+
+
+async def until_spliced(it: Ends) -> int:
+    """Relay until a pipe is used and is empty; how many bytes that took."""
+    before, total = pipes(), 0
+    while pipes() == before:
+        await send(it.left, bytes(100_000))
+        assert await read(it.right, 100_000) == bytes(100_000)
+        total += 100_000
+    return total
+
+
+def held(it: Ends) -> int:
+    """Bytes in the pipe from `a` to `b`."""
+    a, b = it.a.statistics(), it.b.statistics()
+    return a.bytes_received - b.bytes_sent - b.buffered_outbound
 
 
 async def test_pings_of_one_byte(engine: Engine, kind: str) -> None:
@@ -426,8 +479,7 @@ async def test_cancelled(engine: Engine, kind: str, moment: str) -> None:
 async def test_cancelled_with_bytes_in_the_pipe(engine: Engine) -> None:
     """What a pipe holds is left to be sent."""
     data = content("pipe", 4_000_000)
-    options = ConnOptions(send_buffer=100_000, receive_buffer=100_000)
-    async with ends(engine, options=options) as it:
+    async with ends(engine, options=PIPED) as it:
         before = pipes()
         it.start()
         sent = 0
@@ -547,18 +599,49 @@ async def test_with_tls_or_callbacks(engine: Engine) -> None:
         it.a.__class__ = Conn
 
 
-async def test_idle_timeouts(engine: Engine) -> None:
-    """Bytes that a relay moves count; and where none moves, the timeout closes."""
-    async with ends(engine) as it:
+async def test_relayed_bytes_are_not_idle(autojump_clock: MockClock) -> None:
+    """Exactly, by virtual time: bytes that a relay moves count for either side."""
+    async with open_engine() as engine, ends(engine, "unix") as it:
         it.a.idle_timeout = 0.3
         it.start()
         with it.b.idle_scope(0.3) as scope:
             for _ in range(10):
                 await send(it.left, b"x")
                 assert await read(it.right, 1) == b"x"
-                await trio.sleep(0.05)
+                await trio.sleep(0.2)
         assert not scope.cancelled_caught
         assert not it.over.is_set()
+        start = trio.current_time()
+        await it.over.wait()
+        assert 0.05 <= trio.current_time() - start <= 0.15
+        assert it.a.close_reason == "idle"
+
+
+@pytest.mark.parametrize("size", [1, 100_000])
+async def test_relayed_bytes_are_noted(engine: Engine, size: int) -> None:
+    """When the last byte moved, by whichever reactor, copied or spliced."""
+    async with ends(engine, options=PIPED) as it:
+        it.start()
+        if size > 1:
+            await until_spliced(it)
+        await trio.sleep(2 * RESOLUTION)
+        moved = trio.current_time()
+
+        def late() -> float:
+            """By how much the noted times are before it."""
+            passed = trio.current_time() - moved
+            return max(conn.statistics().idle_time for conn in (it.a, it.b)) - passed
+
+        assert late() > RESOLUTION
+        await send(it.left, bytes(size))
+        assert await read(it.right, size) == bytes(size)
+        await until(lambda: late() <= RESOLUTION)
+
+
+async def test_a_silent_relay_times_out(engine: Engine) -> None:
+    async with ends(engine) as it:
+        it.a.idle_timeout = 0.1
+        it.start()
         with it.b.idle_scope(write=0.05) as scope:
             await trio.sleep_forever()
         assert scope.cancelled_caught
