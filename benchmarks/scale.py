@@ -1,8 +1,8 @@
 """Many connections: ``python benchmarks/scale.py``, some fifteen minutes.
 
 Measures what an idle connection costs in memory, what many of them do to throughput,
-latency and garbage collection, and the whole course of crowds of up to 100 000. What was
-wanted and is missed is said loudly, and is not an error.
+latency and garbage collection, what a message to all of a group takes, and the whole course of
+crowds of up to 100 000. What was wanted and is missed is said loudly, and is not an error.
 
 ``--json SCALE.json`` is what `scale_page.py` makes the figures of docs/scale.md from.
 """
@@ -35,6 +35,7 @@ FULL = Size(
     collected=15_000,
     idle=15_000,
     rate=10_000.0,
+    members=(1, 1000, 5000, 10_000),
     repeats=3,
 )
 QUICK = Size(
@@ -43,6 +44,7 @@ QUICK = Size(
     collected=100,
     idle=100,
     rate=1000.0,
+    members=(20,),
     repeats=1,
 )
 CORE = ("look up", "take and give")

@@ -523,6 +523,15 @@ def test_broadcasts_are_measured(tmp_path: Path, websocket: bool) -> None:
         assert one["last"] > 0
 
 
+def test_silent_members_are_measured(tmp_path: Path) -> None:
+    arguments = ("--members", 3, "--broadcasts", 200, "--outbound", 20_000)
+    found = measured("experiment.py", tmp_path, "silent_members", *arguments)["results"]
+    assert list(found) == ["threaded", "inloop"]
+    for one in found.values():
+        assert (one["silent"], one["complete"]) == (1, 2)
+        assert one["buffered"] <= one["bound"] == 20_000
+
+
 @pytest.mark.skipif(
     not bench.compiled.has_header("openssl/ssl.h"), reason="a C compiler or libssl-dev is missing"
 )

@@ -184,6 +184,37 @@ async def test_a_pipe_full_of_small_packets(engine: Engine) -> None:
         assert it.result == RelayResult(a_to_b=total + len(sent), b_to_a=0)
 
 
+async def test_bulk_into_a_small_window(engine: Engine) -> None:
+    """The end is known while the pipe holds bytes, and is sent behind them."""
+    before, data = pipes(), content("window", 250_000)
+    async with (
+        conn_and_peer(engine, options=PIPED) as (a, left),
+        conn_and_peer(engine, options=SMALL) as (b, right),
+        trio.open_nursery() as nursery,
+    ):
+        it = Ends(nursery, a, b, left, right)
+        it.start()
+        with trio.fail_after(5):
+            await send(left, data[:150_000])
+            await read_slowly(right, data[:100_000])
+            await send(left, data[150_000:200_000])
+            await read_slowly(right, data[100_000:150_000])
+            await send(left, data[200_000:250_000])
+            left.shutdown(socket.SHUT_WR)
+            await read_slowly(right, data[150_000:250_000])
+            assert await right.recv(1) == b""
+            assert pipes() == before + 2
+            right.shutdown(socket.SHUT_WR)
+            await it.over.wait()
+        assert it.result == RelayResult(a_to_b=250_000, b_to_a=0)
+
+
+async def read_slowly(peer: Any, data: bytes) -> None:
+    for at in range(0, len(data), 2500):
+        assert await read(peer, 2500) == data[at : at + 2500]
+        await trio.lowlevel.checkpoint()
+
+
 async def until_spliced(it: Ends) -> int:
     """Relay until a pipe is used and is empty; how many bytes that took."""
     before, total = pipes(), 0

@@ -40,6 +40,12 @@ def test_figures_have_peers_and_verdicts(tmp_path: Path) -> None:
     assert row["met"] == (row["value"] <= row["at_most"])
 
 
+def test_groups_are_measured(tmp_path: Path) -> None:
+    rows = measured("scale.py", tmp_path, "--quick", "--only", "groups")["rows"]
+    assert [row["name"] for row in rows] == ["group-20", "group-cpu-20"]
+    assert all(figure > 0 for row in rows for figure in row["medians"].values())
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [

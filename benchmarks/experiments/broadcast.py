@@ -32,6 +32,7 @@ from harness.machine import Machine
 from harness.rounds import take_turns
 from harness.serving import run_asyncio
 from harness.worker import BENCHMARKS, Worker
+from trio_wknet._load.target import reserve_descriptors
 
 HOST = "127.0.0.1"
 BACKLOG = 65535
@@ -54,6 +55,8 @@ class Round:
     """The longest pause of Trio's loop, or of whatever loop it is."""
     last: float
     """Until the last member had it."""
+    cpu: float | None = None
+    """Of the server, on average, of broadcasts without pauses; None: not measured."""
 
 
 # --- the servers ------------------------------------------------------------------------
@@ -84,6 +87,14 @@ async def with_pauses(send: Callable[[], Awaitable[object]]) -> tuple[float, flo
     return began, latest
 
 
+async def cpu_each(send: Callable[[], Awaitable[object]], times: int) -> float:
+    """The seconds of CPU that one of a number of broadcasts takes, in all threads."""
+    began = time.process_time()
+    for _ in range(times):
+        await send()
+    return (time.process_time() - began) / times
+
+
 async def answer(send: Callable[[], Awaitable[object]]) -> None:
     """Broadcast whenever the parent says so, until standard input ends."""
     import trio
@@ -91,7 +102,11 @@ async def answer(send: Callable[[], Awaitable[object]]) -> None:
     def broadcast() -> tuple[float, float]:
         return trio.from_thread.run(with_pauses, send)
 
-    await trio.to_thread.run_sync(answer_all, sys.stdin, {"broadcast": broadcast})
+    def cost(times: int) -> float:
+        return trio.from_thread.run(cpu_each, send, times)
+
+    answers = {"broadcast": broadcast, "cost": cost}
+    await trio.to_thread.run_sync(answer_all, sys.stdin, answers)
 
 
 def serve_ours(way: str, count: int, message: str, *, websocket: bool) -> None:
@@ -207,6 +222,7 @@ def serve_picows(count: int, message: str) -> None:
 
 def serve(way: str, count: int, size: int, *, websocket: bool) -> None:
     message = "x" * size
+    reserve_descriptors(count)
     if way == "websockets-trio":
         serve_websockets(count, message)
     elif way == "picows-uvloop":
@@ -222,6 +238,7 @@ def read(port: int, count: int, size: int, *, websocket: bool) -> None:
     """Be all members: say when each has got as many bytes."""
     if websocket:
         size += 2 if size < 126 else 4  # the header of a frame
+    reserve_descriptors(count)
     poll, socks, left = select.epoll(), {}, {}
     for _ in range(count):
         sock = socket.create_connection((HOST, port), timeout=60)
@@ -234,10 +251,10 @@ def read(port: int, count: int, size: int, *, websocket: bool) -> None:
         socks[sock.fileno()] = sock
         left[sock.fileno()] = 0
 
-    def wait() -> float:
-        """Until all have it."""
+    def wait(times: int = 1) -> float:
+        """Until all have as many messages more."""
         for fd in left:
-            left[fd] += size
+            left[fd] += size * times
         missing = sum(1 for n in left.values() if n > 0)
         while missing:
             for fd, _ in poll.poll():
@@ -260,8 +277,10 @@ def started(way: str, count: int, size: int, *, websocket: bool) -> Worker:
     return Worker(SCRIPT, "--serve", way, f"--members={count}", f"--size={size}", *more)
 
 
-def measure(way: str, count: int, size: int, times: int, *, websocket: bool) -> Round:
-    """Medians of some broadcasts."""
+def measure(
+    way: str, count: int, size: int, times: int, *, websocket: bool = False, burst: int = 0
+) -> Round:
+    """Medians of some broadcasts. The server's CPU is that of a burst of them."""
     more = ("--websocket",) if websocket else ()
     with started(way, count, size, websocket=websocket) as server:
         port = server.answer()
@@ -276,7 +295,14 @@ def measure(way: str, count: int, size: int, times: int, *, websocket: bool) -> 
                 rounds.append((stall, members.answer() - began))
                 time.sleep(0.02)
             del rounds[0]  # memory is taken
-            return Round(*(median(column) for column in zip(*rounds, strict=True)))
+            stall, last = (median(column) for column in zip(*rounds, strict=True))
+            if not burst:
+                return Round(stall, last)
+            members.ask("wait", burst)
+            server.ask("cost", burst)
+            cpu = server.answer()
+            members.answer()
+            return Round(stall, last, cpu)
 
 
 def table(found: dict[str, list[Round]]) -> Table:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import attrs
 
-from experiments import idle_memory
+from experiments import broadcast, idle_memory
 from harness.clients import clients
 from harness.measure import Server, Settings, running_on
 from harness.rounds import able, run_scenario, take_turns
@@ -26,6 +26,9 @@ EVENTS = ("wknet-inloop-events-idle", "wknet-threaded-events-idle")
 TASKS = ("wknet-inloop-idle", "wknet-threaded-idle")
 ECHOES = ("events-inloop", "events-threaded", "idle-threaded", "idle-inloop", "idle-deadline")
 """The scenarios of `scenarios.py` that belong here, with what is wanted there first."""
+GROUPS = ("inloop-group", "threaded-group")
+MESSAGE = 256  # bytes, of a broadcast
+BURST = 20  # broadcasts without pauses, for their CPU
 ACTIVE = 100
 COLLECTIONS = 5
 PATIENCE = 120.0
@@ -46,6 +49,8 @@ class Size:
     """Connections that are open beside active ones."""
     rate: float
     """Messages a second of the active ones, of which there are `ACTIVE`."""
+    members: tuple[int, ...]
+    """Sizes of groups."""
     repeats: int
     """How many times the rounds for throughput: it differs by a fifth from one process to
     the next, and the other figures hardly do."""
@@ -232,6 +237,38 @@ def p99(name: str, idle: int, size: Size) -> float:
     return result.latency.p99
 
 
+def groups(size: Size, report: Report) -> list[Row]:
+    """One message to many. The members are in another process, which reads."""
+    rows = []
+    for members in size.members:
+
+        def one(way: str, members: int = members) -> broadcast.Round:
+            return broadcast.measure(way, members, MESSAGE, times=5, burst=BURST)
+
+        title = f"a broadcast of {MESSAGE} B to {members:,}"
+        found = take_turns(
+            GROUPS, size.settings.rounds, one, lambda what, title=title: report(f"{title}: {what}")
+        )
+        rows += [
+            Row(
+                name=f"group-{members}",
+                what=f"{title}, until the last one has it",
+                unit="s",
+                rounds={way: [it.last for it in rounds] for way, rounds in found.items()},
+            ),
+            Row(
+                name=f"group-cpu-{members}",
+                what=f"{title}, CPU of the server for a member",
+                unit="s",
+                rounds={
+                    way: [(it.cpu or 0.0) / members for it in rounds]
+                    for way, rounds in found.items()
+                },
+            ),
+        ]
+    return rows
+
+
 class NotAnswered(Exception):
     """A load was not answered properly, so there is no figure."""
 
@@ -246,4 +283,5 @@ ROWS: dict[str, Callable[[Size, Report], list[Row]]] = {
     "echo": echo,
     "collection": collection,
     "tail": tail,
+    "groups": groups,
 }
