@@ -1,4 +1,4 @@
-"""Many connections: ``python benchmarks/scale.py``, some fifteen minutes.
+"""Many connections: ``python benchmarks/scale.py``, some twenty minutes.
 
 Measures what an idle connection costs in memory, what many of them do to throughput,
 latency and garbage collection, what a message to all of a group takes, and the whole course of
