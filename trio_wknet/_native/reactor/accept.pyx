@@ -320,7 +320,7 @@ cdef int _admit_one(Reactor *reactor, Slot *port, bint *full) noexcept nogil:
     reason = place_enter(reactor, port, &name)
     if reason == ADMITTED:
         if not port.door.admission.gated:
-            wk_u64_store(&reactor.spare_place.since, max(reactor.now, 1))
+            wk_u64_store(&reactor.spare_place.since, max(reactor.now, <uint64_t>1))
         reactor.spare.door.place = reactor.spare_place
         reactor.spare_place = NULL
     elif reason != EXEMPT:

@@ -91,4 +91,4 @@ cdef class NativeAdmission:
     cdef list refused(self):
         """Counts of refused connections, by Reason."""
         cdef int i
-        return [wk_u64_load_relaxed(&self.table.refused[i]) for i in range(REASONS)]
+        return [wk_u64_load_relaxed(&self.table.refused[i]) for i in range(<int>REASONS)]

@@ -867,7 +867,7 @@ cdef class Core:
         """How many connections listeners have refused, by Reason."""
         cdef int i
         self.check()
-        return [wk_u64_load_relaxed(&self.hub.refused[i]) for i in range(REASONS)]
+        return [wk_u64_load_relaxed(&self.hub.refused[i]) for i in range(<int>REASONS)]
 
     def statistics(self):
         """(wakes, (slots in use, slots ready, bytes of slabs, bytes kept, bytes in use),
