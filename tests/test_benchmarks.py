@@ -512,6 +512,17 @@ def test_relays_are_measured(tmp_path: Path) -> None:
             assert one["cpu"] > 0
 
 
+def test_files_are_measured(tmp_path: Path) -> None:
+    ways = ("--way", "threaded-file", "--way", "asyncio-sendfile", "--way", "trio-chunks")
+    found = measured("experiment.py", tmp_path, "files", "--rounds", 1, "--megabytes", 1, *ways)
+    assert list(found["results"]) == ["1 peer", "50 peers"]
+    for rounds, size in zip(found["results"].values(), (5_000_000, 10_000_000), strict=True):
+        assert len(rounds) == 3
+        for (one,) in rounds.values():
+            assert one["bytes"] == size
+            assert one["cpu"] > 0
+
+
 @pytest.mark.parametrize("websocket", [False, True])
 def test_broadcasts_are_measured(tmp_path: Path, websocket: bool) -> None:
     arguments = ["--rounds", 1, "--times", 1, "--members", 3, "--way", "threaded-group"]
