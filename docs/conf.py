@@ -41,16 +41,16 @@ nitpicky = True
 nitpick_ignore_regex = [
     # Other projects'
     ("py:.*", r"(trio|anyio|socket|ssl|collections|contextlib|typing|types|os|signal|sys)\..*"),
-    ("py:.*", r"threading\..*"),
+    ("py:.*", r"(threading|io|gzip|mmap)\..*"),
     # Builtins, and what annotations name
     ("py:.*", r"[A-Z]\w*(Error|Warning|Iterator|Buffer)|Any|Awaitable|Buffer|Callable|Literal"),
-    ("py:.*", "AbstractAsyncContextManager"),
+    ("py:.*", "Abstract(Async)?ContextManager|open"),
     ("py:.*", r"bool|bytearray|bytes|float|int|memoryview|None|object|optional|str|tuple|list|T"),
     ("py:.*", r"trio_wknet\._sockets\..*"),
     # Names of unions: what `proxy_protocol` holds, an address, a framing; and of settings and
     # functions that are passed. The text says what
     ("py:.*", r"Network|SocketAddress|Framing|OnRequest|OwnEngine|ListenSettings|ConnectSettings"),
-    ("py:.*", r"Member|OpenSettings|WhenSlow"),
+    ("py:.*", r"Member|OpenSettings|WhenSlow|(trio_wknet\._over_listener\.)?OverListener"),
 ]
 
 if tags.has("network"):  # noqa: F821

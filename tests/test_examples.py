@@ -6,6 +6,7 @@ import ast
 import importlib
 import json
 import os
+import random
 import re
 import select
 import shutil
@@ -163,9 +164,10 @@ def test_every_example_is_here() -> None:
     }
     tls = {"tls_echo", "tls_listener"}
     others = {*tls, "either_transport", "behind_proxy", "systemd_echo", "ctrl_c"}
-    integrations = {"anyio_echo", "fetch", "http_server", "hypercorn_app", "websocket"}
+    integrations = {"anyio_echo", "fetch", "http_server", "hypercorn_app", "static", "websocket"}
     assert found == served | others | integrations
-    at_most = {"rpc": 180, "websocket_chat": 100}  # lines: a client is in it, too
+    # Lines: in two of them is a client, too, and ranges take some.
+    at_most = {"rpc": 180, "websocket_chat": 100, "static": 130}
     for path in (ROOT / "examples").glob("*.py"):
         assert len(path.read_text().splitlines()) <= at_most.get(path.stem, 80), path
 
@@ -1014,3 +1016,56 @@ def test_ctrl_c_before_anybody_connects(name: str, tmp_path: Path) -> None:
     where = str(tmp_path / "socket") if name == "unix_echo" else "0"
     with running(name, where) as example:
         example.end()
+
+
+@pytest.fixture(scope="module")
+def static(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Example, bytes]]:
+    folder = tmp_path_factory.mktemp("static")
+    data = random.Random(1).randbytes(3_000_000)
+    (folder / "www" / "deeper").mkdir(parents=True)
+    (folder / "www" / "file.bin").write_bytes(data)
+    (folder / "www" / "deeper" / "a page.html").write_bytes(b"<p>")
+    (folder / "www" / "empty").touch()
+    (folder / "secret").write_bytes(b"not for you")
+    (folder / "www" / "link").symlink_to(folder / "secret")
+    with running("static", "0", str(folder / "www")) as example:
+        yield example, data
+        assert example.end() == ""
+
+
+def test_static(static: tuple[Example, bytes]) -> None:
+    """Each request on the same connection."""
+    example, data = static
+    connection = http_connection(example.address)
+    connection.connect()
+    first = connection.sock
+
+    def get(path: str, wanted: str = "", method: str = "GET") -> tuple[int, bytes, str | None]:
+        connection.request(method, path, headers={"Range": wanted} if wanted else {})
+        response = connection.getresponse()
+        found = response.status, response.read(), response.getheader("Content-Range")
+        assert connection.sock is first
+        return found
+
+    assert get("/file.bin") == (200, data, None)
+    assert get("/file.bin", method="HEAD") == (200, b"", None)
+    assert get("/file.bin?now") == (200, data, None)
+    assert get("/deeper/a%20page.html") == (200, b"<p>", None)
+    assert get("/empty") == (200, b"", None)
+    assert get("/file.bin", "bytes=5-9") == (206, data[5:10], "bytes 5-9/3000000")
+    assert get("/file.bin", "bytes=2999990-") == (206, data[-10:], "bytes 2999990-2999999/3000000")
+    assert get("/file.bin", "bytes=-7") == (206, data[-7:], "bytes 2999993-2999999/3000000")
+    assert get("/file.bin", "bytes=1-5,7-9") == (200, data, None)  # it may be ignored
+    assert get("/file.bin", "bytes=3000000-") == (416, b"", "bytes */3000000")
+    for path in ("/", "/deeper", "/nothing", "/../secret", "/%2e%2e/secret", "/link", "/%00"):
+        assert get(path) == (404, b"", None), path
+    assert get("/file.bin", method="DELETE") == (405, b"", None)
+    connection.close()
+
+
+def test_static_and_a_client_that_leaves(static: tuple[Example, bytes]) -> None:
+    example, data = static
+    with example.connect() as sock:
+        sock.sendall(b"GET /file.bin HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert receive(sock, 20_000).startswith(b"HTTP/1.1 200 ")
+    assert ask(example, "GET", "/file.bin") == (200, data)

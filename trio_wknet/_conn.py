@@ -295,7 +295,7 @@ class Conn(IdleWatch, StreamBase):  # type: ignore[misc]  # final, see _trio_bas
           count: the most bytes to send; by default None, all up to the end.
 
         Returns:
-          The number of bytes that were sent: ``count``, or fewer if the file ends before.
+          The number of bytes that were sent, fewer than ``count`` if the file ends before.
 
         Raises:
           trio.ClosedResourceError: if the connection is closed, before or during the call,

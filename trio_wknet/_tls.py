@@ -217,7 +217,7 @@ class TLSStream(TLSSend, OverConn, TLSStreamBase):  # type: ignore[misc,override
           count: the most bytes to send; by default None, all up to the end.
 
         Returns:
-          The number of bytes of the file that were sent: ``count``, or fewer if it ends before.
+          The number of bytes of the file that were sent, fewer than ``count`` if it ends before.
 
         Raises:
           trio.ClosedResourceError: if the stream is closed, before or during the call.

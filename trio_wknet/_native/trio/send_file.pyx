@@ -1,7 +1,7 @@
 """Sending files: from the page cache to the socket, without their bytes passing through this
 process.
 
-Facts. sendfile(2) costs half the CPU of a read and a send, but it waits for the disk if
+Facts. sendfile(2) costs less CPU than a read and a send, but it waits for the disk if
 the file is not in memory, even on a non-blocking socket. A file is in memory, or not, page by
 page; a read with RWF_NOWAIT says so.
 
@@ -24,7 +24,7 @@ holds the sending side all the time, and what is sent behind it does not overtak
   the connection's makes the rest go this way, and what fails then is what is broken.
 
 Trade-off. A page between two that were asked for may be missing, and its reading from the disk is
-waited for. Asking for each page would cost a quarter of what sending costs.
+waited for. Asking for each page would be a system call for each 4 KiB.
 """
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
