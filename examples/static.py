@@ -73,9 +73,16 @@ class Peer:
             await self.send_file(found, request)
 
     async def send_file(self, path: Path, request: h11.Request) -> None:
-        async with await trio.open_file(path, "rb") as file:
+        try:
+            opened = await trio.open_file(path, "rb")
+        except OSError:  # it may not be read, or is gone
+            await self.begin(404)
+            return
+        headers = dict(request.headers)
+        ranged = request.method == b"GET" and b"if-range" not in headers  # we give no ETag
+        async with opened as file:
             size = await file.seek(0, 2)
-            where = part(dict(request.headers).get(b"range", b""), size)
+            where = part(headers.get(b"range", b"") if ranged else b"", size)
             if where is None:
                 await self.begin(416, ("content-range", f"bytes */{size}"))
                 return
@@ -94,6 +101,9 @@ class Peer:
     async def converse(self) -> None:
         while True:
             while (event := self.http.next_event()) is h11.NEED_DATA:
+                if self.http.they_are_waiting_for_100_continue:
+                    go_on = h11.InformationalResponse(status_code=100, headers=[])
+                    await self.conn.send_all(self.http.send(go_on) or b"")
                 self.http.receive_data(await self.conn.receive_some())
             if isinstance(event, h11.Request):
                 request = event
@@ -108,7 +118,7 @@ class Peer:
 
 
 async def handle(conn: Conn, folder: Path) -> None:
-    with suppress(trio.BrokenResourceError, h11.RemoteProtocolError):
+    with suppress(trio.BrokenResourceError, h11.RemoteProtocolError, OSError):  # or the disk's
         await Peer(conn, folder).converse()
 
 

@@ -167,7 +167,7 @@ def test_every_example_is_here() -> None:
     integrations = {"anyio_echo", "fetch", "http_server", "hypercorn_app", "static", "websocket"}
     assert found == served | others | integrations
     # Lines: in two of them is a client, too, and ranges take some.
-    at_most = {"rpc": 180, "websocket_chat": 100, "static": 130}
+    at_most = {"rpc": 180, "websocket_chat": 100, "static": 140}
     for path in (ROOT / "examples").glob("*.py"):
         assert len(path.read_text().splitlines()) <= at_most.get(path.stem, 80), path
 
@@ -1061,6 +1061,59 @@ def test_static(static: tuple[Example, bytes]) -> None:
         assert get(path) == (404, b"", None), path
     assert get("/file.bin", method="DELETE") == (405, b"", None)
     connection.close()
+
+
+def test_static_ignores_ranges_that_it_must(static: tuple[Example, bytes]) -> None:
+    """Those of HEAD, and those of a file as it was."""
+    example, data = static
+    connection = http_connection(example.address)
+    for method, headers, body in (
+        ("HEAD", {"Range": "bytes=5-9"}, b""),
+        ("HEAD", {"Range": "bytes=3000000-"}, b""),
+        ("GET", {"Range": "bytes=5-9", "If-Range": '"old"'}, data),
+    ):
+        connection.request(method, "/file.bin", headers=headers)
+        response = connection.getresponse()
+        assert (response.status, response.read()) == (200, body)
+    connection.close()
+
+
+def test_static_and_who_waits_for_100_continue(static: tuple[Example, bytes]) -> None:
+    with static[0].connect() as sock:
+        sock.sendall(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n")
+        sock.sendall(b"expect: 100-continue\r\n\r\n")
+        assert receive(sock, 13) == b"HTTP/1.1 100 "
+
+
+# As for a file without permission, which root may read nevertheless.
+REFUSE_TO_OPEN = """
+import sys
+
+def refuse(event, arguments):
+    if event == "open" and str(arguments[0]).endswith("/refused"):
+        raise PermissionError(13, "Permission denied")
+
+sys.addaudithook(refuse)
+"""
+
+
+def test_static_and_a_file_that_cannot_be_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends neither the server nor the connection."""
+    (tmp_path / "sitecustomize.py").write_text(REFUSE_TO_OPEN)
+    (tmp_path / "refused").touch()
+    paths = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    with running("static", "0", str(tmp_path)) as example:
+        connection = http_connection(example.address)
+        for path, status in (("/refused", 404), ("/sitecustomize.py", 200)):
+            connection.request("GET", path)
+            response = connection.getresponse()
+            response.read()
+            assert response.status == status
+        connection.close()
+        assert example.end() == ""
 
 
 def test_static_and_a_client_that_leaves(static: tuple[Example, bytes]) -> None:
