@@ -123,6 +123,11 @@ async def of_tls(stream: trio.SSLStream[trio.SocketStream]) -> None:
     assert_type(conn.close_reason, "str | None")
 
 
+async def serving_tls(context: ssl.SSLContext, nursery: trio.Nursery) -> None:
+    nursery.start_soon(trio_wknet.serve_ssl_over_tcp, of_tls, 443, context)
+    await trio_wknet.serve_ssl_over_tcp(trio_wknet.TLSStream.aclose, 443, context)
+
+
 async def through_trios_functions(context: ssl.SSLContext) -> None:
     stream = await open_tcp_stream("localhost", 80)
     await stream.send_all(b"hello")
@@ -140,9 +145,6 @@ async def through_trios_functions(context: ssl.SSLContext) -> None:
     over_tls = await trio_wknet.open_ssl_over_tcp_stream("localhost", 443, ssl_context=context)
     await of_tls(over_tls)
     assert_type(over_tls, trio_wknet.TLSStream)
-    await trio_wknet.serve_ssl_over_tcp(of_tls, 443, context)
-    await trio_wknet.serve_ssl_over_tcp(trio_wknet.TLSStream.aclose, 443, context)
-
     secure: list[
         trio.SSLListener[trio.SocketStream]
     ] = await trio_wknet.open_ssl_over_tcp_listeners(443, context)
