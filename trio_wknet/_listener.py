@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import socket
 import warnings
@@ -483,7 +482,10 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
         return self._cut or 0
 
     async def _wait_served(self, grace: float | None) -> None:
-        with trio.move_on_after(math.inf if grace is None else grace) as scope:
+        if grace is None:
+            await self._served.wait()
+            return
+        with trio.move_on_after(grace) as scope:
             await self._served.wait()
         if scope.cancelled_caught:
             await self._cut_off()
