@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 
-from trio_wknet._options import _integer, _some_seconds
+from trio_wknet._options import _check_range, _integer, _some_seconds
 from trio_wknet._proxy.trust import parse_network
 
 if TYPE_CHECKING:
@@ -31,10 +31,7 @@ def _rate(instance: object, attribute: attrs.Attribute[Any], value: object) -> N
 
 
 def _window(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{attribute.name} must be a number of seconds, not {value!r}")
-    if not 0.02 <= value <= 3600:
-        raise ValueError(f"{attribute.name} must be from 0.02 to 3600 seconds, not {value!r}")
+    _check_range(attribute.name, value, 0.02, 3600)
 
 
 def _when_full(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:

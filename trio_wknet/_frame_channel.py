@@ -12,7 +12,7 @@ import trio
 
 from trio_wknet._framing import compiled, require_framing
 from trio_wknet._native.trio.frame_send import FrameSend
-from trio_wknet._statistics import FrameStatistics
+from trio_wknet._statistics import FrameStatistics, frame_statistics
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -102,12 +102,4 @@ class FrameChannel(FrameSend, trio.abc.Channel[bytes]):
           RuntimeError: in another thread, while the connection is open.
         """
         self.conn._ensure_thread()
-        received, received_bytes, receive_batches, sent, sent_bytes, send_batches = self._counters()
-        return FrameStatistics(
-            frames_received=received,
-            bytes_received=received_bytes,
-            batches_received=receive_batches,
-            frames_sent=sent,
-            bytes_sent=sent_bytes,
-            batches_sent=send_batches,
-        )
+        return frame_statistics(self._counters())

@@ -34,11 +34,11 @@ def _some_seconds(instance: object, attribute: attrs.Attribute[Any], value: obje
     check_some_seconds(attribute.name, value)
 
 
-def _check_range(name: str, value: object) -> None:
+def _check_range(name: str, value: object, low: float = 0, high: float = 86400) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number of seconds, not {value!r}")
-    if not 0 <= value <= 86400:
-        raise ValueError(f"{name} must be from 0 to 86400 seconds, not {value}")
+    if not low <= value <= high:
+        raise ValueError(f"{name} must be from {low} to {high} seconds, not {value}")
 
 
 def check_grace(grace: object) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeVar
 
 import attrs
+
+T = TypeVar("T", bound=attrs.AttrsInstance)
 
 
 @attrs.frozen(kw_only=True)
@@ -135,10 +138,20 @@ class WebSocketStatistics:
     """Pings of the peer's that the reactor has answered."""
 
 
+def frame_statistics(counts: tuple[int, ...]) -> FrameStatistics:
+    """From a scan's counters."""
+    return _in_order(FrameStatistics, counts)
+
+
 def websocket_statistics(counts: tuple[int, ...]) -> WebSocketStatistics:
-    """From the decoder's counters, which are in the order of the fields."""
-    names = attrs.fields_dict(WebSocketStatistics)
-    return WebSocketStatistics(**dict(zip(names, counts, strict=True)))
+    """From the decoder's counters."""
+    return _in_order(WebSocketStatistics, counts)
+
+
+def _in_order(kind: type[T], counts: tuple[int, ...]) -> T:
+    """From counters that are in the order of the fields."""
+    names = (field.name for field in attrs.fields(kind))
+    return kind(**dict(zip(names, counts, strict=True)))
 
 
 @attrs.frozen(kw_only=True)

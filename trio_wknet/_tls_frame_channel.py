@@ -10,7 +10,7 @@ from trio.lowlevel import cancel_shielded_checkpoint, checkpoint_if_cancelled
 
 from trio_wknet._framing import compiled, require_framing
 from trio_wknet._native.trio.tls_frames import StreamFrames
-from trio_wknet._statistics import FrameStatistics
+from trio_wknet._statistics import FrameStatistics, frame_statistics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -300,14 +300,4 @@ class TLSFrameChannel(trio.abc.Channel[bytes]):
           RuntimeError: in another thread, while the connection is open.
         """
         self.stream._ensure_thread()
-        received, received_bytes, receive_batches, sent, sent_bytes, send_batches = (
-            self._frames.counters()
-        )
-        return FrameStatistics(
-            frames_received=received,
-            bytes_received=received_bytes,
-            batches_received=receive_batches,
-            frames_sent=sent,
-            bytes_sent=sent_bytes,
-            batches_sent=send_batches,
-        )
+        return frame_statistics(self._frames.counters())

@@ -33,6 +33,7 @@ cdef class Frames(FrameParts):
 
 cdef Step frame_step(Slot *slot, bint wait, bint direct, bint *resume) noexcept
 cdef object frame_refusal(FrameScan *scan, FrameFound found)
+cdef tuple frame_counts(FrameScan *scan)
 
 
 cdef class ReceiveFrames(Receive):

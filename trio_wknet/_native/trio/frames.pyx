@@ -262,14 +262,7 @@ cdef class Frames(FrameParts):
         self.scan.counters.received_bytes += n
 
     def _counters(self):
-        return (
-            self.scan.counters.received,
-            self.scan.counters.received_bytes,
-            self.scan.counters.receive_batches,
-            self.scan.counters.sent,
-            self.scan.counters.sent_bytes,
-            self.scan.counters.send_batches,
-        )
+        return frame_counts(self.scan)
 
     # --- receiving -----------------------------------------------------------
 
@@ -395,6 +388,18 @@ cdef Step frame_step(Slot *slot, bint wait, bint direct, bint *resume) noexcept:
 cdef inline bint _is_small(FrameScan *scan) noexcept nogil:
     """Whether a READY frame may be copied under the lock."""
     return scan.total <= AT_ONCE and scan.moved == 0
+
+
+cdef tuple frame_counts(FrameScan *scan):
+    """In the order of `FrameStatistics`."""
+    return (
+        scan.counters.received,
+        scan.counters.received_bytes,
+        scan.counters.receive_batches,
+        scan.counters.sent,
+        scan.counters.sent_bytes,
+        scan.counters.send_batches,
+    )
 
 
 cdef object frame_refusal(FrameScan *scan, FrameFound found):

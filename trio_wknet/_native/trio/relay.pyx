@@ -29,18 +29,6 @@ def relay_native(SendHalf a not None, SendHalf b not None, uint32_t buffer):
     return operation
 
 
-cdef int ensure_free(SendHalf conn) except -1:
-    """Refuse a connection that is closed, or that a task or a callback uses."""
-    conn.ensure_usable()
-    if conn.slot == NULL:
-        raise trio.ClosedResourceError("this connection was already closed")
-    if conn.slot.server != NULL:
-        raise trio.BusyResourceError(f"{conn.server_name()} receives from this connection")
-    conn.ensure_no_receiver()
-    conn.ensure_unframed()
-    return conn.ensure_no_sender()
-
-
 @cython.final
 cdef class Relaying(Sending):
     cdef SendHalf other
@@ -49,8 +37,8 @@ cdef class Relaying(Sending):
     cdef bint taken             # it is the reader and sender of both
 
     cdef object start(self):
-        ensure_free(self.conn)
-        ensure_free(self.other)
+        self.conn.ensure_free()
+        self.other.ensure_free()
         trap = self.enter()
         if trap is not None:
             return trap

@@ -16,6 +16,7 @@ cdef object unreadable()
 
 cdef class SendHalf(ReceiveSized):
     cdef int ensure_no_sender(self) except -1
+    cdef int ensure_free(self) except -1
     cdef int may_send(self) except -1
     cdef int ensure_unbroken(self) except -1
     cdef Py_ssize_t push(self, const char *data, Py_ssize_t n, bint wait) except -1
@@ -55,6 +56,7 @@ cdef class SendingData(Sending):
     cdef bint deferred          # until the tasks of this turn have run
     cdef bint may_defer(self) noexcept
     cdef object defer(self)
+    cdef bint take_sending_side(self) except -1
     cdef bint push_behind(self) except -1
     cdef int push(self) except -1
     cdef void let_go_of_data(self) noexcept

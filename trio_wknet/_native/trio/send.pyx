@@ -46,6 +46,17 @@ cdef class SendHalf(ReceiveSized):
             raise trio.BusyResourceError(f"another task is {what} this connection")
         return 0
 
+    cdef int ensure_free(self) except -1:
+        """Refuse a connection that is closed, or that a task or a callback uses."""
+        self.ensure_usable()
+        if self.slot == NULL:
+            raise trio.ClosedResourceError("this connection was already closed")
+        if self.slot.server != NULL:
+            raise trio.BusyResourceError(f"{self.server_name()} receives from this connection")
+        self.ensure_no_receiver()
+        self.ensure_unframed()
+        return self.ensure_no_sender()
+
     cdef int may_send(self) except -1:
         if self.slot == NULL:
             raise trio.ClosedResourceError("this connection was already closed")
@@ -507,16 +518,8 @@ cdef class SendingData(Sending):
         return None if self.sent else Sending.proceed(self)
 
     cdef bint attempt(self) except -1:
-        self.conn.ensure_usable()       # since it began there may have been a fork
-        self.conn.may_send()
-        if not self.acquire():
+        if not self.take_sending_side():
             return False
-        if self.behind:
-            self.behind = False
-            if not self.push_behind():
-                self.wait_behind()
-                if not self.holding:
-                    return False
         self.push()
         if self.left:
             return False
@@ -526,10 +529,25 @@ cdef class SendingData(Sending):
         self.sent = True
         return True
 
+    cdef bint take_sending_side(self) except -1:
+        """False to wait until it is handed over."""
+        self.conn.ensure_usable()       # since it began there may have been a fork
+        self.conn.may_send()
+        if not self.acquire():
+            return False
+        if self.behind:
+            self.behind = False
+            if not self.push_behind():
+                self.wait_behind()
+        return self.holding
+
     cdef bint push_behind(self) except -1:
         """Send what is queued, and perhaps some bytes with it. False if the kernel does not
         take all that is queued."""
-        raise NotImplementedError
+        if sender_push(self.conn.slot, self.conn.core.hub.pool, NULL, self.conn.core.now()) < 0:
+            self.conn.ensure_unbroken()
+            return False
+        return True
 
     cdef int push(self) except -1:
         """Hand bytes to the kernel until it takes no more. Then a wake is arranged for when

@@ -36,7 +36,7 @@ from ..base.files cimport wk_file_size, wk_in_memory, wk_read_resident, wk_sendf
 from ..base.linux cimport (
     EAGAIN, ECONNRESET, EHOSTUNREACH, EINTR, ENETUNREACH, EPIPE, ETIMEDOUT, errno, pread,
 )
-from ..reactor.sender cimport sender_failed, sender_push
+from ..reactor.sender cimport sender_failed
 from ..reactor.slot cimport Slot
 from .operation cimport PARKED, YIELDING
 from .send cimport SendingData
@@ -175,24 +175,6 @@ cdef class SendFile(SendingData):
             trap = self.read()
             if trap is not None:
                 return trap
-
-    cdef bint take_sending_side(self) except -1:
-        """False to wait until it is handed over."""
-        self.conn.ensure_usable()       # since it began there may have been a fork
-        self.conn.may_send()
-        if not self.acquire():
-            return False
-        if self.behind:
-            self.behind = False
-            if not self.push_behind():
-                self.wait_behind()
-        return self.holding
-
-    cdef bint push_behind(self) except -1:
-        if sender_push(self.conn.slot, self.conn.core.hub.pool, NULL, self.conn.core.now()) < 0:
-            self.conn.ensure_unbroken()
-            return False
-        return True
 
     # --- sending -----------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from ..base.atomics cimport wk_u64_bump, wk_u64_store_relaxed
 from ..base.linux cimport (
     EAGAIN, EFAULT, EINTR, MSG_DONTWAIT, MSG_NOSIGNAL, errno, iovec, msghdr, sendmsg,
 )
-from ..reactor.sender cimport sender_failed, sender_push
+from ..reactor.sender cimport sender_failed
 from ..reactor.slot cimport Slot
 from .send cimport HOLD_GIL_UP_TO, SendingData, unreadable
 
@@ -87,12 +87,6 @@ cdef class SendSpans(SendingData):
 
     cdef str name_of(self, Py_ssize_t which):
         return f"buffers[{which}]"
-
-    cdef bint push_behind(self) except -1:
-        if sender_push(self.conn.slot, self.conn.core.hub.pool, NULL, self.conn.core.now()) < 0:
-            self.conn.ensure_unbroken()
-            return False
-        return True
 
     cdef int push(self) except -1:
         cdef Slot *slot = self.conn.slot

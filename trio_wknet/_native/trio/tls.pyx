@@ -74,15 +74,8 @@ cdef bint is_eof(failure):
 
 
 def ensure_unused(SendHalf conn not None):
-    """Refuse a connection that is closed, or that a task or a callback uses."""
-    conn.ensure_usable()
-    if conn.slot == NULL:
-        raise trio.ClosedResourceError("this connection was already closed")
-    if conn.slot.server != NULL:
-        raise trio.BusyResourceError(f"{conn.server_name()} receives from this connection")
-    conn.ensure_no_receiver()
-    conn.ensure_unframed()
-    conn.ensure_no_sender()
+    """Refuse a connection that is closed, that a task or a callback uses, or that cannot send."""
+    conn.ensure_free()
     conn.may_send()
 
 

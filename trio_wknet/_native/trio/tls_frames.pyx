@@ -17,7 +17,7 @@ from ..reactor.framing cimport (
 from ..reactor.pool cimport pool_free, pool_new
 from ..reactor.ring cimport ring_clear, ring_copy, ring_discard, ring_len, ring_write
 from .frame_send cimport frame_objection, put_frame
-from .frames cimport MAX_FRAMES, frame_refusal
+from .frames cimport MAX_FRAMES, frame_counts, frame_refusal
 from .receive cimport positive
 from .send_vector cimport as_tuple
 
@@ -165,12 +165,4 @@ cdef class StreamFrames:
         self.scan.counters.send_batches += 1
 
     def counters(self):
-        """In the order of `FrameStatistics`."""
-        return (
-            self.scan.counters.received,
-            self.scan.counters.received_bytes,
-            self.scan.counters.receive_batches,
-            self.scan.counters.sent,
-            self.scan.counters.sent_bytes,
-            self.scan.counters.send_batches,
-        )
+        return frame_counts(&self.scan)
