@@ -184,13 +184,14 @@ async def test_what_is_left_is_cut_off(engine: Engine, form: str, grace: float) 
     assert await listener.drain() == 2, "it stays known"
 
 
-async def test_who_finishes_in_time_is_not_cut_off(engine: Engine, form: str) -> None:
-    async def handler(end: Any) -> None:
-        for _ in range(2):
-            assert await take(end) == b"?"
-            await give(end, b"!")
-        await end.aclose()
+async def answer_twice(end: Any) -> None:
+    for _ in range(2):
+        assert await take(end) == b"?"
+        await give(end, b"!")
+    await end.aclose()
 
+
+async def test_who_finishes_in_time_is_not_cut_off(engine: Engine, form: str) -> None:
     listener = await listen(engine, form)
     cut: list[int] = []
 
@@ -198,7 +199,7 @@ async def test_who_finishes_in_time_is_not_cut_off(engine: Engine, form: str) ->
         cut.append(await listener.drain(grace=grace))
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(serve, form, listener, handler, nursery)
+        nursery.start_soon(serve, form, listener, answer_twice, nursery)
         async with client(engine, form, listener) as end:
             await ask(end)
             nursery.start_soon(drain, 60)
@@ -280,15 +281,9 @@ async def test_the_shorter_grace_counts(engine: Engine) -> None:
 
 
 async def test_a_cancelled_drain_takes_its_grace_along(engine: Engine, form: str) -> None:
-    async def handler(end: Any) -> None:
-        for _ in range(2):
-            assert await take(end) == b"?"
-            await give(end, b"!")
-        await end.aclose()
-
     listener = await listen(engine, form)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(serve, form, listener, handler, nursery)
+        nursery.start_soon(serve, form, listener, answer_twice, nursery)
         async with client(engine, form, listener) as end:
             await ask(end)
             with trio.CancelScope() as scope:

@@ -443,15 +443,20 @@ async def test_closed_with_bytes_on_the_way(engine: Engine, kind: str) -> None:
     async with ends(engine, kind, options=SMALL) as it:
         data = content("way", 60_000)
         it.start()
-        sent = 0
-        with trio.move_on_after(0.05):
-            while sent < len(data):
-                sent += await it.left.send(data[sent : sent + 5000])
+        sent = await pour(it, data, 0, piece=5000, seconds=0.05)
         it.b.close_nowait()
         await it.over.wait()
         it.left.shutdown(socket.SHUT_WR)
         arrived = await read_all(it.right)
         assert arrived + await read_all(it.a) == data[:sent]
+
+
+async def pour(it: Ends, data: bytes, sent: int, *, piece: int, seconds: float) -> int:
+    """Send what is left of it, in pieces, for a time. Returns how much of it is sent then."""
+    with trio.move_on_after(seconds):
+        while sent < len(data):
+            sent += await it.left.send(data[sent : sent + piece])
+    return sent
 
 
 async def go_on(it: Ends, sent: int, data: bytes) -> None:
@@ -518,9 +523,7 @@ async def test_cancelled_with_bytes_in_the_pipe(engine: Engine) -> None:
             sent += await it.left.send(data[sent : sent + 100_000])
             got = await it.right.recv(1 << 20)
             data, sent = data[len(got) :], sent - len(got)
-        with trio.move_on_after(0.3):
-            while sent < len(data):
-                sent += await it.left.send(data[sent : sent + 65536])
+        sent = await pour(it, data, sent, piece=65536, seconds=0.3)
         it.scope.cancel()
         await it.over.wait()
         await go_on(it, sent, data)
@@ -764,10 +767,8 @@ async def test_of_two_engines(forms: tuple[int, int], nothing_left: None) -> Non
                 await both_ways(it)
             async with ends(one, other=two, options=SMALL) as it:
                 it.start(buffer=5000)
-                data, sent = content("two", 1_000_000), 0
-                with trio.move_on_after(0.05):
-                    while sent < len(data):
-                        sent += await it.left.send(data[sent : sent + 5000])
+                data = content("two", 1_000_000)
+                sent = await pour(it, data, 0, piece=5000, seconds=0.05)
                 it.scope.cancel()
                 await it.over.wait()
                 await go_on(it, sent, data)
