@@ -9,7 +9,6 @@ The server is in event mode. It takes some two minutes.
 from __future__ import annotations
 
 import argparse
-import json
 import select
 import socket
 import sys
@@ -18,7 +17,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import attrs
 from rich.console import Console
@@ -309,9 +307,7 @@ def main() -> None:
     rows += echo_cost(given.rounds, given.reactors, console.print)
     Console().print(table(rows))
     if given.json:
-        machine: Any = attrs.asdict(Machine.here())
-        found = {"machine": machine, "results": [attrs.asdict(row) for row in rows]}
-        given.json.write_text(json.dumps(found, indent=2))
+        Machine.here().save(given.json, [attrs.asdict(row) for row in rows])
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ WebSocket websockets, picows and uvloop.
 from __future__ import annotations
 
 import argparse
-import json
 import select
 import socket
 import sys
@@ -351,8 +350,7 @@ def main() -> None:
     console.print(table(found), highlight=False)
     if options.json:
         rounds = {way: list(map(attrs.asdict, rounds)) for way, rounds in found.items()}
-        everything = {"machine": attrs.asdict(machine), "results": rounds}
-        options.json.write_text(json.dumps(everything, indent=1) + "\n")
+        machine.save(options.json, rounds)
 
 
 if __name__ == "__main__":

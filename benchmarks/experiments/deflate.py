@@ -188,8 +188,7 @@ def main() -> None:
     console.print(table(found), f"wanted: {WANTED} of one of ours", highlight=False)
     if options.json:
         rounds = {name: list(map(attrs.asdict, rounds)) for name, rounds in found.items()}
-        everything = {"machine": attrs.asdict(machine), "results": rounds}
-        options.json.write_text(json.dumps(everything, indent=1) + "\n")
+        machine.save(options.json, rounds)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ readers are another process, and discard in the kernel what they receive (MSG_TR
 from __future__ import annotations
 
 import argparse
-import json
 import socket
 import sys
 import threading
@@ -245,8 +244,7 @@ def report(options: argparse.Namespace) -> None:
         console.print(table(title, found), highlight=False)
         everything[title] = {way: list(map(attrs.asdict, each)) for way, each in found.items()}
     if options.json:
-        saved = {"machine": attrs.asdict(machine), "results": everything}
-        options.json.write_text(json.dumps(saved, indent=1) + "\n")
+        machine.save(options.json, everything)
 
 
 if __name__ == "__main__":

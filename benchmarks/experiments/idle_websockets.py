@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import select
 import socket
 import sys
@@ -296,8 +295,7 @@ def main() -> None:
     console.print(table(found))
     if options.json:
         results = {name: attrs.asdict(course) for name, course in found.items()}
-        everything = {"machine": attrs.asdict(machine), "results": results}
-        options.json.write_text(json.dumps(everything, indent=1) + "\n")
+        machine.save(options.json, results)
 
 
 if __name__ == "__main__":

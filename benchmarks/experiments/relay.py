@@ -10,7 +10,6 @@ target are other processes. ``pumps`` are two tasks that receive and send, on th
 from __future__ import annotations
 
 import argparse
-import json
 import socket
 import sys
 import threading
@@ -242,8 +241,7 @@ def report(options: argparse.Namespace) -> None:
         console.print(table(work, found), highlight=False)
         everything[work] = {way: list(map(attrs.asdict, each)) for way, each in found.items()}
     if options.json:
-        saved = {"machine": attrs.asdict(machine), "results": everything}
-        options.json.write_text(json.dumps(saved, indent=1) + "\n")
+        machine.save(options.json, everything)
 
 
 if __name__ == "__main__":

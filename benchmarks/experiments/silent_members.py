@@ -10,7 +10,6 @@ that none of them is slow.
 from __future__ import annotations
 
 import argparse
-import json
 import select
 import socket
 import sys
@@ -245,11 +244,7 @@ def main() -> None:
             )
     console.print(table(found), highlight=False)
     if options.json:
-        everything = {
-            "machine": attrs.asdict(machine),
-            "results": {one.form: attrs.asdict(one) for one in found},
-        }
-        options.json.write_text(json.dumps(everything, indent=1) + "\n")
+        machine.save(options.json, {one.form: attrs.asdict(one) for one in found})
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ would be shared by fewer messages. ``load's cores`` says how many cores the load
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import socket
 import ssl
@@ -251,15 +250,11 @@ def main() -> None:
                         servers.setdefault(who, []).append(one)
     console.print(table(found), highlight=False)
     if arguments.json:
-        everything = {
-            "machine": attrs.asdict(machine),
-            "settings": attrs.asdict(settings),
-            "results": {
-                name: {who: [attrs.asdict(it) for it in rounds] for who, rounds in servers.items()}
-                for name, servers in found.items()
-            },
+        results = {
+            name: {who: [attrs.asdict(it) for it in rounds] for who, rounds in servers.items()}
+            for name, servers in found.items()
         }
-        arguments.json.write_text(json.dumps(everything, indent=1) + "\n")
+        machine.save(arguments.json, results, settings=attrs.asdict(settings))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
@@ -46,6 +47,11 @@ class Machine:
             commit=_commit(),
             load_average=os.getloadavg()[0],
         )
+
+    def save(self, path: Path, results: object, **more: object) -> None:
+        """Write what was measured here to a file, as JSON."""
+        everything = {"machine": attrs.asdict(self), **more, "results": results}
+        path.write_text(json.dumps(everything, indent=1) + "\n")
 
     def __str__(self) -> str:
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
