@@ -13,7 +13,7 @@ import ssl
 import struct
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -411,8 +411,42 @@ async def test_who_does_not_end_is_cut_off(app: App) -> None:
 
 # -- bad clients -----------------------------------------------------------------
 
-# How long hypercorn waits for another request, also of a client that is gone.
-IMPATIENT = {"keep_alive_timeout": 0.01}
+
+class Patience:
+    """Hypercorn's, with clients that ask for nothing, also those that are gone: it is over
+    when a test says so, instead of after some milliseconds, which a busy machine takes."""
+
+    def __init__(self) -> None:
+        self.over = trio.Event()
+
+    def ends(self) -> None:
+        """For those that wait now, not for who comes later."""
+        self.over.set()
+        self.over = trio.Event()
+
+    async def is_lost(self) -> None:
+        """Return when every connection has ended."""
+        await self.ends_until(lambda: len(default_engine(None).connections) == 0)
+
+    async def ends_until(self, condition: Callable[[], bool]) -> None:
+        def holds() -> bool:
+            self.ends()
+            return condition()
+
+        await until(holds, "the end of the others")
+
+
+@pytest.fixture
+def patience(monkeypatch: pytest.MonkeyPatch) -> Patience:
+    patience = Patience()
+
+    async def wait(self: TCPServer) -> None:
+        await patience.over.wait()
+        with trio.CancelScope(shield=True):
+            await self._initiate_server_close()
+
+    monkeypatch.setattr(TCPServer, "_idle_timeout", wait)
+    return patience
 
 
 def reset(sock: socket.socket) -> None:
@@ -420,42 +454,51 @@ def reset(sock: socket.socket) -> None:
     sock.close()
 
 
-async def alone() -> None:
-    await until(lambda: len(default_engine(None).connections) == 0, "the end of the others")
-
-
-async def test_a_client_that_resets_while_it_is_answered(app: App) -> None:
-    async with served(app, **IMPATIENT) as server:
+async def test_a_client_that_resets_while_it_is_answered(app: App, patience: Patience) -> None:
+    async with served(app) as server:
         with server.connect() as sock:
             await in_thread(sock.sendall, b"GET /much HTTP/1.1\r\nhost: x\r\n\r\n")
             assert await in_thread(sock.recv, 1000)
             reset(sock)
         await app.disconnected.wait()
-        await alone()
+        await patience.is_lost()
         assert (await in_thread(server.facts))["connections"] == 1
+        await patience.is_lost()
 
 
-async def test_a_client_that_resets_while_it_asks(app: App) -> None:
-    async with served(app, **IMPATIENT) as server:
+async def test_a_client_that_resets_while_it_asks(app: App, patience: Patience) -> None:
+    async with served(app) as server:
         with server.connect() as sock:
             request = b"POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n"
             await in_thread(sock.sendall, request + b"half")
             assert await in_thread(sock.recv, 1000)
             reset(sock)
         await app.disconnected.wait()
-        await alone()
+        await patience.is_lost()
         assert (await in_thread(server.facts))["connections"] == 1
+        await patience.is_lost()
 
 
 @pytest.mark.parametrize("said", [b"", b"GET /fac", b"nonsense\r\n\r\n"])
-async def test_a_client_that_leaves_before_it_has_asked(said: bytes, app: App) -> None:
-    async with served(app, **IMPATIENT) as server:
+async def test_a_client_that_leaves_before_it_has_asked(
+    said: bytes, app: App, patience: Patience
+) -> None:
+    hears_the_end = trio.Event()
+
+    async def hear(sock: socket.socket) -> None:
+        await in_thread(all_of, sock)
+        hears_the_end.set()
+
+    async with served(app) as server:
         with server.connect() as sock:
             await in_thread(sock.sendall, said)
             sock.shutdown(socket.SHUT_WR)
-            await in_thread(all_of, sock)
-        await alone()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(hear, sock)
+                await patience.ends_until(hears_the_end.is_set)
+        await patience.is_lost()
         assert (await in_thread(server.facts))["connections"] == 1
+        await patience.is_lost()
 
 
 async def test_a_slow_client_gets_everything_and_holds_nobody_up(app: App) -> None:
