@@ -3,7 +3,7 @@ same name. All other metadata is in pyproject.toml.
 
 Cython follows cimports and headers by itself, so a new file needs no registration, and a
 changed one rebuilds all that depend on it. With ``-g`` in CFLAGS the modules keep their debug
-information, which makes them five times as large.
+information, which makes them five times as large; a level of optimisation there is kept.
 """
 
 from __future__ import annotations
@@ -29,13 +29,15 @@ DIRECTIVES = {
 
 
 def native_modules() -> list[Extension]:
-    keep_debug = "-g" in shlex.split(os.environ.get("CFLAGS", ""))
+    flags = shlex.split(os.environ.get("CFLAGS", ""))
+    keep_debug = "-g" in flags
+    level = next((flag for flag in reversed(flags) if flag.startswith("-O")), "-O2")
     return [
         Extension(
             ".".join(path.with_suffix("").parts),
             [str(path)],
             include_dirs=["trio_wknet/_native"],
-            extra_compile_args=["-O2", "-Wall"],
+            extra_compile_args=[level, "-Wall"],
             extra_link_args=[] if keep_debug else ["-Wl,--strip-debug"],
         )
         for path in sorted(Path("trio_wknet/_native").rglob("*.pyx"))

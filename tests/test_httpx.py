@@ -196,6 +196,7 @@ async def test_half_an_answer(path: str, error: type[Exception], client: httpx.A
 
 
 async def test_a_timeout(client: httpx.AsyncClient, server: Server) -> None:
+    assert connection(await client.get("/")) == 1
     with pytest.raises(httpx.ReadTimeout):
         await client.get("/wait", timeout=httpx.Timeout(PATIENCE, read=0.001))
     server.release.set()

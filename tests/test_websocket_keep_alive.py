@@ -84,11 +84,11 @@ async def test_a_sender_learns_it(engine: Engine, kind: str) -> None:
 
 async def test_any_bytes_keep_it(engine: Engine, kind: str) -> None:
     """Not only pongs: parts of a message, too, of which nobody hears."""
-    async with ws_and_peer(engine, kind, ping_interval=0.01, ping_timeout=0.05) as (ws, peer):
+    async with ws_and_peer(engine, kind, ping_interval=0.01, ping_timeout=0.5) as (ws, peer):
         message = frame(TEXT, bytes(20), key=KEY)
         for byte in message:
             await send(peer, bytes([byte]))
-            await trio.sleep(0.01)
+            await trio.sleep(0.03)
         assert await ws.receive() == "\0" * 20
         assert ws.close_code is None
 
@@ -119,9 +119,9 @@ async def test_both_ends(engine: Engine, kind: str) -> None:
 
 async def test_an_idle_timeout_beside_it(engine: Engine, kind: str) -> None:
     """Pings are bytes: a longer idle timeout does not pass, and a shorter one is exact."""
-    async with ws_and_peer(engine, kind, ping_interval=0.02, ping_timeout=1) as (ws, peer):
-        ws.conn.idle_timeout = 0.2
-        for _ in range(15):
+    async with ws_and_peer(engine, kind, ping_interval=0.03, ping_timeout=60) as (ws, peer):
+        ws.conn.idle_timeout = 0.6
+        for _ in range(25):
             assert await read(peer, 12) == frame(PING, PAYLOAD)
             await send(peer, frame(PONG, PAYLOAD, key=KEY))
         assert ws.conn.close_reason is None
