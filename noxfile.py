@@ -86,8 +86,8 @@ def tests(session: nox.Session) -> None:
         session.log(f"Python {session.python} now; then the same on {', '.join(found)}")
     # Without debug information it is the same code, and compiles faster; and where another
     # interpreter is tested, half as long with less optimisation.
-    session.install("-e", ".[tests]", env={"CFLAGS": "-g0" if session.python == THIS else "-g0 -O1"})
-    others = [] if session.python == THIS else OTHERS
+    flags, others = ("-g0", []) if session.python == THIS else ("-g0 -O1", OTHERS)
+    session.install("-e", ".[tests]", env={"CFLAGS": flags})
     # Two processes: half of the time a test waits. What a file's tests share is set up once.
     # Bytecode is written, whatever this machine prefers: tests start hundreds of interpreters.
     session.run(
