@@ -23,10 +23,11 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.answers import say
+from harness.compiled import compiled
 from harness.machine import Machine
 from harness.memory import Footprint
 from harness.rounds import take_turns
-from harness.worker import Worker
+from harness.worker import BENCHMARKS, Worker
 from trio_wknet._load.cpu import CpuMeter, cpu_seconds
 from trio_wknet._load.options import LoadOptions
 from trio_wknet._load.run import LoadProgress, LoadResult, run_load
@@ -221,21 +222,36 @@ def slow_clients(kind: str, count: int, reactors: int) -> list[Row]:
     ]
 
 
+@contextmanager
+def flood(port: int, count: int, server: int) -> Iterator[tuple[Worker, float]]:
+    """Connections from one address, and the CPU time that each took of a server."""
+    before = cpu_seconds(server)
+    options = ("--port", str(port), "--count", str(count))
+    with Worker(SCRIPT, "--attack", "quiet", *options) as worker:
+        worker.answer(60)
+        yield worker, (cpu_seconds(server) - before) / count * 1e6
+
+
+def least_for_a_refusal(count: int) -> float:
+    """In µs of CPU: a program in C that does nothing else."""
+    program = compiled(BENCHMARKS / "harness" / "refuse.c")
+    with Worker(str(program), interpreter=()) as worker:
+        with flood(worker.answer(), count, worker.pid) as (clients, each):
+            clients.ask("stop")
+            clients.answer()
+    return each
+
+
 def one_address(count: int, reactors: int) -> list[Row]:
     """All but PER_ADDRESS are refused, at once and cheaply."""
+    least = least_for_a_refusal(count)
     with server("address", reactors) as (worker, port):
         alone = honest(port, 3, nothing).latency.p99
-        idle = cpu_seconds(worker.pid)
-        with Worker(
-            SCRIPT, "--attack", "quiet", "--port", str(port), "--count", str(count)
-        ) as flood:
-            flood.answer(60)
-            spent = cpu_seconds(worker.pid) - idle
+        with flood(port, count, worker.pid) as (clients, each):
             among = honest(port, 3, nothing).latency.p99
-            flood.ask("stop")
-            found = flood.answer(PATIENCE + 30)
+            clients.ask("stop")
+            found = clients.answer(PATIENCE + 30)
     refused = found["refused"]
-    each = spent / max(1, refused) * 1e6
     return [
         Row(
             what=f"{count:,} from one address: refused",
@@ -244,6 +260,12 @@ def one_address(count: int, reactors: int) -> list[Row]:
             met=refused == count - PER_ADDRESS,
         ),
         Row(what="CPU of a refusal, µs", value=each, bound="20", met=each <= 20),
+        Row(
+            what="CPU of a refusal, to that of a program in C",
+            value=each / least,
+            bound="1.25",
+            met=each <= 1.25 * least,
+        ),
         Row(
             what="honest p99 after it, to before",
             value=among / alone,
