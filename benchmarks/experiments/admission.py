@@ -235,10 +235,12 @@ def flood(port: int, count: int, server: int) -> Iterator[tuple[Worker, float]]:
 def least_for_a_refusal(count: int) -> float:
     """In µs of CPU: a program in C that does nothing else."""
     program = compiled(BENCHMARKS / "harness" / "refuse.c")
-    with Worker(str(program), interpreter=()) as worker:
-        with flood(worker.answer(), count, worker.pid) as (clients, each):
-            clients.ask("stop")
-            clients.answer()
+    with (
+        Worker(str(program), interpreter=()) as worker,
+        flood(worker.answer(), count, worker.pid) as (clients, each),
+    ):
+        clients.ask("stop")
+        clients.answer()
     return each
 
 
