@@ -7,6 +7,7 @@ import gzip
 import io
 import mmap
 import os
+import re
 import signal
 import tempfile
 import threading
@@ -33,7 +34,7 @@ from trio.testing import assert_checkpoints, wait_all_tasks_blocked
 
 import trio_wknet._files as files
 from trio_wknet import Conn, Engine, Limits
-from trio_wknet._native.testing import ReactorSender
+from trio_wknet._native.testing import ReactorSender, all_cached
 from trio_wknet._native.trio.send_file import pretend_cold
 
 Peer = tuple[Conn, Any]
@@ -111,6 +112,29 @@ async def test_in_few_calls(engine: Engine, file: Any, monkeypatch: pytest.Monke
             assert await read(sock, 100_000) == DATA[:100_000]
         assert conn.statistics().send_calls <= 3
     assert not calls
+
+
+def knows_what_is_cached() -> bool:
+    """Whether the kernel has cachestat: Linux 6.5 and later."""
+    release = os.uname().release.split(".")
+    return (int(release[0]), int(re.match(r"\d+", release[1])[0])) >= (6, 5)  # type: ignore[index]
+
+
+@pytest.mark.skipif(not knows_what_is_cached(), reason="this kernel cannot say it")
+def test_what_is_in_the_page_cache() -> None:
+    # In memory, as file systems that lie over others do not show their cache.
+    with open(os.memfd_create("holes"), "w+b") as file:
+        file.truncate(1 << 20)  # of which nothing was ever in memory
+        fd = file.fileno()
+        assert not all_cached(fd, 0, 1)
+        file.seek(8192)
+        file.write(bytes(8192))
+        file.flush()
+        assert all_cached(fd, 8192, 8192)
+        assert all_cached(fd, 9000, 5000)
+        assert not all_cached(fd, 8191, 8193)
+        assert not all_cached(fd, 8192, 8193)
+    assert not all_cached(-1, 0, 1)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Python faces of the structs that the two sides are made of. Tests and benchmarks use them,
 nothing else does."""
 cimport cython
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memset
 from libc.string cimport memcpy
@@ -10,6 +10,7 @@ from .base.atomics cimport (
     wk_u32, wk_u32_load, wk_u64, wk_u64_add, wk_u64_exchange, wk_u64_load,
     wk_u64_load_relaxed,
 )
+from .base.files cimport wk_all_cached
 from .base.linux cimport iovec
 from .base.utf8 cimport wk_utf8, wk_utf8_check
 from .reactor.admission cimport (
@@ -1138,3 +1139,8 @@ cdef class Door:
     def leave(self, int number):
         """Whether a port waits for the place."""
         return admission_leave(<Place *><size_t>self._places.pop(number))
+
+
+def all_cached(int fd, int64_t offset, int64_t count):
+    """Whether a part of a file is in the page cache; False also where the kernel cannot say."""
+    return wk_all_cached(fd, offset, count)

@@ -31,6 +31,20 @@ static inline ssize_t wk_read_resident(int fd, void *out, size_t n, int64_t offs
     return syscall(SYS_preadv2, fd, &span, 1, (long)offset, 0L, RWF_NOWAIT);
 }
 
+/* Whether all of a span of a file, which does not reach beyond its end, is in the page cache or on
+   its way there. 0 also where the kernel has no cachestat (before 6.5), or does not say it of
+   files that are somebody else's. By number, which is the same everywhere, as C libraries have
+   no function for it. */
+static inline int wk_all_cached(int fd, int64_t offset, int64_t n)
+{
+    uint64_t span[2] = {(uint64_t)offset, (uint64_t)n};
+    uint64_t found[5]; /* struct cachestat; the first counts pages that are in the cache */
+    int64_t page = sysconf(_SC_PAGESIZE);
+    if (syscall(451L, fd, span, found, 0) != 0)
+        return 0;
+    return found[0] == (uint64_t)((offset + n - 1) / page - offset / page + 1);
+}
+
 /* Whether a file is in a file system without a disk: tmpfs (as a memfd is), ramfs, hugetlbfs. */
 static inline int wk_in_memory(int fd)
 {

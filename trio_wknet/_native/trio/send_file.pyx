@@ -11,8 +11,9 @@ send no cheaper, as the kernel does the work; it would need the descriptor, its 
 in the slot; and a disk that it waited for would stop all its connections. So one operation
 holds the sending side all the time, and what is sent behind it does not overtake it.
 
-* Before each sendfile one byte in PROBE_EVERY is asked for with RWF_NOWAIT (kernels read ahead,
-  and evict, in runs). What is not there, a worker thread reads, AHEAD bytes at a time.
+* Before each sendfile cachestat says whether all of it is in the page cache. If it does not, one
+  byte in PROBE_EVERY is asked for with RWF_NOWAIT (kernels read ahead, and evict, in runs). What
+  is not there, a worker thread reads, AHEAD bytes at a time.
   What was read is then sent without asking again: so it goes on even where memory is short.
 * No more than STEP bytes are sent between two schedule points, so a fast peer does not
   hold Trio's loop.
@@ -23,8 +24,8 @@ holds the sending side all the time, and what is sent behind it does not overtak
   file. Errors of the file are found there, too: an error of sendfile that is not surely
   the connection's makes the rest go this way, and what fails then is what is broken.
 
-Trade-off. A page between two that were asked for may be missing, and its reading from the disk is
-waited for. Asking for each page would be a system call for each 4 KiB.
+Trade-off. Without cachestat a page between two that were asked for may be missing, and its reading
+from the disk is waited for. Asking for each page would be a system call for each 4 KiB.
 """
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
@@ -32,7 +33,7 @@ from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport INT64_MAX, int64_t
 
 from ..base.atomics cimport wk_u64_bump, wk_u64_store_relaxed
-from ..base.files cimport wk_file_size, wk_in_memory, wk_read_resident, wk_sendfile
+from ..base.files cimport wk_all_cached, wk_file_size, wk_in_memory, wk_read_resident, wk_sendfile
 from ..base.linux cimport (
     EAGAIN, ECONNRESET, EHOSTUNREACH, EINTR, ENETUNREACH, EPIPE, ETIMEDOUT, errno, pread,
 )
@@ -42,7 +43,7 @@ from .operation cimport PARKED, YIELDING
 from .send cimport SendingData
 
 cdef enum:
-    STEP = 1 << 20              # bytes
+    STEP = 2 << 20              # bytes
     AHEAD = 2 << 20
     PIECE = 1 << 18
     PROBE_EVERY = 1 << 16
@@ -96,8 +97,11 @@ cdef int64_t part_ready(Part *part, int64_t most) noexcept nogil:
     cdef int64_t at = min(max(part.at, part.read_to), end)
     cdef ssize_t got
     cdef char byte
+    cdef bint all_cached
     if end <= part.at:      # a file of /proc has no size
         return 0 if wk_read_resident(part.fd, &byte, 1, part.at) == 0 else UNKNOWN
+    # Then the first and the last page are enough: what is on its way arrives in order.
+    all_cached = end - at > PROBE_EVERY and wk_all_cached(part.fd, at, end - at)
     while at < end:
         if _all_cold:
             break
@@ -106,7 +110,7 @@ cdef int64_t part_ready(Part *part, int64_t most) noexcept nogil:
             return UNKNOWN
         if got <= 0:
             break
-        at = end if at == end - 1 else min(at + PROBE_EVERY, end - 1)
+        at = end if at == end - 1 else end - 1 if all_cached else min(at + PROBE_EVERY, end - 1)
     return at - part.at if at > part.at else COLD
 
 
