@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import random
+import signal
 import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -359,6 +360,26 @@ async def test_a_side_is_reset(engine: Engine) -> None:
             assert await read(other, 3) == b"bye"
             await send(other, b"yes")
             assert await healthy.receive_exactly(3) == b"yes"
+
+
+async def test_no_signal_for_a_broken_connection(engine: Engine, kind: str) -> None:
+    """splice has no flag against SIGPIPE, which ends a program that has not ignored it."""
+    signals: list[int] = []
+    before = signal.signal(signal.SIGPIPE, lambda number, _: signals.append(number))
+    try:
+        for _ in range(5):
+            async with ends(engine, kind, options=PIPED) as it:
+                it.start()
+                await send(it.left, bytes(100_000))
+                assert await read(it.right, 100_000) == bytes(100_000)
+                it.right.close()
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(send, it.left, bytes(MUCH))
+                    assert (await it.broken()).side == "b"
+                    nursery.cancel_scope.cancel()
+    finally:
+        signal.signal(signal.SIGPIPE, before)
+    assert signals == []
 
 
 async def test_reset_after_its_end(engine: Engine) -> None:

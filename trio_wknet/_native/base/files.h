@@ -1,4 +1,4 @@
-/* Reading from files without waiting for a disk, and sending them to a socket.
+/* Reading from files without waiting for a disk, and sending from them, or a pipe, to a socket.
 
    64-bit only, where an offset is one register. */
 #ifndef TRIO_WKNET_FILES_H
@@ -8,6 +8,7 @@
 #define _GNU_SOURCE
 #endif
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdint.h>
 #include <sys/sendfile.h>
@@ -62,28 +63,62 @@ static inline int64_t wk_file_size(int fd)
     return fstat(fd, &of) == 0 ? (int64_t)of.st_size : -1;
 }
 
-/* sendfile without SIGPIPE, which has no flag against it, unlike send. The signal is sent to
-   this thread, also if a part was sent before the connection was found broken. */
-static inline ssize_t wk_sendfile(int sock, int fd, int64_t offset, size_t n)
+/* Calls on sockets that have no flag against SIGPIPE, unlike send. The signal is sent to this
+   thread, also if a part was sent before the connection was found broken: it is blocked
+   meanwhile, and taken, unless it waited already. */
+struct wk_sigpipe {
+    sigset_t only, blocked, pending;
+};
+
+static inline void wk_sigpipe_block(struct wk_sigpipe *guard)
+{
+    sigemptyset(&guard->only);
+    sigaddset(&guard->only, SIGPIPE);
+    sigemptyset(&guard->pending);
+    pthread_sigmask(SIG_BLOCK, &guard->only, &guard->blocked);
+    if (sigismember(&guard->blocked, SIGPIPE))
+        sigpending(&guard->pending);
+}
+
+static inline void wk_sigpipe_take(struct wk_sigpipe *guard)
 {
     static const struct timespec at_once;
-    sigset_t sigpipe, blocked, pending;
+    int error = errno;
+    if (!sigismember(&guard->pending, SIGPIPE))
+        while (sigtimedwait(&guard->only, NULL, &at_once) < 0 && errno == EINTR)
+            ;
+    errno = error;
+}
+
+static inline void wk_sigpipe_restore(struct wk_sigpipe *guard)
+{
+    int error = errno;
+    pthread_sigmask(SIG_SETMASK, &guard->blocked, NULL);
+    errno = error;
+}
+
+static inline ssize_t wk_sendfile(int sock, int fd, int64_t offset, size_t n)
+{
+    struct wk_sigpipe guard;
     off_t at = offset;
     ssize_t sent;
-    int error;
-    sigemptyset(&sigpipe);
-    sigaddset(&sigpipe, SIGPIPE);
-    sigemptyset(&pending);
-    pthread_sigmask(SIG_BLOCK, &sigpipe, &blocked);
-    if (sigismember(&blocked, SIGPIPE))
-        sigpending(&pending);
+    wk_sigpipe_block(&guard);
     sent = sendfile(sock, fd, &at, n);
-    error = errno;
-    if (sent < (ssize_t)n && !sigismember(&pending, SIGPIPE))
-        while (sigtimedwait(&sigpipe, NULL, &at_once) < 0 && errno == EINTR)
-            ;
-    pthread_sigmask(SIG_SETMASK, &blocked, NULL);
-    errno = error;
+    if (sent < (ssize_t)n)
+        wk_sigpipe_take(&guard);
+    wk_sigpipe_restore(&guard);
+    return sent;
+}
+
+static inline ssize_t wk_splice_to_socket(int pipe, int sock, size_t n)
+{
+    struct wk_sigpipe guard;
+    ssize_t sent;
+    wk_sigpipe_block(&guard);
+    sent = splice(pipe, NULL, sock, NULL, n, SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
+    if (sent < (ssize_t)n)
+        wk_sigpipe_take(&guard);
+    wk_sigpipe_restore(&guard);
     return sent;
 }
 

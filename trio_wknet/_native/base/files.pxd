@@ -7,3 +7,4 @@ cdef extern from "base/files.h" nogil:
     bint wk_in_memory(int fd)
     int64_t wk_file_size(int fd)
     ssize_t wk_sendfile(int sock, int fd, int64_t offset, size_t n)
+    ssize_t wk_splice_to_socket(int pipe, int sock, size_t n)

@@ -6,6 +6,7 @@ from ..base.atomics cimport (
     wk_u32_add, wk_u32_or, wk_u32_store, wk_u32_sub, wk_u64_bump, wk_u64_load,
     wk_u64_store_relaxed,
 )
+from ..base.files cimport wk_splice_to_socket
 from ..base.linux cimport (
     AF_UNIX, EAGAIN, EINTR, EINVAL, ENOMEM, EPIPE, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT,
     EPOLLPRI, EPOLLRDHUP, F_SETPIPE_SZ, MSG_DONTWAIT, O_CLOEXEC, O_NONBLOCK, SHUT_WR,
@@ -329,8 +330,11 @@ cdef bint _splice_out(Reactor *reactor, Side *source, Side *sink) noexcept nogil
         return False
     if not may:
         return False        # what is queued goes first; `act` is called when it is sent
-    n = splice(source.pipe[0], NULL, slot.fd, NULL, source.held,
-               SPLICE_F_MOVE | SPLICE_F_NONBLOCK)
+    if reactor.hub.in_loop:
+        n = wk_splice_to_socket(source.pipe[0], slot.fd, source.held)
+    else:                   # this thread blocks all signals
+        n = splice(source.pipe[0], NULL, slot.fd, NULL, source.held,
+                   SPLICE_F_MOVE | SPLICE_F_NONBLOCK)
     error = errno if n < 0 else 0
     if n > 0:
         source.held -= <uint32_t>n
