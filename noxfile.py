@@ -30,7 +30,7 @@ ONCE = [
     *("benchmarks", "scale_scripts", "docs", "docstrings", "layout", "stubs", "types", "haproxy"),
     *("cli_demo", "load", "load_cli", "load_modes", "load_options", "frame_fuzz", "mailbox"),
     *("stalls", "two_senders", "idle_descriptor", "proxy_protocol", "churn", "frames_model"),
-    *("admission", "admission_model", "pace", "send_file"),
+    *("admission", "admission_model", "deployment", "pace", "send_file"),
     *("graceful_end", "pool", "relay", "ring", "slot_map", "handles", "wheel", "trim"),
     *("websocket_conformance", "websocket_decoder"),
     *("examples", "trio_suites"),

@@ -1,11 +1,12 @@
-"""Put the code of the examples into the pages that show it.
+"""Put the code of the examples, and files of settings, into the pages that show them.
 
 A page is read as it stands in the repository, too, so the code is in the page, below a
 comment that says whose it is::
 
     <!-- examples/chat.py: hear, converse -->
 
-The names are functions, classes or variables of that file. ``python3 docs/include_examples.py``
+The names are functions, classes or variables of that file. A file of docs/deployment/ is shown
+whole, and has no names. ``python3 docs/include_examples.py``
 writes the code behind each such comment anew; `tests/test_docs.py` fails where a page differs.
 """
 
@@ -24,6 +25,11 @@ PAGES = [
 
 INCLUDED = re.compile(
     r"<!-- (?P<path>examples/[\w/]+\.py): (?P<names>[\w, ]+) -->\n(```python\n.*?\n```\n)?",
+    re.DOTALL,
+)
+
+WHOLE = re.compile(
+    r"<!-- (?P<path>docs/deployment/[\w@.]+) -->\n(```ini\n.*?\n```\n)?",
     re.DOTALL,
 )
 
@@ -70,7 +76,11 @@ def with_examples(text: str) -> str:
         code = code_of(path, [name.strip() for name in found["names"].split(",")])
         return f"{comment}\n```python\n# {path}\n{code}\n```\n"
 
-    return INCLUDED.sub(block, text)
+    def whole(found: re.Match[str]) -> str:
+        comment = found[0].partition("\n")[0]
+        return f"{comment}\n```ini\n{(ROOT / found['path']).read_text()}```\n"
+
+    return WHOLE.sub(whole, INCLUDED.sub(block, text))
 
 
 if __name__ == "__main__":
