@@ -60,6 +60,7 @@ CONN: dict[str, Callable[[Any], Any] | None] = {
     "context": lambda conn: setattr(conn, "context", 1),
     "detach": lambda conn: conn.detach(),
     "discard": lambda conn: conn.discard(0),
+    "engine": None,
     "flush": lambda conn: conn.flush(),
     "framed": lambda conn: conn.framed(LINES),
     "getsockopt": lambda conn: conn.getsockopt(*NODELAY),
@@ -183,6 +184,7 @@ TLS_LISTENER: dict[str, Callable[[Any], Any] | None] = {
     "aclose": lambda listener: listener.aclose(),
     "address": None,
     "addresses": None,
+    "engine": None,
     "drain": lambda listener: listener.drain(),
     "serve": lambda listener: listener.serve(TLSStream.aclose),
     "statistics": lambda listener: listener.statistics(),
@@ -194,6 +196,7 @@ WEBSOCKET_LISTENER: dict[str, Callable[[Any], Any] | None] = {
     "aclose": lambda listener: listener.aclose(),
     "address": None,
     "addresses": None,
+    "engine": None,
     "drain": lambda listener: listener.drain(),
     "serve": lambda listener: listener.serve(WebSocket.aclose),
     "serve_messages": lambda listener: listener.serve_messages(print),
@@ -209,6 +212,7 @@ LISTENER: dict[str, Callable[[Any], Any] | None] = {
     "admission": None,
     "backlog": None,
     "drain": lambda listener: listener.drain(),
+    "engine": None,
     "idle_timeout": None,
     "limits": None,
     "options": None,
@@ -230,6 +234,7 @@ ENGINE: dict[str, Callable[[Any], Any] | None] = {
     "group": lambda engine: engine.group(),
     "groups": None,
     "listen": lambda engine: engine.listen(LOCAL),
+    "listeners": lambda engine: engine.listeners,
     "reactors": None,
     "statistics": lambda engine: engine.statistics(),
 }
@@ -349,6 +354,7 @@ OF_NO_THREAD = {
     "Limits", "ListenerStatistics", "ProxyHeader", "ReactorStatistics", "RingBuffer",
     "WheelStatistics",
     "Shutdown",  # its own methods are Trio's
+    "Traffic",
     "StreamWebSocket",  # all Trio's, like the stream that it is over
 }  # fmt: skip
 

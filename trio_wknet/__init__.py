@@ -41,6 +41,7 @@ from trio_wknet._statistics import (
     FrameStatistics,
     ListenerStatistics,
     ReactorStatistics,
+    Traffic,
     WebSocketStatistics,
     WheelStatistics,
 )
@@ -101,6 +102,7 @@ __all__ = [
     "Timer",
     "TimingWheel",
     "Trace",
+    "Traffic",
     "VarintPrefixed",
     "WebSocket",
     "WebSocketListener",

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
+    from trio_wknet._engine import Engine
     from trio_wknet._files import BinaryFile
     from trio_wknet._framing import Framing
     from trio_wknet._native.trio.core import Core
@@ -259,6 +260,11 @@ class Conn(IdleWatch, StreamBase):  # type: ignore[misc]  # final, see _trio_bas
           RuntimeError: if it is entered in another thread, or twice.
         """
         return IdlePoint(self)
+
+    @property
+    def engine(self) -> Engine:
+        """The `Engine` that it belongs to. Stays after the close."""
+        return self._core.engine
 
     # --- files ---------------------------------------------------------------
 

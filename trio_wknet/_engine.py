@@ -24,13 +24,20 @@ from trio_wknet._native.trio.connections import Connections
 from trio_wknet._native.trio.core import Core
 from trio_wknet._native.trio.idle_scopes import timeout_rule
 from trio_wknet._native.trio.latch import Latch
+from trio_wknet._native.trio.tally import accepted, open_listeners, tally
 from trio_wknet._options import ConnOptions, Limits, check_some_seconds, is_tcp
 from trio_wknet._proxy.trust import parse_trusted
 from trio_wknet._shortage import ShortageLog
 from trio_wknet._sockets.address import parse_address
 from trio_wknet._sockets.listening import open_listening_sockets
 from trio_wknet._sockets.unix_connect import connect_unix
-from trio_wknet._statistics import EngineStatistics, ReactorStatistics, ended_by, refused_by
+from trio_wknet._statistics import (
+    EngineStatistics,
+    ReactorStatistics,
+    ended_by,
+    refused_by,
+    traffic,
+)
 from trio_wknet._tls import check_server_hostname, start_tls
 from trio_wknet._tls_address import split_tls
 from trio_wknet._tls_listener import TLSListener
@@ -131,6 +138,7 @@ class Engine:
     def _start(self, reactors: int, balance: str) -> None:
         make_conn = partial(Conn.__new__, Conn)  # `Conn()` is for nobody
         self._core = Core(reactors, balance == "round_robin", make_conn, _virtual_clock())
+        self._core.engine = self
         self._core.on_shortage = self._update_shortage
         self._connections = Connections(self._core)
         self._groups = Groups._of(self)
@@ -201,6 +209,16 @@ class Engine:
         thread, and in a forked child.
         """
         return self._connections
+
+    @property
+    def listeners(self) -> tuple[Listener, ...]:
+        """The open listeners of this engine, the oldest first. For one that serves TLS or
+        WebSockets, the `Listener` of its connections.
+
+        Using it raises `RuntimeError` once the engine is closed, from another thread, and in a
+        forked child.
+        """
+        return tuple(open_listeners(self._core))
 
     def group(self, *, max_pending: int = MAX_PENDING) -> Group:
         """Make a group of connections, to send the same messages to all of them. Not a
@@ -541,7 +559,8 @@ class Engine:
         return Conn._from_socket(self._core, sock, limits)
 
     def statistics(self) -> EngineStatistics:
-        """Return a snapshot of the counters. Not a checkpoint.
+        """Return a snapshot of the counters. Not a checkpoint. It looks at each open connection,
+        which takes 0.1 to 0.3 microseconds each.
 
         Returns:
           An `EngineStatistics`.
@@ -549,6 +568,13 @@ class Engine:
         Raises:
           RuntimeError: if the engine is closed, or belongs to another thread.
         """
+        self._core.ensure_usable()
+        tally(self._core)
+        return self._as_of_tally()
+
+    def _as_of_tally(self) -> EngineStatistics:
+        """What is open was counted just now."""
+        totals = self._core.totals
         wakes, (used, ready, slabs, kept, live), rows = self._core.statistics()
         unwatched, shortages, _ = self._core.shortage()
         refused = self._core.refused()
@@ -558,6 +584,14 @@ class Engine:
             shortages=shortages,
             refused_by=refused_by(refused),
             ended_by=ended_by(refused),
+            accepted=accepted(self._core),
+            connected=totals.connected,
+            open=self._core.claimed,
+            closed_by=totals.closed_by(),
+            traffic=traffic(totals.sums(True)),
+            handshakes_done=totals.handshakes,
+            handshake_seconds=totals.handshake_seconds,
+            failed_handshakes=totals.failed_handshakes,
             wakes=wakes,
             slots_in_use=used,
             slots_ready=ready,

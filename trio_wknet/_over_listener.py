@@ -9,6 +9,7 @@ import attrs
 import trio
 
 if TYPE_CHECKING:
+    from trio_wknet._engine import Engine
     from trio_wknet._listener import Listener
     from trio_wknet._sockets.address import SocketAddress
     from trio_wknet._statistics import ListenerStatistics
@@ -57,6 +58,12 @@ class OverListener(trio.abc.AsyncResource):
         """All addresses that it is bound to, each once."""
         addresses: list[SocketAddress] = self.listener.addresses
         return addresses
+
+    @property
+    def engine(self) -> Engine:
+        """The `Engine` that it belongs to."""
+        engine: Engine = self.listener.engine
+        return engine
 
     def statistics(self) -> ListenerStatistics:
         """Return a snapshot of the listener's counters. Not a checkpoint.

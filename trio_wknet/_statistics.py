@@ -53,6 +53,26 @@ class FrameStatistics:
 
 
 @attrs.frozen(kw_only=True)
+class Traffic:
+    """What connections have moved, those that have ended included: the sums of their own
+    statistics. What a reactor still sends for a connection that was closed gracefully does not
+    count."""
+
+    bytes_received: int
+    """Bytes read from their sockets; of TLS, as they are on the wire."""
+    bytes_sent: int
+    """Bytes that the kernel took."""
+    messages_received: int
+    """Frames, and messages of WebSockets, that were taken. Those over TLS do not count."""
+    messages_sent: int
+    """The same of those that were accepted for sending."""
+    buffered_inbound: int
+    """Bytes that open connections have received, and that were not taken."""
+    buffered_outbound: int
+    """Bytes that open connections are to send, and that the kernel has not taken."""
+
+
+@attrs.frozen(kw_only=True)
 class ListenerStatistics:
     """A listener's counters."""
 
@@ -79,11 +99,23 @@ class ListenerStatistics:
     handlers: int
     """Running handlers of `Listener.serve`, or connections of `Listener.serve_events` or
     `Listener.serve_frames`. Of a `TLSListener`, without those whose handshake is not done."""
+    open: int
+    """Accepted connections that a handler, a task or callbacks have, until they are closed by
+    this program."""
+    closed_by: Mapping[str, int] = attrs.field(hash=False)
+    """Connections that were open and have ended, by `Conn.close_reason`: all that it can be, with
+    the texts of system errors only where there were any."""
+    traffic: Traffic
+    """What its connections have moved so far, and hold now."""
+    handshakes_done: int
+    """Handshakes of TLS on its connections that are done."""
+    handshake_seconds: float
+    """The seconds that these took together."""
+    failed_handshakes: int
+    """Those that have failed, were cancelled, or took too long. Those that a `TLSListener`
+    serves are logged as ``trio_wknet.tls``."""
     handshakes: int = 0
     """Of a `TLSListener` that serves: handshakes under way."""
-    failed_handshakes: int = 0
-    """Of a `TLSListener` that serves: those that have failed, or took too long. Logged as
-    ``trio_wknet.tls``."""
 
 
 def refused_by(counts: list[int]) -> dict[str, int]:
@@ -148,6 +180,11 @@ def websocket_statistics(counts: tuple[int, ...]) -> WebSocketStatistics:
     return _in_order(WebSocketStatistics, counts)
 
 
+def traffic(sums: tuple[int, ...]) -> Traffic:
+    """From the sums of `Totals`."""
+    return _in_order(Traffic, sums)
+
+
 def _in_order(kind: type[T], counts: tuple[int, ...]) -> T:
     """From counters that are in the order of the fields."""
     names = (field.name for field in attrs.fields(kind))
@@ -171,6 +208,24 @@ class EngineStatistics:
     `ListenerStatistics`."""
     ended_by: Mapping[str, int] = attrs.field(hash=False)
     """The same of connections that were ended for being too slow."""
+    accepted: int
+    """Connections that its listeners have accepted, also those that are closed."""
+    connected: int
+    """Connections of `Engine.connect` and `Engine.adopt`."""
+    open: int
+    """Connections that a handler, a task or callbacks have, until they are closed by this
+    program: those of `Engine.connections`."""
+    closed_by: Mapping[str, int] = attrs.field(hash=False)
+    """Connections that were open and have ended, as in `ListenerStatistics`: those of all
+    listeners, and those of ``connected``."""
+    traffic: Traffic
+    """What all of them have moved so far, and hold now."""
+    handshakes_done: int
+    """Handshakes of TLS that are done, a client's included."""
+    handshake_seconds: float
+    """The seconds that these took together."""
+    failed_handshakes: int
+    """Those that have failed, were cancelled, or took too long."""
     wakes: int
     """The number of times that a reactor had to wake Trio's loop."""
     slots_in_use: int

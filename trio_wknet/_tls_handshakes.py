@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import ssl
 
     from trio_wknet._conn import Conn
+    from trio_wknet._native.trio.totals import Totals
     from trio_wknet._tls import TLSStream
 
 logger = logging.getLogger("trio_wknet.tls")
@@ -33,18 +34,21 @@ class Handshakes:
     """Those of one listener.
 
     Args:
+      totals: the listener's.
       context: the server's.
       seconds: the time for each.
       https_compatible: whether the streams are to end as HTTPS does.
     """
 
-    def __init__(self, context: ssl.SSLContext, seconds: float, https_compatible: bool) -> None:
+    def __init__(
+        self, totals: Totals, context: ssl.SSLContext, seconds: float, https_compatible: bool
+    ) -> None:
+        self._totals = totals
         self._start = partial(
             start_tls, context=context, server_side=True, https_compatible=https_compatible
         )
         self.seconds = seconds
         self.waiting = 0
-        self.failed = 0
         self._began: dict[trio.CancelScope, float] = {}  # in this order
         self._freed = trio.lowlevel.ParkingLot()
         self._log = FailureLog(logger, "%d more handshakes failed, unlogged", logging.INFO)
@@ -71,9 +75,11 @@ class Handshakes:
             self._check_over()
 
     async def _perform(self, conn: Conn) -> TLSStream | None:
+        began = False
         try:
             with trio.move_on_after(self.seconds) as scope:
                 await self._take_place(scope)
+                began = True
                 try:
                     return await self._start(conn)
                 finally:
@@ -83,7 +89,8 @@ class Handshakes:
         else:
             late = trio.current_time() >= scope.deadline
             why = "no handshake in time" if late else "no handshake yet, and others wait"
-        self.failed += 1
+        if not began:  # else it has counted itself
+            self._totals.handshake_given_up()
         level = logging.DEBUG if _is_check(conn) else logging.INFO
         if (before := self._log.take_line(level)) >= 0:
             self._log.write(level, before, "no TLS with %s: %s", _peer(conn), why)

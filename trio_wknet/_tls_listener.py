@@ -56,7 +56,9 @@ class TLSListener(OverListener, TLSListenerBase):  # type: ignore[misc]  # final
         self.listener: Listener = listener
         self.ssl_context = ssl_context
         self._https_compatible = https_compatible
-        self._handshakes = Handshakes(ssl_context, handshake_time, https_compatible)
+        self._handshakes = Handshakes(
+            listener._totals, ssl_context, handshake_time, https_compatible
+        )
 
     def __repr__(self) -> str:
         return f"<trio_wknet.TLSListener over {self.listener!r}>"
@@ -159,7 +161,6 @@ class TLSListener(OverListener, TLSListenerBase):  # type: ignore[misc]  # final
             below,
             handlers=below.handlers - under_way,
             handshakes=under_way,
-            failed_handshakes=self._handshakes.failed,
         )
 
 

@@ -11,6 +11,7 @@ from .operation cimport Operation
 from .send_batch cimport SendBatch
 from .spin cimport SpinPolicy
 from .stall cimport StallWatch
+from .totals cimport Totals
 
 
 cdef class Undone:
@@ -59,6 +60,7 @@ cdef class Audience(Undone):
 cdef class Server(Undone):
     """What a slot's `server` points to: what serves connections in event mode. It
     outlives the time for which its connections are claimed."""
+    cdef Totals totals          # those of its listener, in which its connections count
     # All run in Trio's thread and never raise; the drain calls the first two.
     cdef void completed(self, Slot *slot, uint32_t bits) noexcept
     cdef void accepted(self) noexcept
@@ -89,6 +91,8 @@ cdef class Core:
     cdef object alarm           # the cancel scope that shows Trio the next timeout
     cdef readonly uint32_t claimed      # connections that the application knows
     cdef readonly SendBatch send_batch
+    cdef readonly Totals totals
+    cdef public object engine   # whose native half this is
     cdef Corks corks
     cdef list late              # of Latecomers
     cdef Broadcasts broadcasts

@@ -3,7 +3,9 @@ from collections.abc import Callable
 import trio
 
 from trio_wknet._conn import Conn
+from trio_wknet._engine import Engine
 from trio_wknet._native.trio.send_batch import SendBatch
+from trio_wknet._native.trio.totals import Totals
 
 class Undone: ...
 
@@ -20,6 +22,8 @@ class Server(Undone): ...
 class Core:
     claimed: int
     send_batch: SendBatch
+    totals: Totals
+    engine: Engine
     on_shortage: Callable[[], object] | None
     closed: bool
     forked: bool

@@ -257,6 +257,7 @@ cdef class Core:
         self.searches = {}
         self.memberships = {}
         self.send_batch = SendBatch()
+        self.totals = Totals()
         self.late = []
         spin_policy_new(&self.spin_policy)
         stall_watch_new(&self.stall)

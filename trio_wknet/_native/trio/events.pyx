@@ -58,7 +58,7 @@ is called.
 from cpython.ref cimport Py_DECREF
 from libc.stdint cimport uint32_t
 
-from ..base.atomics cimport wk_u64_load
+from ..base.atomics cimport wk_u64_load, wk_u64_load_relaxed
 from ..base.linux cimport pthread_mutex_lock, pthread_mutex_unlock
 from ..reactor.ring cimport ring_len
 from ..reactor.slot cimport (
@@ -144,6 +144,7 @@ cdef class EventServer(Server):
     def __init__(self, NativeListener listener, nursery, on_data, on_connect, on_close,
                  on_error, tell):
         self.core = listener.core
+        self.totals = listener.totals
         self.listener = listener
         self.nursery = nursery
         self.base = copy_context()
@@ -221,6 +222,7 @@ cdef class EventServer(Server):
         slot.server = <void *>self
         slot.phase = QUIET
         self.open += 1
+        self.totals.open += 1
         if self.on_connect is not None:
             self.call(slot, self.on_connect)
         else:
@@ -474,6 +476,12 @@ cdef class EventServer(Server):
         cdef void *context = slot.context
         slot.context = NULL
         take_entry(self.contexts, slot)
+        self.totals.open -= 1
+        self.totals.conn_ended(
+            wk_u64_load_relaxed(&slot.received),
+            wk_u64_load_relaxed(&slot.sent) + wk_u64_load_relaxed(&slot.flushed),
+            slot.by_kind.scan, "closed", 0,
+        )
         self.open -= 1
         try:
             raise MemoryError       # made beforehand, by Python
@@ -486,6 +494,7 @@ cdef class EventServer(Server):
         """A connection is being let go of."""
         cdef Stream stream = <Stream>conn
         stream.variables = take_entry(self.contexts, stream.slot)
+        self.totals.open -= 1
         if conn.slot.phase == QUIET:
             # Without taking memory: it has to be let go of.
             if self.last_gone is None:

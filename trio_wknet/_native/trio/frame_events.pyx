@@ -60,6 +60,7 @@ cdef class FrameServer(EventServer):
         self.core.claim(slot)
         slot.server = <void *>self
         self.open += 1
+        self.totals.open += 1
         try:
             framed_link(slot, self.compiled)
         except MemoryError:

@@ -73,6 +73,7 @@ cdef class Frames(FrameParts):
         self.conn.ensure_no_receiver()
         self.put_back()
         self.conn.core.unframed(self.conn.slot)
+        self.conn.totals().add_messages(self.scan)
         framed_unlink(self.conn.slot)
 
     cdef int ensure_linked(self) except -1:

@@ -1,5 +1,7 @@
-# What the connections of a listener share, for its drain.
+# What the connections of a listener share: its totals, and what its drain has to know.
 from libc.stdint cimport uint32_t
+
+from .totals cimport Totals
 
 
 cdef class Point:
@@ -8,6 +10,7 @@ cdef class Point:
 
 
 cdef class Handed:
+    cdef readonly Totals totals     # the listener's
     cdef readonly uint32_t count    # open connections that `accept` returned
     cdef public object on_none      # called when the last of them is closed
     cdef readonly bint draining

@@ -1,4 +1,5 @@
-"""What a listener's drain has to know of its connections. Each open one holds this object.
+"""What a listener's drain has to know of its connections, and its totals. Each open one that has
+an object holds this one.
 
 What serves the connections that `accept` returned is not known here: a loop around `accept`, or
 `trio.serve_listeners`, with or without TLS in between. But such a connection counts from `accept`
@@ -13,6 +14,9 @@ cdef class Point:
 
 
 cdef class Handed:
+    def __cinit__(self, Totals totals not None):
+        self.totals = totals
+
     cdef void left(self) noexcept:
         """One of them is closed. A finalizer may say so in any thread, under the GIL."""
         self.count -= 1

@@ -6,6 +6,7 @@ from .core cimport Endpoint, Server
 from .handed cimport Handed
 from .operation cimport Operation
 from .proxy_gate cimport ProxyGate
+from .totals cimport Totals
 
 
 cdef class NativeListener(Endpoint):
@@ -18,6 +19,7 @@ cdef class NativeListener(Endpoint):
     cdef list ports             # addresses of their slots
     cdef bint closing           # the ports have been asked to close
     cdef object on_ended        # to be called when they have
+    cdef Totals totals
     cdef Handed handed          # the open connections that `accept` returned
     cdef uint32_t accepts       # calls of `accept` in progress
     cdef uint64_t accepted      # counters, as they were last seen

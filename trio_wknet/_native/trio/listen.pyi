@@ -6,6 +6,7 @@ from trio_wknet._conn import Conn
 from trio_wknet._native.trio.admission import NativeAdmission
 from trio_wknet._native.trio.core import Core, Endpoint
 from trio_wknet._native.trio.proxy_gate import ProxyGate
+from trio_wknet._native.trio.totals import Totals
 from trio_wknet._options import Limits
 
 # An async method gives an Operation, which is a coroutine in all but its type.
@@ -32,6 +33,8 @@ class NativeListener(Endpoint):
     def _close(self) -> None: ...
     @property
     def _open(self) -> bool: ...
+    @property
+    def _totals(self) -> Totals: ...
     @property
     def _fds(self) -> list[int]: ...
     def _is_accepted_from(self) -> bool: ...

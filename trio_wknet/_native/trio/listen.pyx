@@ -20,6 +20,7 @@ from .handed cimport Handed
 from .operation cimport ABORT_FAILED, ABORT_SUCCEEDED, Operation, make_trap
 from .proxy_gate cimport ProxyGate
 from .stream cimport Stream
+from .totals cimport Totals
 
 import os
 
@@ -43,7 +44,8 @@ cdef class NativeListener(Endpoint):
         cdef uint32_t i
         native.idle = timeout
         core.check()
-        self.handed = Handed()
+        self.totals = Totals(core.totals)
+        self.handed = Handed(self.totals)
         listener = core.new_slot(-1, 0, native)
         self.ports = []
         # First everything that takes memory. If it fails, the caller keeps the descriptors.
@@ -376,6 +378,7 @@ cdef class NativeListener(Endpoint):
         if self.slot == NULL or self.closing:       # by a finalizer meanwhile
             return
         self.count()
+        self.core.totals.accepted += self.accepted
         self.closing = True
         pthread_mutex_lock(&listener.lock)
         listener.refusing = True
@@ -481,6 +484,10 @@ cdef class NativeListener(Endpoint):
     @property
     def _open(self):
         return self.slot != NULL and not self.closing
+
+    @property
+    def _totals(self):
+        return self.totals
 
     @property
     def _fds(self):

@@ -5,6 +5,7 @@ from ..reactor.framing cimport FrameScan
 from .core cimport Endpoint, Observer
 from .handed cimport Handed
 from .operation cimport Operation
+from .totals cimport Totals
 
 
 # Plain numbers: when a connection is let go of they must be kept without memory.
@@ -75,7 +76,10 @@ cdef class Stream(Endpoint):
     cdef int ensure_unpinned(self) except -1
     cdef void begin_to_detach(self) noexcept
     cdef void look_at_end(self) noexcept
+    cdef str cause(self)
     cdef str _why(self)
+    cdef Totals totals(self)
+    cdef void add_to_totals(self) noexcept
     cdef void count(self, Counters *into) noexcept
 
 

@@ -58,6 +58,7 @@ cdef class Stream(Endpoint):
         core.check()
         cdef Slot *slot = core.new_slot(fd, family, make_limits(limits))
         self.attach(core, slot)
+        core.totals.connected += 1
         disown(sock)
         core.start(slot)
 
@@ -209,6 +210,7 @@ cdef class Stream(Endpoint):
         take_entry(core.searches, slot)
         self.look_at_end()
         self.reason = reason
+        self.add_to_totals()
         if slot.server != NULL:
             (<Server>slot.server).left(self, reason)
             self.kept = self.context
@@ -229,10 +231,14 @@ cdef class Stream(Endpoint):
         self.handed = handed
         self.handed_out = out
         handed.count += out
+        handed.totals.open += 1
 
     cdef void hand_back(self) noexcept:
         handed, self.handed = self.handed, None
-        if handed is not None and self.handed_out:
+        if handed is None:
+            return
+        (<Handed>handed).totals.open -= 1
+        if self.handed_out:
             (<Handed>handed).left()
 
     cdef void keep_names(self) noexcept:
@@ -255,11 +261,28 @@ cdef class Stream(Endpoint):
 
     cdef str _why(self):
         self.look_at_end()
+        if self.end_error and not self.too_slow:
+            return "reset" if self.end_error == ECONNRESET else os.strerror(self.end_error)
+        return self.cause()
+
+    cdef str cause(self):
+        """Why it ended, if it was not by an error."""
         if self.too_slow:
             return "no first byte" if self.too_slow == FIRST_BYTE_TIME else "too slow"
-        if self.end_error:
-            return "reset" if self.end_error == ECONNRESET else os.strerror(self.end_error)
         return "eof" if self.end_seen else self.reason
+
+    cdef Totals totals(self):
+        """Those that it counts in."""
+        if self.slot != NULL and self.slot.server != NULL:
+            return (<Server>self.slot.server).totals
+        return self.core.totals if self.handed is None else self.handed.totals
+
+    cdef void add_to_totals(self) noexcept:
+        """It is being let go of: what it has come to is known, and why it ended."""
+        self.totals().conn_ended(
+            self.final.received, self.final.sent, self.slot.by_kind.scan, self.cause(),
+            0 if self.too_slow else self.end_error,
+        )
 
     @property
     def _too_slow(self):

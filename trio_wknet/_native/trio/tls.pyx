@@ -36,11 +36,13 @@ from cpython.bytes cimport (
 )
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
 
+from ..base.linux cimport monotonic_ns
 from .operation cimport PARKED, RAISING, Operation
 from .receive cimport SOME_BYTES, ReceiveHalf, positive
 from .send cimport SendHalf
+from .totals cimport Totals
 
 import ssl
 
@@ -426,11 +428,17 @@ cdef class TLSBase:
             await self.handshaking.wait()
             self.check_status()
             return
+        cdef Totals totals = self.conn.totals() if self.conn is not None else None
+        cdef uint64_t began = monotonic_ns()
         self.handshaking = trio.Event()
         try:
             await self._until_done(self._ssl_object.do_handshake, withhold=True)
             self.handshaken = True
+            if totals is not None:
+                totals.handshake_done((monotonic_ns() - began) / 1e9)
         except BaseException:
+            if totals is not None:
+                totals.handshake_failed()
             self.broke()
             raise
         finally:

@@ -1,0 +1,13 @@
+REASONS: tuple[str, ...]
+
+class Totals:
+    open: int
+    accepted: int
+    connected: int
+    handshakes: int
+    failed_handshakes: int
+    handshake_seconds: float
+    def __init__(self, engine: Totals | None = None) -> None: ...
+    def handshake_given_up(self) -> None: ...
+    def closed_by(self) -> dict[str, int]: ...
+    def sums(self, with_open: bool) -> tuple[int, int, int, int, int, int]: ...
