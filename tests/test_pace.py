@@ -42,6 +42,7 @@ class Server:
         self.answers = answers
         self.greeting = greeting
         self.reasons: list[str | None] = []
+        self.conns: list[Conn] = []
 
     async def handle(self, conn: Conn) -> None:
         """Exceptions are let out: `serve` goes on."""
@@ -55,6 +56,7 @@ class Server:
             self.reasons.append(conn.close_reason)
 
     def connected(self, conn: Conn) -> None:
+        self.conns.append(conn)
         if self.greeting:
             conn.send_nowait(self.greeting)
 
@@ -205,16 +207,33 @@ async def test_a_dialogue(autojump_clock: MockClock) -> None:
 
 
 async def test_pauses(autojump_clock: MockClock) -> None:
-    """Small messages that are not answered, in every second half; the first just in time."""
+    """Requests that take several halves of the window to be answered; the first just in time."""
     server = Server()
     async with in_virtual_time(Admission(first_byte_time=5, min_rate=1000), server) as listener:
         with dial(listener) as sock:
             await trio.sleep(4.9)
             for _ in range(10):
                 sock.send(b"hello")
-                await trio.sleep(10.5)
+                await trio.sleep(16)
+                server.conns[0].send_nowait(b"answer")
+                assert await answer(sock) == b"answer"
+                # Acknowledged now: the kernel's time does not jump.
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+                await trio.sleep(12)
             assert ended(listener) == {}
             assert server.reasons == []
+
+
+@pytest.mark.parametrize("pause", [5.1, 12, 61])
+async def test_a_byte_now_and_then(autojump_clock: MockClock, pause: float) -> None:
+    """The halves of the window between in which nothing comes do not help."""
+    server = Server()
+    async with in_virtual_time(Admission(min_rate=1000), server) as listener:
+        with dial(listener) as sock, suppress(OSError):
+            for _ in range(3):
+                sock.send(b".")
+                await trio.sleep(pause)
+        assert ended(listener) == {"min_rate": 1}
 
 
 async def test_an_upload(autojump_clock: MockClock) -> None:

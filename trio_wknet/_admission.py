@@ -102,13 +102,14 @@ class Admission:
         default=None, validator=attrs.validators.optional(_integer(1, _FASTEST_BYTES))
     )
     """Bytes a second that a peer must manage while it sends, and while it is to read. It is
-    judged by halves of ``rate_window``, and two in a row that are too slow end a connection,
-    with ``close_reason`` ``"too slow"``:
+    judged by halves of ``rate_window``, and two that are too slow end a connection, with
+    ``close_reason`` ``"too slow"``, unless something better lies between them:
 
     * of sending: bytes have come, but too few, none were sent to the peer, and a task or a
-      callback waits for more. A peer that sends nothing is idle, and not too slow
-      (``idle_timeout``); one that gets answers may send as little as it likes. So it is not
-      for protocols in which peers send small messages that are not answered.
+      callback waits for more. A half without any bytes counts neither way: a peer that sends
+      nothing is idle, and not too slow (``idle_timeout``). One that gets answers may send as
+      little as it likes. So it is not for protocols in which peers send small messages that are
+      not answered.
     * of reading: of what waited to be sent at the half's begin, too few bytes have been
       acknowledged, and not all.
 

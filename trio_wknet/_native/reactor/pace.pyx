@@ -8,8 +8,9 @@ unlucky: a request that has come just before a look was not answered yet. So onl
 end a connection.
 
 Who sends is too slow if something has come in the half, but less than the rate; nothing was sent
-to it meanwhile; and somebody waits for more. A peer that sends nothing at all is idle, which is
-for idle timeouts. One that gets answers is in a dialogue, whose messages may be small.
+to it meanwhile; and somebody waits for more. One that gets answers is in a dialogue, whose messages
+may be small. A half in which nothing moved at all counts neither way, or a byte in every second
+one would be enough to stay for ever; a peer that sends nothing is for idle timeouts.
 
 Who must read is too slow if what was owed to it at the last look, in our queue and in the
 kernel's, has not all been acknowledged since, and less than the rate has. So neither small
@@ -124,6 +125,7 @@ cdef bint _is_too_slow(Reactor *reactor, Slot *slot, Place *place) noexcept nogi
     cdef double least = place.admission.min_rate * (elapsed * 1e-9)
     cdef uint64_t unsent
     cdef bint waited_for, slow_in, slow_out
+    cdef bint silent = received == place.received and sent == place.sent
     pthread_mutex_lock(&slot.lock)
     # Or whoever waited was woken a moment ago, and has taken the rest of it.
     waited_for = slot.rcvlowat != 0 or ring_len(&slot.inbound) < received - place.received
@@ -136,8 +138,9 @@ cdef bint _is_too_slow(Reactor *reactor, Slot *slot, Place *place) noexcept nogi
     place.received = received
     place.sent = sent
     if elapsed > 2 * place.admission.half_window:
-        slow_in = slow_out = False
-    place.slow_in = place.slow_in + 1 if slow_in else 0
+        silent = slow_in = slow_out = False
+    if not silent:
+        place.slow_in = place.slow_in + 1 if slow_in else 0
     place.slow_out = place.slow_out + 1 if slow_out else 0
     return place.slow_in >= SLOW_HALVES or place.slow_out >= SLOW_HALVES
 
