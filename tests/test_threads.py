@@ -237,6 +237,7 @@ ENGINE: dict[str, Callable[[Any], Any] | None] = {
     "listeners": lambda engine: engine.listeners,
     "reactors": None,
     "statistics": lambda engine: engine.statistics(),
+    "tasks": lambda engine: engine.tasks(),
 }
 members: list[Any] = []
 GROUP: dict[str, Callable[[Any], Any] | None] = {
@@ -345,7 +346,8 @@ def test_all_is_known(kind: type, known: dict[str, Any]) -> None:
 OF_NO_THREAD = {
     "Admission",
     "BroadcastIncomplete", "BroadcastResult",
-    "ConnOptions", "ConnStatistics", "Delimited", "DelimiterNotFound", "EngineStatistics",
+    "ConnOptions", "ConnStatistics", "ConnTask", "Delimited", "DelimiterNotFound",
+    "EngineStatistics",
     "FixedLength", "FrameStatistics", "FrameTooLong", "IncompleteRead", "LengthPrefixed",
     "MalformedFrame", "RelayBroken", "RelayResult", "VarintPrefixed", "ConnectionClosed",
     "HandshakeError",

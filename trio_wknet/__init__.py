@@ -45,6 +45,7 @@ from trio_wknet._statistics import (
     WebSocketStatistics,
     WheelStatistics,
 )
+from trio_wknet._tasks import ConnTask
 from trio_wknet._timing_wheel import TimingWheel
 from trio_wknet._tls import TLSStream
 from trio_wknet._tls_frame_channel import TLSFrameChannel
@@ -67,6 +68,7 @@ __all__ = [
     "Conn",
     "ConnOptions",
     "ConnStatistics",
+    "ConnTask",
     "ConnectionClosed",
     "Delimited",
     "DelimiterNotFound",

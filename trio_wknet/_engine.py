@@ -38,6 +38,7 @@ from trio_wknet._statistics import (
     refused_by,
     traffic,
 )
+from trio_wknet._tasks import ConnTask, tasks_of
 from trio_wknet._tls import check_server_hostname, start_tls
 from trio_wknet._tls_address import split_tls
 from trio_wknet._tls_listener import TLSListener
@@ -609,6 +610,25 @@ class Engine:
                 for row in rows
             ),
         )
+
+    def tasks(self) -> list[ConnTask]:
+        """Return which tasks are behind the connections: for each that has one, the handler's
+        (of `Listener.serve` and of `trio.serve_listeners`) or that of an async callback, and
+        other tasks that wait in a receive or send of it. Not a checkpoint.
+
+        It looks at every task of the run, which takes some microseconds each; while nobody calls
+        it, nothing is recorded. Connections of event mode have no task while no async callback
+        runs. Tasks of the application's own loop around `Listener.accept` are found if they wait
+        in a connection.
+
+        Returns:
+          A list of `ConnTask`, sorted by the connections' ids.
+
+        Raises:
+          RuntimeError: if the engine is closed, or belongs to another thread.
+        """
+        self._core.ensure_usable()
+        return tasks_of(self._core)
 
     def _update_shortage(self) -> None:
         unwatched, shortages, error = self._core.shortage()

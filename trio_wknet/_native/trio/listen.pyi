@@ -5,6 +5,7 @@ from typing import Any
 from trio_wknet._conn import Conn
 from trio_wknet._native.trio.admission import NativeAdmission
 from trio_wknet._native.trio.core import Core, Endpoint
+from trio_wknet._native.trio.operation import Operation
 from trio_wknet._native.trio.proxy_gate import ProxyGate
 from trio_wknet._native.trio.totals import Totals
 from trio_wknet._options import Limits
@@ -48,3 +49,5 @@ class NativeListener(Endpoint):
     def _counters(self) -> tuple[int, int, int, int, int]: ...
     def _refused(self) -> list[int]: ...
     def _shortage(self) -> int: ...
+
+class Accept(Operation): ...

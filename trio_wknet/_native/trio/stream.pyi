@@ -2,6 +2,8 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
+import trio
+
 from trio_wknet._native.trio.core import Core, Endpoint
 from trio_wknet._options import Limits
 from trio_wknet._proxy.header import ProxyHeader
@@ -32,6 +34,8 @@ class Stream(Endpoint):
     def _when_ended(self, callback: Callable[[], object] | None) -> None: ...
     def _take_descriptor(self) -> int: ...
     def _raw_address(self, remote: bool) -> bytes: ...
+    @property
+    def _parked_tasks(self) -> tuple[trio.lowlevel.Task | None, trio.lowlevel.Task | None]: ...
     @property
     def _fd(self) -> int: ...
     @property

@@ -438,6 +438,14 @@ cdef class Stream(Endpoint):
         return kept[1:1 + kept[0]]
 
     @property
+    def _parked_tasks(self):
+        """The tasks that wait in a receive, and in a send; None: none does."""
+        return (
+            None if self.reader is None else self.reader.task,
+            self.sender.task if self.sender_parked else None,
+        )
+
+    @property
     def _fd(self):
         return self.slot.fd if self.slot != NULL else -1
 

@@ -64,6 +64,21 @@ cdef list find_listeners(Core core):
     return found
 
 
+def conns_with_objects(Core core not None):
+    """The open connections that an object stands for. In event mode a quiet one has none."""
+    cdef list found = []
+    cdef uint32_t cursor = 0
+    cdef uint32_t left = core.claimed
+    cdef Slot *slot
+    core.check()
+    while left > 0:
+        slot = core.next_claimed(&cursor)
+        left -= 1
+        if slot.owner != NULL and Py_REFCNT(<PyObject *>slot.owner) > 0:
+            found.append(<Stream>slot.owner)
+    return found
+
+
 cdef void _add(Core core, Slot *slot) noexcept:
     cdef Totals totals = _totals_of(core, slot)
     cdef Sums sums
