@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -131,6 +132,69 @@ def ended_by(counts: list[int]) -> dict[str, int]:
 
 
 @attrs.frozen(kw_only=True)
+class Histogram:
+    """How often values fell into each of several ranges."""
+
+    bounds: tuple[float, ...]
+    """The upper ends of the ranges, ascending; the last is infinite."""
+    counts: tuple[int, ...]
+    """The number of values in each range: above the bound before it, and not above its own."""
+    total: float
+    """All values added up."""
+    maximum: float
+    """The largest value; 0 if there is none."""
+
+    @property
+    def count(self) -> int:
+        """The number of values."""
+        return sum(self.counts)
+
+    def percentile(self, percent: float) -> float:
+        """Estimate a percentile.
+
+        Args:
+          percent: from 0 to 100.
+
+        Returns:
+          The upper end of the range that it is in, at most `maximum`; 0 if there are no
+          values.
+
+        Raises:
+          ValueError: if ``percent`` is not from 0 to 100.
+        """
+        if not 0 <= percent <= 100:
+            raise ValueError(f"percent must be from 0 to 100, not {percent!r}")
+        rank, seen = max(1, math.ceil(percent / 100 * self.count)), 0
+        for bound, number in zip(self.bounds, self.counts, strict=True):
+            seen += number
+            if seen >= rank:
+                return min(bound, self.maximum)
+        return 0.0
+
+
+# As measure.pxd has them: a first range, four for each power of two, and the rest.
+_LAG_BOUNDS = (
+    *(2.0**10 / 1e9, *(2.0**n * (5 + part) / 4 / 1e9 for n in range(10, 36) for part in range(4))),
+    math.inf,
+)
+_SIZE_BOUNDS = (*(2.0**n for n in range(16)), math.inf)
+
+
+def lag_histogram(counts: list[int], lags: tuple[int, int, int]) -> Histogram:
+    """From the native buckets, and the last lag, the longest, and all together (ns)."""
+    return Histogram(
+        bounds=_LAG_BOUNDS, counts=tuple(counts), total=lags[2] / 1e9, maximum=lags[1] / 1e9
+    )
+
+
+def size_histogram(counts: list[int], batches: tuple[int, int, int]) -> Histogram:
+    """From the native buckets, and the number of batches, what they had, and the largest."""
+    return Histogram(
+        bounds=_SIZE_BOUNDS, counts=tuple(counts), total=batches[1], maximum=batches[2]
+    )
+
+
+@attrs.frozen(kw_only=True)
 class ReactorStatistics:
     """One reactor's counters."""
 
@@ -145,6 +209,9 @@ class ReactorStatistics:
     to the system, down to 256 KiB."""
     pool_in_use: int
     """Bytes of buffers in use: for unread data, and 64 KiB to receive into."""
+    busy_time: float
+    """Seconds that it spent in its turns rather than waiting for events, of
+    `EngineStatistics.measured_time`. The turn in progress is not included."""
 
 
 @attrs.frozen(kw_only=True)
@@ -228,6 +295,25 @@ class EngineStatistics:
     """Those that have failed, were cancelled, or took too long."""
     wakes: int
     """The number of times that a reactor had to wake Trio's loop."""
+    measured_time: float
+    """Seconds for which the engine has measured the following, and `ReactorStatistics.busy_time`:
+    only while `Engine.measure` has switched that on."""
+    loop_busy_time: float
+    """Seconds of it that Trio's loop has run tasks and callbacks, up to its last wait; this
+    engine's own work in it included."""
+    loop_lag: float
+    """The last value of ``wake_latency``, in seconds."""
+    wake_latency: Histogram
+    """Seconds from when a reactor posts news and wakes Trio, until Trio's side takes them and
+    wakes the tasks, which run next. In-loop nothing has to wake Trio: it is the time for which
+    tasks ran before Trio looked, the most that the news can have waited, and 0 for news that
+    ended a wait."""
+    batches: int
+    """The number of times that Trio's side took news."""
+    completions: int
+    """News that it took: each is about one connection or listener."""
+    batch_sizes: Histogram
+    """Of the batches, by how many news they had: 1, 2, up to 4, up to 8, and so on."""
     slots_in_use: int
     """Entries of the slot map in use: one for each connection, listener and
     listening socket, and a few of the engine's own."""

@@ -32,6 +32,7 @@ from .reactor.mailbox cimport (
     Batch, Notification, Mailbox, batch_add, batch_send, notification_mark, notification_take,
     mailbox_push, mailbox_take, mailbox_waiting,
 )
+from .reactor.measure cimport size_bucket, time_bucket
 from .reactor.pool cimport (
     Block, Pool, pool_drop, pool_free, pool_new, pool_settled, pool_take, pool_trim,
     pool_trim_idle, pools_starve,
@@ -1144,3 +1145,19 @@ cdef class Door:
 def all_cached(int fd, int64_t offset, int64_t count):
     """Whether a part of a file is in the page cache; False also where the kernel cannot say."""
     return wk_all_cached(fd, offset, count)
+
+
+# --- what an engine measures --------------------------------------------------------
+
+
+def bucket_of_time(uint64_t ns):
+    return time_bucket(ns)
+
+
+def bucket_of_size(uint64_t n):
+    return size_bucket(n)
+
+
+def has_posted(Core core):
+    """Whether completions wait whose time was noted, or in-loop, where that is not done."""
+    return core.hub.in_loop or wk_u64_load(&core.hub.measures.posted_at) != 0

@@ -10,6 +10,7 @@ from ..base.linux cimport epoll_event, monotonic_ns
 from .admission cimport REASONS, Place
 from .lists cimport list_empty
 from .mailbox cimport Batch, Mailbox, Notification, batch_add, notification_mark
+from .measure cimport Measures
 from .pool cimport Block, Pool
 from .slot cimport Link, Slot
 from .slot_map cimport SlotMap
@@ -57,6 +58,7 @@ cdef struct Hub:
                             # it, which costs evenness and nothing else
     uint32_t count
     Reactor **reactors
+    Measures measures
 
 # Something for a reactor to do once, in its thread. Embedded in what it is about, which `run`
 # may free.
@@ -108,6 +110,7 @@ cdef struct Reactor:
     wk_u32 connections      # statistics and least-connections
     wk_u64 turns
     wk_u64 events_seen
+    wk_u64 busy             # ns that it worked, while measured (measure.pxd)
 
 cdef inline bint has_more(Reactor *reactor) noexcept nogil:
     """Whether it has work that needs no event: it must not sleep."""

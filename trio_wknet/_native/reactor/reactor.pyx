@@ -29,6 +29,7 @@ from .idle cimport idle_due
 from .keep_alive cimport keep_alive, note_keep_alive
 from .lists cimport list_empty, list_remove
 from .mailbox cimport Notification, batch_send, notification_take, mailbox_take, mailbox_waiting
+from .measure cimport measure_posted
 from .pace cimport pace_begin, pace_due, pace_look
 from .places cimport room_was_made
 from .slot cimport (
@@ -77,12 +78,16 @@ cdef void reactor_turn(Reactor *reactor, int timeout) noexcept nogil:
     cdef int most = EVENTS if looks else <int>reactor.most
     cdef int n = epoll_wait(reactor.epfd, reactor.events, most, timeout)
     cdef Notification *jobs
+    cdef uint64_t began = 0
     cdef int i
     reactor.full = n == most
     reactor.taken = most
     reactor.hurries = False
     reactor.moved = 0
     reactor.now = hub_now(reactor.hub)
+    if wk_u32_load_relaxed(&reactor.hub.measures.on):
+        # In virtual time this clock is another.
+        began = monotonic_ns() if reactor.hub.virtual else reactor.now
     for i in range(n):
         _dispatch(reactor, &reactor.events[i])
     if reactor.moved > TURN_BYTES or reactor.most < EVENTS:
@@ -104,6 +109,8 @@ cdef void reactor_turn(Reactor *reactor, int timeout) noexcept nogil:
     wk_u64_bump(&reactor.turns, 1)
     if n > 0:
         wk_u64_bump(&reactor.events_seen, n)
+    if began:
+        wk_u64_bump(&reactor.busy, monotonic_ns() - began)
 
 
 cdef void _size_turns(Reactor *reactor, int n) noexcept nogil:
@@ -136,6 +143,9 @@ cdef void _note_look(Reactor *reactor, uint32_t asked) noexcept nogil:
 cdef void publish(Reactor *reactor) noexcept nogil:
     """Send the turn's completions up in one push, then return dead slots."""
     cdef Slot *slot
+    if reactor.batch.newest != NULL and wk_u32_load_relaxed(&reactor.hub.measures.on):
+        if not reactor.hub.in_loop:
+            measure_posted(&reactor.hub.measures)
     if batch_send(&reactor.batch, &reactor.hub.completions):
         hub_wake(reactor.hub)
     while reactor.dead != NULL:

@@ -10,7 +10,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from posix.unistd cimport usleep
 
 from ..base.atomics cimport (
-    wk_fence, wk_u32_add, wk_u32_load, wk_u32_store, wk_u32_store_relaxed, wk_u64_load,
+    wk_fence, wk_u32_add, wk_u32_load, wk_u32_load_relaxed, wk_u32_store, wk_u32_store_relaxed, wk_u64_load,
     wk_u64_load_relaxed, wk_u64_store_relaxed,
 )
 from ..base.linux cimport errno, monotonic_ns, pthread_mutex_lock, pthread_mutex_unlock
@@ -23,6 +23,10 @@ from ..reactor.lists cimport list_empty
 from ..reactor.mailbox cimport (
     Notification, notification_mark, notification_take, mailbox_push, mailbox_take,
     mailbox_waiting,
+)
+from ..reactor.measure cimport (
+    SIZE_BUCKETS, TIME_BUCKETS, Measures, measure_batch, measure_drain, measure_switch,
+    measured_time,
 )
 from ..reactor.pool cimport pool_trim_idle
 from ..reactor.reactor cimport command, publish, reactor_run, reactor_turn, set_alarm
@@ -379,7 +383,7 @@ cdef class Core:
         cdef bint found
         if self.forked:
             return
-        stall_sleep(&self.stall, timeout)
+        stall_sleep(&self.stall, self.hub, timeout)
         if spin_policy_wants(&self.spin_policy) and not self.hub.virtual:
             until = monotonic_ns() + <uint64_t>(min(timeout * 1e9, <double>SPIN_NS))
             with nogil:
@@ -448,13 +452,19 @@ cdef class Core:
         or post commands."""
         cdef Notification *notification
         cdef Notification *following
+        cdef uint32_t size = 0
         if not mailbox_waiting(&self.hub.completions):
             return
         notification = mailbox_take(&self.hub.completions)
+        if wk_u32_load_relaxed(&self.hub.measures.on):
+            measure_drain(&self.hub.measures, self.hub.in_loop)
         while notification != NULL:
             following = notification.next
             deliver(self, notification)
             notification = following
+            size += 1
+        if self.hub != NULL and wk_u32_load_relaxed(&self.hub.measures.on):
+            measure_batch(&self.hub.measures, size)
 
     cdef void on_beacon(self, uint32_t bits) noexcept:
         if bits & TRIM:
@@ -872,7 +882,7 @@ cdef class Core:
 
     def statistics(self):
         """(wakes, (slots in use, slots ready, bytes of slabs, bytes kept, bytes in use),
-        [(connections, turns, events, bytes kept, bytes in use)])"""
+        [(connections, turns, events, bytes kept, bytes in use, ns busy)])"""
         cdef uint32_t i
         cdef Reactor *reactor
         self.check()
@@ -885,8 +895,38 @@ cdef class Core:
                 wk_u64_load_relaxed(&reactor.events_seen),
                 wk_u64_load_relaxed(&reactor.pool.kept),
                 wk_u64_load_relaxed(&reactor.pool.live),
+                wk_u64_load_relaxed(&reactor.busy),
             ))
         return wk_u64_load_relaxed(&self.hub.wakes), self._memory(rows), rows
+
+    def measure(self, uint32_t whom, bint wanted):
+        """Switch the measuring on or off for one of those who may want it: a bit."""
+        self.check()
+        measure_switch(&self.hub.measures, whom, wanted)
+
+    def measures(self):
+        """(ns measured, ns Trio's loop was busy, (batches, completions, the largest batch),
+        (the last lag, the longest, all together), lags by bucket, batches by bucket of size)"""
+        cdef Measures *m
+        cdef int i
+        self.check()
+        m = &self.hub.measures
+        return (
+            measured_time(m),
+            wk_u64_load_relaxed(&m.busy),
+            (
+                wk_u64_load_relaxed(&m.batches),
+                wk_u64_load_relaxed(&m.completions),
+                wk_u64_load_relaxed(&m.largest_batch),
+            ),
+            (
+                wk_u64_load_relaxed(&m.lag),
+                wk_u64_load_relaxed(&m.longest_lag),
+                wk_u64_load_relaxed(&m.total_lag),
+            ),
+            [wk_u64_load_relaxed(&m.lags[i]) for i in range(<int>TIME_BUCKETS)],
+            [wk_u64_load_relaxed(&m.sizes[i]) for i in range(<int>SIZE_BUCKETS)],
+        )
 
     cdef tuple _memory(self, list rows):
         cdef SlotMap *slot_map = self.hub.slot_map

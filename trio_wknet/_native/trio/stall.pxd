@@ -19,7 +19,7 @@ cdef struct StallWatch:
     uint32_t turns          # of the reactor, or waits for reactors, since the hook was called
 
 cdef void stall_watch_new(StallWatch *watch) noexcept nogil
-cdef void stall_sleep(StallWatch *watch, double timeout) noexcept nogil
+cdef void stall_sleep(StallWatch *watch, Hub *hub, double timeout) noexcept nogil
 cdef bint stall_called(StallWatch *watch, Hub *hub) noexcept nogil
 cdef void stall_turned(StallWatch *watch, Hub *hub, bint full) noexcept nogil
 cdef bint stall_is_behind(StallWatch *watch, Hub *hub) noexcept nogil

@@ -42,6 +42,7 @@ from ..base.atomics cimport wk_fence, wk_u32_load, wk_u32_load_relaxed, wk_u32_s
 from ..base.linux cimport POLLIN, monotonic_ns, poll, pollfd
 from ..reactor.hub cimport EVENTS, Hub
 from ..reactor.mailbox cimport mailbox_waiting
+from ..reactor.measure cimport measure_run_begins, measure_run_ends
 from ..reactor.wake cimport kick, eventfd_clear
 from ..reactor.wheel cimport NEVER
 
@@ -57,9 +58,11 @@ cdef void stall_watch_new(StallWatch *watch) noexcept nogil:
     watch.expected = NEVER
 
 
-cdef void stall_sleep(StallWatch *watch, double timeout) noexcept nogil:
+cdef void stall_sleep(StallWatch *watch, Hub *hub, double timeout) noexcept nogil:
     """Trio is about to sleep for `timeout` seconds at most."""
     cdef uint64_t now = monotonic_ns()
+    if wk_u32_load_relaxed(&hub.measures.on):
+        measure_run_ends(&hub.measures, now, True)
     watch.was_busy = now > watch.expected
     watch.expected = now + <uint64_t>(timeout * 1e9) + SLACK_ASLEEP_NS
 
@@ -68,6 +71,8 @@ cdef bint stall_called(StallWatch *watch, Hub *hub) noexcept nogil:
     """The hook is called. Returns whether that is late."""
     watch.called = monotonic_ns()
     watch.begun = watch.called
+    if wk_u32_load_relaxed(&hub.measures.on):
+        measure_run_begins(&hub.measures, watch.called)
     watch.turns = 0
     watch.late = watch.was_busy or watch.called > watch.expected
     watch.was_busy = False

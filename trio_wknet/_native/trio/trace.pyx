@@ -10,10 +10,13 @@ slot.pxd). The first message that a trace sees of a connection has no such time.
 """
 from libc.stdint cimport uint32_t, uint64_t
 
-from ..base.atomics cimport wk_u32_load, wk_u64_load, wk_u64_load_relaxed, wk_u64_store_relaxed
+from ..base.atomics cimport (
+    wk_u32_load, wk_u32_load_relaxed, wk_u64_load, wk_u64_load_relaxed, wk_u64_store_relaxed,
+)
 from ..base.linux cimport pthread_mutex_lock, pthread_mutex_unlock
 from ..reactor.framing cimport FrameScan
 from ..reactor.mailbox cimport Notification, mailbox_take, mailbox_waiting
+from ..reactor.measure cimport measure_batch, measure_drain
 from ..reactor.ring cimport ring_len
 from ..reactor.slot cimport CONNECTION, EXACT, QUIET, READABLE, RELEASED, Slot, slot_of_completion
 from .bridge cimport Hooks
@@ -220,14 +223,20 @@ cdef void drain(Core core, Tracer tracer) noexcept:
     cdef Notification *notification
     cdef Notification *following
     cdef uint64_t now
+    cdef uint32_t size = 0
     if not mailbox_waiting(&core.hub.completions):
         return
     now = core.now()
     notification = mailbox_take(&core.hub.completions)
+    if wk_u32_load_relaxed(&core.hub.measures.on):
+        measure_drain(&core.hub.measures, core.hub.in_loop)
     while notification != NULL:
         following = notification.next
         tracer.deliver(core, notification, now)
         notification = following
+        size += 1
+    if core.hub != NULL and wk_u32_load_relaxed(&core.hub.measures.on):
+        measure_batch(&core.hub.measures, size)
 
 
 cdef class TracedHooks(Hooks):
