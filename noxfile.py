@@ -109,7 +109,9 @@ def types(session: nox.Session) -> None:
     """Types of the package, its tests, and the examples, and of a user's program as pyright
     sees it. ``tests/test_stubs.py`` compares the stubs with the compiled modules."""
     # The types are those of the oldest Python, where trio brings exceptiongroup.
-    session.install(*_requirements("cli", "anyio", "websocket", "tests"), "nox", "exceptiongroup")
+    session.install(
+        *_requirements("cli", "anyio", "websocket", "redis", "tests"), "nox", "exceptiongroup"
+    )
     session.run("mypy")
     session.run("mypy", "tests", "examples", "noxfile.py")
     # A node from PyPI; pyright itself comes from npm when it is first run.
