@@ -358,7 +358,7 @@ OF_NO_THREAD = {
     "Limits", "ListenerStatistics", "ProxyHeader", "ReactorStatistics", "RingBuffer",
     "WheelStatistics",
     "Shutdown",  # its own methods are Trio's
-    "Traffic",
+    "Stall", "Traffic",
     "StreamWebSocket",  # all Trio's, like the stream that it is over
 }  # fmt: skip
 

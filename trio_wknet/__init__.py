@@ -35,6 +35,7 @@ from trio_wknet._proxy.header import ProxyHeader
 from trio_wknet._relay import RelayResult, relay
 from trio_wknet._shutdown import Shutdown, drain_on_signal
 from trio_wknet._sockets.systemd import systemd_sockets
+from trio_wknet._stall import Stall
 from trio_wknet._statistics import (
     ConnStatistics,
     EngineStatistics,
@@ -99,6 +100,7 @@ __all__ = [
     "Response",
     "RingBuffer",
     "Shutdown",
+    "Stall",
     "StreamWebSocket",
     "TLSFrameChannel",
     "TLSListener",

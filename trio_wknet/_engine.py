@@ -31,6 +31,7 @@ from trio_wknet._shortage import ShortageLog
 from trio_wknet._sockets.address import parse_address
 from trio_wknet._sockets.listening import open_listening_sockets
 from trio_wknet._sockets.unix_connect import connect_unix
+from trio_wknet._stall import StallWatch, check_on_stall
 from trio_wknet._statistics import (
     EngineStatistics,
     ReactorStatistics,
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
 
     from trio_wknet._proxy.trust import Network, Trusted
     from trio_wknet._sockets.address import Address
+    from trio_wknet._stall import OnStall
     from trio_wknet._tls import TLSStream
     from trio_wknet._websocket.listener import WebSocketListener
     from trio_wknet._websocket.options import WebSocketOptions
@@ -150,6 +152,7 @@ class Engine:
             "cannot watch a connection for now", "watches all connections again"
         )
         self._closed = False
+        self._stalls: StallWatch | None = None
         self._threads: list[threading.Thread] = []
         try:
             self._start_threads(reactors)
@@ -158,6 +161,10 @@ class Engine:
         except BaseException:
             self._join_and_close()
             raise
+
+    def _watch_stalls(self, on_stall: OnStall | None, after: float) -> None:
+        if on_stall is not None:
+            self._stalls = StallWatch(self._core, on_stall, after)
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"{len(self._threads) or 'in-loop'} reactors"
@@ -691,6 +698,8 @@ class Engine:
             return
         self._closed = True
         try:
+            if self._stalls is not None:
+                self._stalls.close()
             self._bridge.close()
         finally:
             self._join_and_close()
@@ -730,6 +739,8 @@ async def open_engine(
     reactors: int | None = None,
     *,
     balance: Literal["least_connections", "round_robin"] = "least_connections",
+    on_stall: OnStall | None = None,
+    stall_after: float = 1.0,
 ) -> AsyncIterator[Engine]:
     """Open an engine for the duration of an ``async with`` block.
 
@@ -744,6 +755,13 @@ async def open_engine(
           always in-loop, because the clock cannot see other threads.
       balance: which reactor an accepted connection goes to: ``"least_connections"``, the
           default, or ``"round_robin"``.
+      on_stall: a plain function, called as ``on_stall(stall)`` with a `Stall` when Trio's loop has
+          not come round for ``stall_after``, because a task or a callback does not return: once
+          for each stall, and once more when it ends. It is called in a thread of its own, since
+          Trio's is busy: it must not use Trio or this engine, nor wait for Trio's thread, and
+          what it raises is logged. ``"log"`` logs the stall, with the stack of Trio's thread, as
+          ``trio_wknet.stall`` at level WARNING. None, the default: nobody looks.
+      stall_after: seconds, above 0, up to 86400; default 1. It costs a look each quarter of it.
 
     Returns:
       An async context manager, whose value is the `Engine`.
@@ -755,8 +773,11 @@ async def open_engine(
     """
     if balance not in ("least_connections", "round_robin"):
         raise ValueError(f"balance must be 'least_connections' or 'round_robin', not {balance!r}")
+    check_on_stall(on_stall)
+    check_some_seconds("stall_after", stall_after)
     engine = Engine._open(_choose_reactors(reactors), balance)
     try:
+        engine._watch_stalls(on_stall, stall_after)
         yield engine
     finally:
         await engine._aclose()
@@ -893,6 +914,12 @@ default_admission: trio.lowlevel.RunVar[Admission | None] = trio.lowlevel.RunVar
 )
 
 
+# What it watches stalls with, as of `open_engine`.
+default_on_stall: trio.lowlevel.RunVar[tuple[OnStall | None, float]] = trio.lowlevel.RunVar(
+    "trio_wknet default on_stall", (None, 1.0)
+)
+
+
 def default_engine(reactors: int | None) -> Engine:
     """This run's default engine. The first call opens it, with this number of reactors
     unless `run` set another. It closes when the run has ended (_bridge.py)."""
@@ -904,4 +931,5 @@ def default_engine(reactors: int | None) -> Engine:
             _choose_reactors(reactors if chosen is None else chosen), "least_connections"
         )
         _default.set(engine)
+        engine._watch_stalls(*default_on_stall.get())
         return engine

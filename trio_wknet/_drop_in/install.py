@@ -11,13 +11,17 @@ from trio_wknet._engine import (
     check_admission,
     check_reactors,
     default_admission,
+    default_on_stall,
     default_reactors,
 )
+from trio_wknet._options import check_some_seconds
+from trio_wknet._stall import check_on_stall
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from trio_wknet._admission import Admission
+    from trio_wknet._stall import OnStall
 
 T = TypeVar("T")
 
@@ -25,7 +29,13 @@ T = TypeVar("T")
 class _RunStart(trio.abc.Instrument):
     """Marks a run before its main task starts."""
 
-    def __init__(self, reactors: int | None, admission: Admission | None) -> None:
+    def __init__(
+        self,
+        reactors: int | None,
+        admission: Admission | None,
+        on_stall: tuple[OnStall | None, float],
+    ) -> None:
+        self._on_stall = on_stall
         self._reactors = reactors
         self._admission = admission
 
@@ -33,6 +43,7 @@ class _RunStart(trio.abc.Instrument):
         classes.in_run.set(True)
         default_reactors.set(self._reactors)
         default_admission.set(self._admission)
+        default_on_stall.set(self._on_stall)
 
 
 def run(
@@ -40,6 +51,8 @@ def run(
     *args: Any,
     reactors: int | None = None,
     admission: Admission | None = None,
+    on_stall: OnStall | None = None,
+    stall_after: float = 1.0,
     **options: Any,
 ) -> T:
     """Like `trio.run`, with the program's TCP and unix sockets driven by reactors: those
@@ -60,18 +73,25 @@ def run(
       reactors: the number of reactor threads of the default engine, as in `open_engine`.
       admission: bounds on which connections each listener lets in, an `Admission`, as in
           `open_wknet_listener`.
+      on_stall: what is called when Trio's loop does not come round, or ``"log"``, as in
+          `open_engine`; from when the default engine is opened. None, the default: nobody looks.
+      stall_after: after how many seconds; default 1.
       options: all other keyword arguments are passed to `trio.run`.
 
     Returns:
       What ``async_fn`` returns.
 
     Raises:
-      TypeError, ValueError: if ``reactors`` or ``admission`` is invalid.
+      TypeError, ValueError: if ``reactors``, ``admission``, ``on_stall`` or ``stall_after`` is
+          invalid.
       Exception: what `trio.run` and ``async_fn`` raise.
     """
     check_reactors(reactors)
     check_admission(admission)
-    instruments = [*options.pop("instruments", ()), _RunStart(reactors, admission)]
+    check_on_stall(on_stall)
+    check_some_seconds("stall_after", stall_after)
+    start = _RunStart(reactors, admission, (on_stall, stall_after))
+    instruments = [*options.pop("instruments", ()), start]
     classes.replace()
     try:
         return trio.run(async_fn, *args, instruments=instruments, **options)

@@ -427,6 +427,16 @@ cdef class Core:
         self.again(waiter)
         return True
 
+    def running_since(self):
+        """(since when Trio's loop runs tasks and callbacks, without having come round; now), in
+        seconds on the system's monotonic clock. None instead of the first: it waits, or the
+        engine is closed. For any thread: what it reads is written under the GIL."""
+        cdef uint64_t now = monotonic_ns()
+        cdef uint64_t since = self.stall.begun
+        if self.hub == NULL or self.forked or since == 0 or wk_u32_load(&self.hub.asleep):
+            return None, now / 1e9
+        return since / 1e9, now / 1e9
+
     def still(self):
         """Clear the eventfd that woke Trio, so that it can wake Trio again. Raises the exception
         that must end the run, if there is one."""
