@@ -32,7 +32,7 @@ ONCE = [
     *("stalls", "two_senders", "idle_descriptor", "proxy_protocol", "churn", "frames_model"),
     *("admission", "admission_model", "deployment", "pace", "send_file"),
     *("graceful_end", "pool", "relay", "ring", "slot_map", "handles", "wheel", "trim"),
-    *("websocket_conformance", "websocket_decoder"),
+    *("websocket_conformance", "websocket_decoder", "measure", "top"),
     *("examples", "trio_suites"),
 ]
 # Nor does any interpreter see whether it has one reactor or two.

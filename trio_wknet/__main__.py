@@ -17,13 +17,16 @@ def main() -> None:
 
         from trio_wknet._cli.bench import bench
         from trio_wknet._cli.demo.command import demo
+        from trio_wknet._cli.top import top
     except ModuleNotFoundError as missing:
         package = (missing.name or "").partition(".")[0]
         if package not in ("click", "rich"):
             raise
         sys.exit(f"the command line needs {package}: pip install 'trio-wknet[cli]'")
     commands = click.Group(
-        "trio-wknet", commands=[bench, demo], help="Tools around trio_wknet, a transport for Trio."
+        "trio-wknet",
+        commands=[bench, demo, top],
+        help="Tools around trio_wknet, a transport for Trio.",
     )
     commands = click.version_option(__version__)(commands)
     try:

@@ -45,6 +45,7 @@ from trio_wknet._tasks import ConnTask, tasks_of
 from trio_wknet._tls import check_server_hostname, start_tls
 from trio_wknet._tls_address import split_tls
 from trio_wknet._tls_listener import TLSListener
+from trio_wknet._top.page import TopPage, wanted_name
 from trio_wknet._usage_errors import for_async_with, one_address
 from trio_wknet._websocket.address import split_websocket
 
@@ -154,9 +155,11 @@ class Engine:
         self._closed = False
         self._stalls: StallWatch | None = None
         self._threads: list[threading.Thread] = []
+        self._page: TopPage | None = None
         try:
             self._start_threads(reactors)
             watch_forks(self._core)
+            self._open_page(reactors)
             self._bridge = Bridge(self._core, self._shut_down)
         except BaseException:
             self._join_and_close()
@@ -188,13 +191,23 @@ class Engine:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
+    def _open_page(self, reactors: int) -> None:
+        """The page for `trio-wknet top`, if this run has them."""
+        name = wanted_name(default_top.get())
+        if name is not None:
+            self._page = TopPage(self._core, reactors, name)
+
     def _join_and_close(self) -> None:
         try:
+            if self._page is not None:
+                self._page.stop()
             self._core.stop()
             for thread in self._threads:
                 thread.join()
         finally:
             self._core.close()
+            if self._page is not None:
+                self._page.close()
 
     # --- connections ---------------------------------------------------------
 
@@ -905,6 +918,12 @@ async def open_wknet_listener(
 
 default_reactors: trio.lowlevel.RunVar[int | None] = trio.lowlevel.RunVar(
     "trio_wknet default reactors", None
+)
+
+
+# Whether every engine of a run may be watched, and under which name. None: the environment says.
+default_top: trio.lowlevel.RunVar[bool | str | None] = trio.lowlevel.RunVar(
+    "trio_wknet default top", None
 )
 
 

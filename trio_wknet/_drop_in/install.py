@@ -13,9 +13,11 @@ from trio_wknet._engine import (
     default_admission,
     default_on_stall,
     default_reactors,
+    default_top,
 )
 from trio_wknet._options import check_some_seconds
 from trio_wknet._stall import check_on_stall
+from trio_wknet._top.page import check_top
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -34,8 +36,10 @@ class _RunStart(trio.abc.Instrument):
         reactors: int | None,
         admission: Admission | None,
         on_stall: tuple[OnStall | None, float],
+        top: bool | str | None,
     ) -> None:
         self._on_stall = on_stall
+        self._top = top
         self._reactors = reactors
         self._admission = admission
 
@@ -44,6 +48,7 @@ class _RunStart(trio.abc.Instrument):
         default_reactors.set(self._reactors)
         default_admission.set(self._admission)
         default_on_stall.set(self._on_stall)
+        default_top.set(self._top)
 
 
 def run(
@@ -53,6 +58,7 @@ def run(
     admission: Admission | None = None,
     on_stall: OnStall | None = None,
     stall_after: float = 1.0,
+    top: bool | str | None = None,
     **options: Any,
 ) -> T:
     """Like `trio.run`, with the program's TCP and unix sockets driven by reactors: those
@@ -76,21 +82,26 @@ def run(
       on_stall: what is called when Trio's loop does not come round, or ``"log"``, as in
           `open_engine`; from when the default engine is opened. None, the default: nobody looks.
       stall_after: after how many seconds; default 1.
+      top: True, or a name, lets ``python -m trio_wknet top`` watch every engine of the run, by
+          the process's number or that name. None, the default, does so if the environment
+          variable ``WKNET_TOP`` is ``1`` or a name, and False does not.
       options: all other keyword arguments are passed to `trio.run`.
 
     Returns:
       What ``async_fn`` returns.
 
     Raises:
-      TypeError, ValueError: if ``reactors``, ``admission``, ``on_stall`` or ``stall_after`` is
-          invalid.
+      TypeError, ValueError: if ``reactors``, ``admission``, ``on_stall``, ``stall_after`` or
+          ``top`` is invalid.
       Exception: what `trio.run` and ``async_fn`` raise.
     """
     check_reactors(reactors)
     check_admission(admission)
     check_on_stall(on_stall)
     check_some_seconds("stall_after", stall_after)
-    start = _RunStart(reactors, admission, (on_stall, stall_after))
+    if top is not None:
+        check_top(top)
+    start = _RunStart(reactors, admission, (on_stall, stall_after), top)
     instruments = [*options.pop("instruments", ()), start]
     classes.replace()
     try:
