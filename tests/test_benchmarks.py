@@ -543,6 +543,14 @@ def test_silent_members_are_measured(tmp_path: Path) -> None:
         assert one["buffered"] <= one["bound"] == 20_000
 
 
+def test_what_watching_costs_is_measured(tmp_path: Path) -> None:
+    arguments = ("--rounds", 1, "--duration", 0.2, "--connections", 3, "--reactors", 1)
+    found = measured("experiment.py", tmp_path, "sight", *arguments)["results"]
+    assert [one["way"] for one in found] == ["measure", "top"]
+    for one in found:
+        assert one["rate"] > 0
+
+
 @pytest.mark.skipif(
     not bench.compiled.has_header("openssl/ssl.h"), reason="a C compiler or libssl-dev is missing"
 )

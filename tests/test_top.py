@@ -161,6 +161,8 @@ async def test_nothing_is_written_while_nobody_watches(reactors: int) -> None:
         with our_page() as page:
             await client.send_all(b"ping")
             assert await server.receive_some() == b"ping"
+            # The thread that would write answers to this, so it has had its turn.
+            assert await trio.to_thread.run_sync(page.tasks, PATIENCE) is not None
             assert page.loop().written_at == 0
             assert all(reactor.written_at == 0 for reactor in page.reactors())
 
