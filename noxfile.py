@@ -32,8 +32,8 @@ ONCE = [
     *("stalls", "two_senders", "idle_descriptor", "proxy_protocol", "churn", "frames_model"),
     *("admission", "admission_model", "deployment", "pace", "send_file"),
     *("graceful_end", "pool", "relay", "ring", "slot_map", "handles", "wheel", "trim"),
-    *("websocket_conformance", "websocket_decoder", "measure", "top"),
-    *("examples", "im", "trio_suites"),
+    *("websocket_conformance", "websocket_decoder", "measure", "top", "totals"),
+    *("examples", "im", "trio_suites", "prometheus"),
 ]
 # Nor does any interpreter see whether it has one reactor or two.
 OTHERS = ["-k", "not 2-reactors", *(f"--ignore=tests/test_{name}.py" for name in ONCE)]
@@ -110,7 +110,8 @@ def types(session: nox.Session) -> None:
     sees it. ``tests/test_stubs.py`` compares the stubs with the compiled modules."""
     # The types are those of the oldest Python, where trio brings exceptiongroup.
     session.install(
-        *_requirements("cli", "anyio", "websocket", "redis", "tests"), "nox", "exceptiongroup"
+        *_requirements("cli", "anyio", "websocket", "redis", "prometheus", "tests"),
+        *("nox", "exceptiongroup"),
     )
     session.run("mypy")
     session.run("mypy", "tests", "examples", "noxfile.py")

@@ -95,7 +95,12 @@ class LinkNames(SphinxPostTransform):
                 link += literal
 
 
-PLACES = ("trio_wknet", "trio_wknet.contrib.pytest", "trio_wknet.contrib.anyio")
+PLACES = (
+    "trio_wknet",
+    "trio_wknet.contrib.pytest",
+    "trio_wknet.contrib.anyio",
+    "trio_wknet.contrib.prometheus",
+)
 
 
 def read_sections(

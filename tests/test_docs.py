@@ -14,6 +14,7 @@ import pytest
 
 import trio_wknet
 import trio_wknet.contrib.anyio
+import trio_wknet.contrib.prometheus
 import trio_wknet.contrib.pytest
 import trio_wknet.contrib.trio_websocket
 from trio_wknet._usage_errors import GivenWhenOpened
@@ -89,7 +90,8 @@ def test_the_reference_lists_every_name_once() -> None:
 @pytest.mark.parametrize(("name", "arguments"), listed().items())
 def test_the_reference_lists_arguments_that_are_there(name: str, arguments: str) -> None:
     contrib = trio_wknet.contrib
-    for module in (trio_wknet, contrib.anyio, contrib.trio_websocket, contrib.pytest):
+    others = (contrib.anyio, contrib.trio_websocket, contrib.pytest, contrib.prometheus)
+    for module in (trio_wknet, *others):
         with contextlib.suppress(AttributeError):
             function = operator.attrgetter(name)(module)
             break

@@ -17,6 +17,7 @@ import trio
 
 import trio_wknet
 import trio_wknet.contrib.anyio
+import trio_wknet.contrib.prometheus
 import trio_wknet.contrib.trio_websocket
 
 PACKAGE = Path(trio_wknet.__file__).parent
@@ -24,7 +25,13 @@ PACKAGE = Path(trio_wknet.__file__).parent
 # They have nothing to do with Trio, and so none of them is a checkpoint.
 WITHOUT_TRIO = {trio_wknet.RingBuffer}
 # They raise nothing, whatever they are given and wherever they are called.
-NEVER_RAISE = {"CloseReason", "StreamWebSocket.statistics", "Trace.to_json"}
+NEVER_RAISE = {
+    "CloseReason",
+    "StreamWebSocket.statistics",
+    "Trace.to_json",
+    "WknetCollector.collect",
+    "WknetCollector.describe",
+}
 SECTION = re.compile(r"^(Args|Returns|Raises|Attributes):$", re.MULTILINE)
 
 
@@ -42,6 +49,7 @@ CLASSES = [
     *classes(trio_wknet),
     *(it for it in classes(trio_wknet.contrib.anyio) if it.__module__.endswith("contrib.anyio")),
     *classes(trio_wknet.contrib.trio_websocket),
+    *classes(trio_wknet.contrib.prometheus),
 ]
 EXCEPTIONS = [kind for kind in CLASSES if issubclass(kind, Exception)]
 SETTINGS = [kind for kind in CLASSES if attrs.has(kind)]

@@ -165,6 +165,7 @@ def test_every_example_is_here() -> None:
     tls = {"tls_echo", "tls_listener"}
     others = {*tls, "either_transport", "behind_proxy", "systemd_echo", "ctrl_c"}
     integrations = {"anyio_echo", "fetch", "http_server", "hypercorn_app", "static", "websocket"}
+    integrations |= {"metrics"}
     assert found == served | others | integrations
     # Lines: in two of them is a client, too, and ranges take some.
     at_most = {"rpc": 180, "websocket_chat": 100, "static": 140}
@@ -884,6 +885,21 @@ def test_hypercorn_app_over_tls(tmp_path: Path) -> None:
         with httpx.Client(http2=True, verify=context) as client:
             answer = client.get(f"https://localhost:{example.address[1]}/here")
             assert answer.text == "/here by HTTP/2\n"
+        assert example.end() == ""
+
+
+def test_metrics() -> None:
+    with running("metrics", "0", "0") as example:
+        address = ast.literal_eval(example.line().removeprefix("metrics on "))
+        check_echo(example)
+        openmetrics = {"accept": "application/openmetrics-text; version=1.0.0"}
+        for headers, end in (({}, ""), (openmetrics, "# EOF\n")):
+            answer = httpx.get(f"http://127.0.0.1:{address[1]}/metrics", headers=headers)
+            assert answer.text.endswith(end)
+            assert 'wknet_received_bytes_total{engine="default",listener=' in answer.text
+        assert httpx.get(f"http://127.0.0.1:{address[1]}/").status_code == 404
+        with socket.create_connection(address) as sock:
+            sock.sendall(b"GET /met")  # and no more
         assert example.end() == ""
 
 

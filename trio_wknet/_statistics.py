@@ -293,6 +293,11 @@ class EngineStatistics:
     """The seconds that these took together."""
     failed_handshakes: int
     """Those that have failed, were cancelled, or took too long."""
+    broadcasts: int
+    """Broadcasts of its groups that are done."""
+    broadcast_to: Mapping[str, int] = attrs.field(hash=False)
+    """What became of these, by member: ``"sent"``, ``"queued"``, ``"skipped"`` and ``"closed"``, as
+    in `BroadcastResult`."""
     wakes: int
     """The number of times that a reactor had to wake Trio's loop."""
     measured_time: float
