@@ -12,6 +12,7 @@ import pytest
 import trio
 from helpers import SMALL, two_conns
 
+import trio_wknet
 from trio_wknet import ConnOptions, Engine, Limits, open_engine, open_wknet_listener
 
 ADDRESSES: list[tuple[Any, type[Exception], str]] = [
@@ -124,6 +125,38 @@ async def test_reactors(nothing_left: None, reactors: Any, error: type[Exception
         with pytest.raises(error, match=f"reactors must be .*{re.escape(repr(reactors))}"):
             async with open_one():
                 raise AssertionError("it was opened")
+
+
+@pytest.mark.parametrize(
+    ("most", "error"),
+    [
+        (0, ValueError),
+        (2**20 - 1, ValueError),
+        (2**40 + 1, ValueError),
+        ("1", TypeError),
+        (1e7, TypeError),
+        (True, TypeError),
+    ],
+)
+async def test_max_buffered(nothing_left: None, most: Any, error: type[Exception]) -> None:
+    expected = f"max_buffered must be .*{re.escape(repr(most))}"
+    for open_one in (
+        lambda: open_engine(max_buffered=most),
+        lambda: open_wknet_listener("tcp://127.0.0.1:0", max_buffered=most),
+    ):
+        with pytest.raises(error, match=expected):
+            async with open_one():
+                raise AssertionError("it was opened")
+    with pytest.raises(error, match=expected):
+        trio_wknet.install(max_buffered=most)
+    with pytest.raises(error, match=expected):
+        trio_wknet.run(trio.sleep_forever, max_buffered=most)
+
+
+async def test_a_budget_is_an_engines(engine: Engine) -> None:
+    with pytest.raises(ValueError, match="max_buffered must be None if engine is given"):
+        async with open_wknet_listener("tcp://127.0.0.1:0", engine=engine, max_buffered=2**20):
+            raise AssertionError("it was opened")
 
 
 async def test_balance(nothing_left: None) -> None:

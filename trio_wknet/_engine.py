@@ -35,7 +35,7 @@ from trio_wknet._stall import StallWatch, check_on_stall
 from trio_wknet._statistics import (
     EngineStatistics,
     ReactorStatistics,
-    ended_by,
+    all_ended_by,
     lag_histogram,
     refused_by,
     size_histogram,
@@ -87,10 +87,13 @@ if TYPE_CHECKING:
 
         engine: Engine | None
         reactors: int | None
+        max_buffered: int | None
 
 
 MAX_REACTORS = 1024
 _BY_PROGRAM = 1  # in measure.pxd
+LEAST_BUFFERED = 1 << 20  # bytes
+MOST_BUFFERED = 1 << 40
 _SOCKET_STREAM_OPTIONS = ((socket.TCP_NODELAY, 1), (socket.TCP_NOTSENT_LOWAT, 2**14))
 
 
@@ -99,6 +102,17 @@ def check_reactors(reactors: object) -> None:
         raise TypeError(f"reactors must be an integer or None, not {reactors!r}")
     if reactors is not None and not 0 <= reactors <= MAX_REACTORS:
         raise ValueError(f"reactors must be from 0 to {MAX_REACTORS}, not {reactors}")
+
+
+def check_max_buffered(max_buffered: object) -> None:
+    if max_buffered is None:
+        return
+    if isinstance(max_buffered, bool) or not isinstance(max_buffered, int):
+        raise TypeError(f"max_buffered must be an integer or None, not {max_buffered!r}")
+    if not LEAST_BUFFERED <= max_buffered <= MOST_BUFFERED:
+        raise ValueError(
+            f"max_buffered must be from {LEAST_BUFFERED} to {MOST_BUFFERED}, not {max_buffered}"
+        )
 
 
 def _choose_reactors(reactors: int | None) -> int:
@@ -137,14 +151,15 @@ class Engine:
         )
 
     @classmethod
-    def _open(cls, reactors: int, balance: str) -> Engine:
+    def _open(cls, reactors: int, balance: str, max_buffered: int | None = None) -> Engine:
         engine = cls.__new__(cls)
-        engine._start(reactors, balance)
+        engine._start(reactors, balance, max_buffered or 0)
         return engine
 
-    def _start(self, reactors: int, balance: str) -> None:
+    def _start(self, reactors: int, balance: str, max_buffered: int) -> None:
         make_conn = partial(Conn.__new__, Conn)  # `Conn()` is for nobody
-        self._core = Core(reactors, balance == "round_robin", make_conn, _virtual_clock())
+        round_robin = balance == "round_robin"
+        self._core = Core(reactors, round_robin, make_conn, _virtual_clock(), max_buffered)
         self._core.engine = self
         self._core.on_shortage = self._update_shortage
         self._connections = Connections(self._core)
@@ -624,12 +639,15 @@ class Engine:
         unwatched, shortages, _ = self._core.shortage()
         refused = self._core.refused()
         measured, busy, batches, lags, by_lag, by_size = self._core.measures()
+        buffered, pauses = self._core.budget()
         return EngineStatistics(
             connections=sum(row[0] for row in rows),
             unwatched=unwatched,
             shortages=shortages,
             refused_by=refused_by(refused),
-            ended_by=ended_by(refused),
+            ended_by=all_ended_by(refused),
+            buffered=buffered,
+            paused_by_budget=pauses,
             accepted=accepted(self._core),
             connected=totals.connected,
             open=self._core.claimed,
@@ -761,6 +779,7 @@ async def open_engine(
     reactors: int | None = None,
     *,
     balance: Literal["least_connections", "round_robin"] = "least_connections",
+    max_buffered: int | None = None,
     on_stall: OnStall | None = None,
     stall_after: float = 1.0,
 ) -> AsyncIterator[Engine]:
@@ -777,6 +796,12 @@ async def open_engine(
           always in-loop, because the clock cannot see other threads.
       balance: which reactor an accepted connection goes to: ``"least_connections"``, the
           default, or ``"round_robin"``.
+      max_buffered: bytes that the engine may hold for its connections, all of them together:
+          received and not yet taken, parts of messages, and what waits to be sent. From three
+          quarters of it on, nothing is received for which no task or callback waits, nor from
+          peers that do not read what they are sent. Above it the connections that hold most
+          are ended, with ``close_reason`` ``"budget"``. From 1048576 to 2**40. None, the
+          default: no limit.
       on_stall: a plain function, called as ``on_stall(stall)`` with a `Stall` when Trio's loop has
           not come round for ``stall_after``, because a task or a callback does not return: once
           for each stall, and once more when it ends. It is called in a thread of its own, since
@@ -795,9 +820,10 @@ async def open_engine(
     """
     if balance not in ("least_connections", "round_robin"):
         raise ValueError(f"balance must be 'least_connections' or 'round_robin', not {balance!r}")
+    check_max_buffered(max_buffered)
     check_on_stall(on_stall)
     check_some_seconds("stall_after", stall_after)
-    engine = Engine._open(_choose_reactors(reactors), balance)
+    engine = Engine._open(_choose_reactors(reactors), balance, max_buffered)
     try:
         engine._watch_stalls(on_stall, stall_after)
         yield engine
@@ -849,6 +875,7 @@ async def open_wknet_listener(
     websocket: WebSocketOptions | None = None,
     engine: Engine | None = None,
     reactors: int | None = None,
+    max_buffered: int | None = None,
     backlog: int | None = None,
     reuse_port: bool = False,
     idle_timeout: float | None = None,
@@ -876,6 +903,8 @@ async def open_wknet_listener(
           ``wss://``, as in `Engine.listen`.
       engine: the engine to use. None, the default, opens one for this listener.
       reactors: the number of reactor threads of the listener's own engine, as in
+          `open_engine`. It must be None, the default, if ``engine`` is given.
+      max_buffered: bytes that the listener's own engine may hold for its connections, as in
           `open_engine`. It must be None, the default, if ``engine`` is given.
       backlog: the length of the kernel's queue of connections not yet accepted; by default
           the most that the kernel allows.
@@ -905,7 +934,10 @@ async def open_wknet_listener(
             raise TypeError(f"engine must be an Engine, not {engine!r}")
         if reactors is not None:
             raise ValueError(f"reactors must be None if engine is given, not {reactors}")
-    async with open_engine(reactors) if engine is None else nullcontext(engine) as used:
+        if max_buffered is not None:
+            raise ValueError(f"max_buffered must be None if engine is given, not {max_buffered}")
+    opened = nullcontext(engine) if engine else open_engine(reactors, max_buffered=max_buffered)
+    async with opened as used:
         listener = await used.listen(
             address,
             tls=tls,
@@ -936,6 +968,10 @@ default_top: trio.lowlevel.RunVar[bool | str | None] = trio.lowlevel.RunVar(
 )
 
 
+default_max_buffered: trio.lowlevel.RunVar[int | None] = trio.lowlevel.RunVar(
+    "trio_wknet default max_buffered", None
+)
+
 # What `run` gives to every listener of that engine.
 default_admission: trio.lowlevel.RunVar[Admission | None] = trio.lowlevel.RunVar(
     "trio_wknet default admission", None
@@ -948,15 +984,18 @@ default_on_stall: trio.lowlevel.RunVar[tuple[OnStall | None, float]] = trio.lowl
 )
 
 
-def default_engine(reactors: int | None) -> Engine:
-    """This run's default engine. The first call opens it, with this number of reactors
-    unless `run` set another. It closes when the run has ended (_bridge.py)."""
+def default_engine(reactors: int | None, max_buffered: int | None = None) -> Engine:
+    """This run's default engine. The first call opens it, with this number of reactors and this
+    budget unless `run` set others. It closes when the run has ended (_bridge.py)."""
     try:
         return _default.get()
     except LookupError:
         chosen = default_reactors.get()
+        budget = default_max_buffered.get()
         engine = Engine._open(
-            _choose_reactors(reactors if chosen is None else chosen), "least_connections"
+            _choose_reactors(reactors if chosen is None else chosen),
+            "least_connections",
+            max_buffered if budget is None else budget,
         )
         _default.set(engine)
         engine._watch_stalls(*default_on_stall.get())

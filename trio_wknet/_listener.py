@@ -696,7 +696,7 @@ _HANDLERS = {
 def _is_of_the_end(conn: Conn, exc: Exception) -> bool:
     """Whether a handler raised no more than what it must, because its connection was ended for
     being idle or too slow."""
-    if conn._too_slow:
+    if conn._ended_here:
         return is_only(exc, (trio.BrokenResourceError, trio.ClosedResourceError))
     return conn._timed_out and is_only(exc, trio.ClosedResourceError)
 

@@ -126,9 +126,14 @@ def refused_by(counts: list[int]) -> dict[str, int]:
 
 
 def ended_by(counts: list[int]) -> dict[str, int]:
-    """From the same."""
+    """From the same, what listeners count."""
     names = ("first_byte_time", "min_rate")
-    return dict(zip(names, counts[-2:], strict=True))
+    return dict(zip(names, counts[-3:], strict=False))
+
+
+def all_ended_by(counts: list[int]) -> dict[str, int]:
+    """From those of an engine."""
+    return {**ended_by(counts), "budget": counts[-1]}
 
 
 @attrs.frozen(kw_only=True)
@@ -274,7 +279,15 @@ class EngineStatistics:
     """Connections that its listeners have refused, also those that are closed, by why, as in
     `ListenerStatistics`."""
     ended_by: Mapping[str, int] = attrs.field(hash=False)
-    """The same of connections that were ended for being too slow."""
+    """The same of connections that were ended for being too slow; and by ``"budget"``, those that
+    were ended because the engine held more than ``max_buffered``, also if the application had
+    closed them, and they were only sending their rest."""
+    buffered: int
+    """Bytes that it holds for its connections: the memory of buffers, received and to be sent, and
+    of parts of large frames. It is what ``max_buffered`` bounds."""
+    paused_by_budget: int
+    """The number of times that it came near ``max_buffered``, so that receiving paused where
+    nobody waited."""
     accepted: int
     """Connections that its listeners have accepted, also those that are closed."""
     connected: int

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 _lock = threading.Lock()
 _uses = 0  # reasons to replace the classes: calls of `install`, runs of `run`
 _installs = 0
-_install_reactors: int | None = None
+_settings: dict[str, int] = {}  # of default engines, by calls of `install`
 
 # Whether `run` runs this run.
 in_run: trio.lowlevel.RunVar[bool] = trio.lowlevel.RunVar("trio_wknet.run", False)
@@ -58,7 +58,7 @@ in_run: trio.lowlevel.RunVar[bool] = trio.lowlevel.RunVar("trio_wknet.run", Fals
 
 
 def _engine() -> Engine:
-    return default_engine(_install_reactors)
+    return default_engine(_settings.get("reactors"), _settings.get("max_buffered"))
 
 
 def adopt_stream(stream: trio.SocketStream) -> Any:
@@ -197,27 +197,27 @@ def restore() -> None:
         _count_uses(-1)
 
 
-def replace_everywhere(reactors: int | None) -> None:
-    """The same for all runs. Refuses a number of reactors that differs from an earlier one."""
-    global _installs, _install_reactors
+def replace_everywhere(**settings: int | None) -> None:
+    """The same for all runs. Refuses a setting that differs from an earlier one."""
+    global _installs
     with _lock:
-        if None not in (reactors, _install_reactors) and reactors != _install_reactors:
-            raise ValueError(
-                f"reactors is {_install_reactors} since an earlier install(), and cannot "
-                f"be {reactors}"
-            )
-        if reactors is not None:
-            _install_reactors = reactors
+        chosen = {name: value for name, value in settings.items() if value is not None}
+        for name, value in chosen.items():
+            if value != _settings.get(name, value):
+                raise ValueError(
+                    f"{name} is {_settings[name]} since an earlier install(), and cannot be {value}"
+                )
+        _settings.update(chosen)
         _installs += 1
         _count_uses(1)
 
 
 def restore_everywhere() -> None:
-    global _installs, _install_reactors
+    global _installs
     with _lock:
         if _installs == 0:
             raise RuntimeError("uninstall() was called more often than install()")
         _installs -= 1
         if _installs == 0:
-            _install_reactors = None
+            _settings.clear()
         _count_uses(-1)

@@ -9,8 +9,10 @@ import trio
 from trio_wknet._drop_in import classes
 from trio_wknet._engine import (
     check_admission,
+    check_max_buffered,
     check_reactors,
     default_admission,
+    default_max_buffered,
     default_on_stall,
     default_reactors,
     default_top,
@@ -34,6 +36,7 @@ class _RunStart(trio.abc.Instrument):
     def __init__(
         self,
         reactors: int | None,
+        max_buffered: int | None,
         admission: Admission | None,
         on_stall: tuple[OnStall | None, float],
         top: bool | str | None,
@@ -41,11 +44,13 @@ class _RunStart(trio.abc.Instrument):
         self._on_stall = on_stall
         self._top = top
         self._reactors = reactors
+        self._max_buffered = max_buffered
         self._admission = admission
 
     def before_run(self) -> None:
         classes.in_run.set(True)
         default_reactors.set(self._reactors)
+        default_max_buffered.set(self._max_buffered)
         default_admission.set(self._admission)
         default_on_stall.set(self._on_stall)
         default_top.set(self._top)
@@ -55,6 +60,7 @@ def run(
     async_fn: Callable[..., Awaitable[T]],
     *args: Any,
     reactors: int | None = None,
+    max_buffered: int | None = None,
     admission: Admission | None = None,
     on_stall: OnStall | None = None,
     stall_after: float = 1.0,
@@ -77,6 +83,8 @@ def run(
       async_fn: the main task's function.
       args: its arguments.
       reactors: the number of reactor threads of the default engine, as in `open_engine`.
+      max_buffered: bytes that it may hold for its connections, as in `open_engine`; None, the
+          default: no limit.
       admission: bounds on which connections each listener lets in, an `Admission`, as in
           `open_wknet_listener`.
       on_stall: what is called when Trio's loop does not come round, or ``"log"``, as in
@@ -91,17 +99,18 @@ def run(
       What ``async_fn`` returns.
 
     Raises:
-      TypeError, ValueError: if ``reactors``, ``admission``, ``on_stall``, ``stall_after`` or
-          ``top`` is invalid.
+      TypeError, ValueError: if ``reactors``, ``max_buffered``, ``admission``, ``on_stall``,
+          ``stall_after`` or ``top`` is invalid.
       Exception: what `trio.run` and ``async_fn`` raise.
     """
     check_reactors(reactors)
+    check_max_buffered(max_buffered)
     check_admission(admission)
     check_on_stall(on_stall)
     check_some_seconds("stall_after", stall_after)
     if top is not None:
         check_top(top)
-    start = _RunStart(reactors, admission, (on_stall, stall_after), top)
+    start = _RunStart(reactors, max_buffered, admission, (on_stall, stall_after), top)
     instruments = [*options.pop("instruments", ()), start]
     classes.replace()
     try:
@@ -110,7 +119,7 @@ def run(
         classes.restore()
 
 
-def install(*, reactors: int | None = None) -> None:
+def install(*, reactors: int | None = None, max_buffered: int | None = None) -> None:
     """Do for every run of this process, in any thread, what `run` does for one. Streams
     and listeners that exist already stay what they are. Not a checkpoint.
 
@@ -120,13 +129,15 @@ def install(*, reactors: int | None = None) -> None:
     Args:
       reactors: the number of reactor threads of default engines, as in `open_engine`,
           until every call is reverted. A number that `run` is given takes precedence.
+      max_buffered: bytes that each of them may hold for its connections, in the same way;
+          None, the default: no limit.
 
     Raises:
-      TypeError, ValueError: if ``reactors`` is invalid, or differs from that of an
-          earlier call.
+      TypeError, ValueError: if an argument is invalid, or differs from that of an earlier call.
     """
     check_reactors(reactors)
-    classes.replace_everywhere(reactors)
+    check_max_buffered(max_buffered)
+    classes.replace_everywhere(reactors=reactors, max_buffered=max_buffered)
 
 
 def uninstall() -> None:

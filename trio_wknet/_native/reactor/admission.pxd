@@ -24,8 +24,9 @@ cdef enum Reason:
     PROXY_HEADER = 4        # counted by the gate
     FIRST_BYTE_TIME = 5     # of those that were let in (pace.pyx)
     MIN_RATE = 6
-    REASONS = 7
-    EXEMPT = 8              # let in, and not counted
+    BUDGET = 7              # of the engine, not of a listener (budget.pxd)
+    REASONS = 8
+    EXEMPT = 9              # let in, and not counted
 
 # An address of 128 bits; that of IPv4 is mapped.
 cdef struct Peer:

@@ -3,6 +3,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from ..base.atomics cimport wk_u32_load
 from ..base.linux cimport iovec, pthread_mutex_lock, pthread_mutex_unlock
+from .budget cimport budget_is_over
 from .hub cimport Job, Reactor, notify
 from .mailbox cimport mailbox_push
 from .send cimport ACCEPTED, FULL, Sent, admit, send_admitted
@@ -28,9 +29,12 @@ cdef void _line_up(Reactor *reactor, Job *job) noexcept nogil:
 
 
 cdef void run_broadcasts(Reactor *reactor) noexcept nogil:
-    """Send to the next BROADCAST_STEP members."""
+    """Send to the next BROADCAST_STEP members; not while the engine is over its budget, since what
+    they do not read would be kept for them."""
     cdef uint32_t budget = BROADCAST_STEP
     cdef BroadcastJob *job
+    if budget_is_over(reactor.budget):
+        return
     while reactor.broadcasts != NULL and budget > 0:
         job = <BroadcastJob *>reactor.broadcasts        # its first field
         while job.at < job.members.room and budget > 0:

@@ -43,6 +43,8 @@ cdef void close_gracefully(Reactor *reactor, Slot *slot) noexcept nogil:
     pthread_mutex_lock(&slot.lock)
     ring_clear(&slot.inbound, reactor.pool)
     pthread_mutex_unlock(&slot.lock)
+    if not slot.disarmed:
+        list_remove(&slot.ready)
     slot.state = FLUSHING
     slot.acknowledged = False
     slot.linger_until = reactor.now + <uint64_t>slot.limits.linger_ms * 1000000
@@ -65,12 +67,16 @@ cdef void on_closing_event(Reactor *reactor, Slot *slot) noexcept nogil:
         close_now(reactor, slot)
     elif slot.discarded > slot.limits.linger_bytes or reactor.now >= slot.linger_until:
         close_now(reactor, slot)
+    elif slot.state == FLUSHING:
+        list_append(&reactor.leaving, &slot.ready)  # unless it is to be continued at once
 
 
 cdef void _finish(Reactor *reactor, Slot *slot) noexcept nogil:
     if not slot.shut:
         shutdown(slot.fd, SHUT_WR)
         slot.shut = True
+    if not slot.disarmed:
+        list_remove(&slot.ready)    # of what is leaving: it holds nothing any more
     slot.state = LINGERING
     _check_later(reactor, slot)
 
@@ -129,6 +135,8 @@ cdef void _discard_input(Reactor *reactor, Slot *slot) noexcept nogil:
             slot.error = errno
             return
     if budget <= 0:
+        if not slot.disarmed:
+            list_remove(&slot.ready)
         list_append(&reactor.ready, &slot.ready)
 
 

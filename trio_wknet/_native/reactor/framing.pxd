@@ -85,6 +85,7 @@ cdef struct FrameScan:
     void *channel                   # event mode: the channel over it, borrowed; or NULL
     void *partial                   # bytes, a reference: what was moved and is delivered
     void *head                      # and what was moved and is not; or NULL
+    void *hub                       # its connection's Hub, which counts `partial`
     FrameCounters counters
     # of MESSAGES (websocket.pxd), lock: what the reactor is to send by itself
     uint8_t answer_due

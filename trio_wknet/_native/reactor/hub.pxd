@@ -33,6 +33,23 @@ cdef enum:
     WAKE_TAG = 0
     TIMER_TAG = 1
 
+# How much the engine may hold for its connections. budget.pxd has the rules.
+cdef struct Budget:
+    uint64_t most           # bytes; 0: no bound, and all that follows is unused
+    uint64_t pause_at
+    uint64_t resume_below
+    uint64_t relief
+    uint64_t step           # by which a pool grows or shrinks before it is looked at
+    uint64_t own            # bytes of the reactors' own buffers
+    uint32_t count
+    Pool **pools
+    wk_u32 near             # reading pauses where nobody waits
+    wk_u32 over             # nothing is read until connections have been ended
+    wk_u32 epoch            # changes when what is held back is to be tried again
+    wk_u32 dooming          # connections that were ended, and are still to be freed
+    wk_u64 collected        # bytes of frames that are collected outside of rings
+    wk_u64 pauses           # statistics
+
 cdef struct Hub:
     SlotMap *slot_map
     Pool *pool              # the Trio side's, for outbound rings
@@ -50,6 +67,7 @@ cdef struct Hub:
     wk_u32 shortage         # the errno of the last such shortage, and their number
     wk_u32 shortages
     wk_u64 refused[REASONS] # statistics: connections that were not let in (admission.pxd)
+    Budget *budget
     bint in_loop
     bint virtual            # in-loop under a Trio clock that is not the system's:
     uint64_t virtual_now    # ns; the Trio side keeps it
@@ -89,6 +107,10 @@ cdef struct Reactor:
     Link ready              # connections that used up their budget of bytes
     Link starved            # what waits for descriptors or memory (accept.pyx)
     Link held               # ports that wait for room (places.pyx)
+    Budget *budget          # the hub's: there, it would be on a line that others write
+    uint32_t epoch          # of the budget, when what is held back was last tried
+    Link held_back          # connections that are not read, by the budget (budget.pyx)
+    Link leaving            # connections that were closed, and still send what they hold
     Slot *dead              # to be returned once the event batch ends
     Slot *spare             # for the next accept
     Place *spare_place
@@ -113,8 +135,10 @@ cdef struct Reactor:
     wk_u64 busy             # ns that it worked, while measured (measure.pxd)
 
 cdef inline bint has_more(Reactor *reactor) noexcept nogil:
-    """Whether it has work that needs no event: it must not sleep."""
-    return not list_empty(&reactor.ready) or reactor.broadcasts != NULL
+    """Whether it has work that needs no event: it must not sleep. Over the budget broadcasts
+    wait; once it is not, each reactor is woken."""
+    return not list_empty(&reactor.ready) or (
+        reactor.broadcasts != NULL and not wk_u32_load_relaxed(&reactor.budget.over))
 
 
 cdef inline uint64_t hub_now(Hub *hub) noexcept nogil:

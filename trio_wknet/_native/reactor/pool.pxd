@@ -26,6 +26,8 @@ cdef enum:
     MUCH_RELEASED = 4194304     # bytes; such an amount may leave holes in the heap
 
 ctypedef void (*OnExcess)(void *watcher) noexcept nogil
+# Called by any thread that takes or drops a block, holding any lock: `live` has left its window.
+ctypedef void (*OnMove)(Pool *pool) noexcept nogil
 
 # 32 bytes, so that the data behind it stays aligned for a copy.
 cdef struct Block:
@@ -44,6 +46,10 @@ cdef struct Pool:
     wk_ptr returned         # blocks returned by other threads
     wk_u64 kept             # bytes in free lists and in `returned`
     wk_u64 live             # bytes in blocks that are in use
+    wk_u64 low              # its window: on_move is called below this,
+    wk_u64 high             # and above this
+    OnMove on_move
+    void *hub               # on_move's
     uint64_t keep_at_most
     wk_u64 released         # bytes freed since the watcher last returned the heap's holes
                             # to the system

@@ -5,7 +5,7 @@ from libc.stdlib cimport calloc, free, malloc
 from ..base.atomics cimport (
     wk_fence, wk_u32, wk_ptr_cas, wk_ptr_exchange, wk_ptr_load_relaxed, wk_u32_exchange,
     wk_u32_load, wk_u32_load_relaxed, wk_u32_store, wk_u32_store_relaxed, wk_u32_sub,
-    wk_u64_add, wk_u64_load_relaxed, wk_u64_sub,
+    wk_u64_add, wk_u64_load_relaxed, wk_u64_store_relaxed, wk_u64_sub,
 )
 
 
@@ -31,6 +31,7 @@ cdef Pool *pool_new(uint64_t keep_at_most) noexcept nogil:
     cdef Pool *pool = <Pool *>calloc(1, sizeof(Pool))
     if pool != NULL:
         pool.keep_at_most = keep_at_most
+        wk_u64_store_relaxed(&pool.high, <uint64_t>-1)
     return pool
 
 
@@ -44,6 +45,8 @@ cdef void pool_free(Pool *pool) noexcept nogil:
         return
     pool.keep_at_most = 0
     pool.on_excess = NULL
+    wk_u64_store_relaxed(&pool.low, 0)          # on_move is for engines that are open
+    wk_u64_store_relaxed(&pool.high, <uint64_t>-1)
     pool.abandoned = True
 
 
@@ -167,6 +170,7 @@ cdef Block *pool_take(Pool *pool, uint32_t size) noexcept nogil:
     memory. Only the pool's own thread may call this."""
     cdef uint8_t size_class = _class_of(size)
     cdef Block *block = NULL
+    cdef uint64_t live
     if size_class != NO_CLASS:
         if pool.free[size_class] == NULL and wk_ptr_load_relaxed(&pool.returned) != NULL:
             _collect_returned(pool)
@@ -179,8 +183,10 @@ cdef Block *pool_take(Pool *pool, uint32_t size) noexcept nogil:
         if block == NULL:
             return NULL
     wk_u64_add(&pool.taken, 1)
-    wk_u64_add(&pool.live, block.capacity)
     wk_u32_store_relaxed(&block.refs, 1)
+    live = wk_u64_add(&pool.live, block.capacity) + block.capacity
+    if live > wk_u64_load_relaxed(&pool.high):
+        pool.on_move(pool)
     return block
 
 
@@ -202,6 +208,8 @@ cdef void pool_drop(Block *block, Pool *mine) noexcept nogil:
     if wk_u32_load(&block.refs) != 1 and wk_u32_sub(&block.refs, 1) != 1:
         return
     live = wk_u64_sub(&pool.live, block.capacity) - block.capacity
+    if live < wk_u64_load_relaxed(&pool.low):
+        pool.on_move(pool)
     # Two droppers may both pass this check and overshoot the bound by a block
     # each, which is harmless.
     if (block.size_class == NO_CLASS

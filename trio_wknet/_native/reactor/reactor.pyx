@@ -32,9 +32,11 @@ from .mailbox cimport Notification, batch_send, notification_take, mailbox_take,
 from .measure cimport measure_posted
 from .pace cimport pace_begin, pace_due, pace_look
 from .places cimport room_was_made
+from .relief cimport mind_budget, shed
 from .slot cimport (
     ABORT, ADD, ANSWER, CLOSE, CONNECTION, DETACH, DIVERT, DROP, FLUSH, FLUSHING, FORGOTTEN, IDLE,
-    LINGERING, LISTENER, NEW, OPEN, PORT, RESUME, WATCH, Link, Slot, slot_of_command, slot_of_ready,
+    LINGERING, LISTENER, NEW, OPEN, PORT, RESUME, SHED, WATCH, Link, Slot, slot_of_command,
+    slot_of_ready,
 )
 from .slot_map cimport slot_map_at, slot_map_get, slot_map_return
 from .timeouts cimport timeout_set
@@ -96,6 +98,7 @@ cdef void reactor_turn(Reactor *reactor, int timeout) noexcept nogil:
     jobs = mailbox_take(&reactor.jobs) if mailbox_waiting(&reactor.jobs) else NULL
     _run_commands(reactor)
     _run_jobs(reactor, jobs)
+    mind_budget(reactor)
     run_broadcasts(reactor)
     _continue_ready(reactor)
     _run_timeouts(reactor)
@@ -225,6 +228,8 @@ cdef void command(Reactor *reactor, Slot *slot, uint32_t bits) noexcept nogil:
         note_keep_alive(slot)
         pace_begin(reactor, slot)
         timeout_set(reactor, slot)
+    if bits & SHED:
+        shed(reactor, slot)
     if bits & DETACH:
         forget(reactor, slot)
     if slot.kind == LISTENER:

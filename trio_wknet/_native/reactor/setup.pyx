@@ -8,7 +8,8 @@ from ..base.linux cimport (
     timerfd_create,
 )
 from .admission cimport place_free
-from .hub cimport EVENTS, RECEIVE_BUFFER, TIMER_TAG, WAKE_TAG, Hub, Reactor, hub_now
+from .budget cimport budget_end, budget_set
+from .hub cimport EVENTS, RECEIVE_BUFFER, TIMER_TAG, WAKE_TAG, Budget, Hub, Reactor, hub_now
 from .lists cimport list_init
 from .pool cimport Pool, pool_drop, pool_free, pool_new, pool_take
 from .slot cimport LISTENER
@@ -45,6 +46,9 @@ cdef Reactor *_reactor_new(Hub *hub) noexcept nogil:
     list_init(&reactor.ready)
     list_init(&reactor.starved)
     list_init(&reactor.held)
+    list_init(&reactor.held_back)
+    list_init(&reactor.leaving)
+    reactor.budget = hub.budget
     reactor.now = hub_now(hub)
     reactor.alarm_at = NEVER
     reactor.trim_at = NEVER
@@ -85,8 +89,11 @@ cdef void _reactor_free(Reactor *reactor) noexcept nogil:
     free(reactor)
 
 
-cdef Hub *hub_new(uint32_t count, bint in_loop, bint round_robin) noexcept nogil:
-    """A hub with `count` reactors; NULL with errno set if something is missing."""
+cdef Hub *hub_new(
+    uint32_t count, bint in_loop, bint round_robin, uint64_t most
+) noexcept nogil:
+    """A hub with `count` reactors, which holds `most` bytes for its connections (0: no bound);
+    NULL with errno set if something is missing."""
     cdef Hub *hub = <Hub *>calloc(1, sizeof(Hub))
     if hub == NULL:
         return NULL
@@ -94,10 +101,11 @@ cdef Hub *hub_new(uint32_t count, bint in_loop, bint round_robin) noexcept nogil
     hub.round_robin = round_robin
     hub.wakefd = -1
     hub.slot_map = slot_map_new()
+    hub.budget = <Budget *>calloc(1, sizeof(Budget))
     if hub.slot_map != NULL:
         hub.beacon = slot_map_take(hub.slot_map)
     hub.reactors = <Reactor **>calloc(count, sizeof(Reactor *))
-    cdef bint ready = hub.beacon != NULL and hub.reactors != NULL
+    cdef bint ready = hub.beacon != NULL and hub.reactors != NULL and hub.budget != NULL
     while ready and hub.count < count:
         hub.reactors[hub.count] = _reactor_new(hub)
         ready = hub.reactors[hub.count] != NULL
@@ -112,6 +120,7 @@ cdef Hub *hub_new(uint32_t count, bint in_loop, bint round_robin) noexcept nogil
         if hub.pool != NULL:
             _watch_pool(hub.reactors[0], hub.pool)
         hub.beacon.kind = LISTENER
+        ready = ready and budget_set(hub, most)
     if not ready:
         hub_free(hub)
         return NULL
@@ -121,6 +130,8 @@ cdef Hub *hub_new(uint32_t count, bint in_loop, bint round_robin) noexcept nogil
 cdef void hub_free(Hub *hub) noexcept nogil:
     """Free it all. The threads have ended and every slot has been returned."""
     cdef uint32_t i
+    if hub.budget != NULL:
+        budget_end(hub.budget)
     if not hub.in_loop:
         if hub.wakefd >= 0:
             close(hub.wakefd)
@@ -129,6 +140,9 @@ cdef void hub_free(Hub *hub) noexcept nogil:
     for i in range(hub.count):
         _reactor_free(hub.reactors[i])
     free(hub.reactors)
+    if hub.budget != NULL:
+        free(hub.budget.pools)
+        free(hub.budget)
     if hub.slot_map != NULL:
         slot_map_free(hub.slot_map)
     free(hub)

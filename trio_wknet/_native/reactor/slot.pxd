@@ -87,6 +87,7 @@ cdef enum Completion:
                         # has begun to wait for descriptors or memory, or goes on
     CONTROL = 1024      # of a WebSocket: a ping was answered, or nothing more will come
     BROADCAST = 2048    # of the beacon: broadcasts are done
+    RELIEVE = 4096      # of the beacon: connections are to be ended, for the budget
 
 # Bits of `command`: what the Trio side, or the reactor that accepted, asks for.
 cdef enum Command:
@@ -100,6 +101,12 @@ cdef enum Command:
     WATCH = 128         # the idle rule has become stricter: look at it again
     ANSWER = 256        # of a WebSocket: control frames are due to be sent
     DIVERT = 512        # what its bytes are diverted to has something to do
+    SHED = 1024         # it was ended, for the budget: drop what it holds
+
+# Of a CONNECTION that the Trio side holds (`marks`).
+cdef enum Mark:
+    RATED = 1           # `flow.rate` bounds how fast bytes move (rate.pxd)
+    ENDED_BY_BUDGET = 2
 
 # The reactor's view of a connection (`state`). Rules:
 #   - Only its reactor changes it; Core.close does after the reactors were joined.
@@ -213,7 +220,8 @@ cdef struct Slot:
     wk_u64 handle           # generation << 32 | index; 0: the slot is free
     pthread_mutex_t lock
     int32_t fd
-    uint16_t family
+    uint8_t family
+    uint8_t marks           # lock, but for the Trio side, which writes it: see Mark
     uint8_t kind
     uint8_t pinned          # of a PORT: its reactor keeps what it accepts
     uint8_t spare_identity[SPARE_OF_MUTEX]
@@ -263,7 +271,8 @@ cdef struct Slot:
     # --- lines 4 and 5: reactor
     WheelNode timer         # in its wheel: idle, closing, or a port to re-arm
     uint64_t deadline       # ns: the next look while FLUSHING, LINGERING or disarmed
-    Link ready              # in its reactor's list of unfinished reads, or of the disarmed
+    Link ready              # in a list of its reactor's: of unfinished reads, of the disarmed, of
+                            # what the budget holds back, or of what is leaving (budget.pxd)
     wk_u64 received         # statistics, here and below; while paused these three,
                             # and `noticed`, belong to the Trio side
     wk_u64 receive_calls

@@ -33,9 +33,10 @@ from ..base.linux cimport (
     getsockopt, iovec, msghdr, poll, pollfd, pthread_mutex_lock, pthread_mutex_unlock, recv,
     sendmsg, socklen_t, tcp_info,
 )
+from .budget cimport budget_is_near, budget_lets_go, budget_stops
 from .framing cimport frame_lowat
 from .hub cimport RECEIVE_BUFFER, Reactor, hub_now, notify
-from .lists cimport list_append
+from .lists cimport list_append, list_remove
 from .pool cimport Block, block_data, pool_drop, pool_take
 from .ring cimport (
     ring_adopt, ring_discard, ring_expect, ring_len, ring_spans, ring_write,
@@ -66,37 +67,39 @@ cdef inline uint32_t _mark(Slot *slot) noexcept nogil:
     return slot.rcvlowat + RECEIVE_BUFFER if slot.open_ended else slot.rcvlowat
 
 
-cdef inline uint32_t _room(Slot *slot) noexcept nogil:
+cdef inline uint32_t _room(Reactor *reactor, Slot *slot) noexcept nogil:
     """The number of bytes to receive next; under the lock: never more than are left to the
     mark. 0 pauses reading. (The ring may hold more than the mark if the receiver that raised
     it is gone.)"""
     cdef uint32_t mark = _mark(slot)
     cdef uint32_t held = ring_len(&slot.inbound)
     slot.paused = held >= mark
-    return 0 if slot.paused else min(mark - held, <uint32_t>RECEIVE_BUFFER)
+    if slot.paused or (budget_is_near(reactor) and budget_stops(reactor, slot)):
+        return 0
+    return min(mark - held, <uint32_t>RECEIVE_BUFFER)
 
 
 cdef void on_readable(Reactor *reactor, Slot *slot, uint32_t events) noexcept nogil:
     """An edge for input. A dead or finished peer is noticed here, and reported,
     even while the connection is paused."""
     cdef bint over = (events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0
-    cdef bint paused, left
+    cdef bint stopped, left
     cdef uint32_t room = 0
     cdef uint32_t bits = 0
     if slot.beyond.diversion != NULL and slot.beyond.diversion.act(<void *>reactor, slot, events):
         return
     pthread_mutex_lock(&slot.lock)
     if not slot.paused and slot.error == 0:     # nothing is read behind an error
-        room = _room(slot)
-    paused = slot.paused
-    left = paused and ring_len(&slot.inbound) < slot.limits.inbound
+        room = _room(reactor, slot)
+    stopped = slot.paused or (room == 0 and slot.error == 0)
+    left = stopped and ring_len(&slot.inbound) < slot.limits.inbound
     if over:
         slot.hung_up = True
-        if paused and slot.end_wanted:
+        if stopped and slot.end_wanted:
             slot.end_wanted = False
             bits = ENDED
     pthread_mutex_unlock(&slot.lock)
-    if paused and events & EPOLLERR:
+    if stopped and events & EPOLLERR:
         note_pending_error(slot)
     notify(reactor, slot, bits)
     # Bytes that are left for the Trio side to receive count as received for idle rules now,
@@ -127,7 +130,7 @@ cdef void resume_reading(Reactor *reactor, Slot *slot) noexcept nogil:
         return
     pthread_mutex_lock(&slot.lock)
     if not (slot.paused or slot.ended or slot.error != 0):
-        room = _room(slot)
+        room = _room(reactor, slot)
     pthread_mutex_unlock(&slot.lock)
     if room != 0:
         _receive(reactor, slot, room, True)
@@ -191,6 +194,7 @@ cdef void _receive(Reactor *reactor, Slot *slot, uint32_t room, bint to_the_end)
         elif errno != EINTR:
             end_of_input(reactor, slot, errno)
             return
+    list_remove(&slot.ready)        # it may have been held back before
     list_append(&reactor.ready, &slot.ready)
 
 
@@ -216,7 +220,7 @@ cdef uint32_t _store(Reactor *reactor, Slot *slot, uint32_t n) noexcept nogil:
             slot.rcvlowat = frame_lowat(slot.by_kind.scan, &slot.inbound, slot.limits.inbound)
         if slot.rcvlowat == 0:
             bits = READABLE
-    room = _room(slot)
+    room = _room(reactor, slot)
     # The end was announced together with these bytes, and reading will not reach it.
     if room == 0 and slot.hung_up and slot.end_wanted:
         slot.end_wanted = False
@@ -256,7 +260,7 @@ cdef uint32_t _store_messages(Reactor *reactor, Slot *slot, uint32_t n) noexcept
         if slot.rcvlowat and (ws.whole or ws.over):
             slot.rcvlowat = 0
             bits |= READABLE
-        room = _room(slot)
+        room = _room(reactor, slot)
         due = ws.scan.answer_due != 0
         if at == n:
             if room == 0 and slot.hung_up and slot.end_wanted:
@@ -446,6 +450,8 @@ cdef void flush(Reactor *reactor, Slot *slot) noexcept nogil:
     notify(reactor, slot, bits)
     if due:
         reactor_post(slot, ANSWER)
+    if budget_is_near(reactor) and not slot.draining and slot.state == OPEN:
+        budget_lets_go(reactor, slot)
     if error != 0 and error != EAGAIN:
         cannot_flush(reactor, slot, error)
 

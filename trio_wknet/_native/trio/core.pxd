@@ -39,6 +39,8 @@ cdef class Endpoint(Undone):
     # Both run in Trio's thread and never raise; the drain calls the first.
     cdef void completed(self, uint32_t bits) noexcept
     cdef void engine_closed(self) noexcept
+    # Whether its descriptor is being taken back, so that what it has received must stay.
+    cdef bint is_leaving(self) noexcept
     # In a forked child: no reactor will report anything any more.
     cdef void after_fork(self) noexcept
 
@@ -123,6 +125,8 @@ cdef class Core:
     cdef int check(self) except -1
     cdef int check_thread(self) except -1
     cdef void post(self, Slot *slot, uint32_t bits) noexcept
+    cdef bint _is_far_over(self) noexcept
+    cdef void relieve(self) noexcept
     cdef void uncork(self, Slot *slot) noexcept
     cdef void settle(self, Slot *slot) noexcept
     cdef void leave_groups(self, Slot *slot) noexcept

@@ -17,6 +17,9 @@ from ..base.linux cimport errno, monotonic_ns, pthread_mutex_lock, pthread_mutex
 from ..reactor.admission cimport REASONS
 from ..reactor.answer cimport draw_key
 from ..reactor.broadcast cimport BroadcastJob
+from ..reactor.budget cimport (
+    budget_doom, budget_end, budget_freed, budget_is_over, budget_relieved, budget_total,
+)
 from ..reactor.closing cimport close_now
 from ..reactor.hub cimport Reactor, has_more, least_loaded
 from ..reactor.lists cimport list_empty
@@ -36,8 +39,8 @@ from ..reactor.sender cimport (
 )
 from ..reactor.setup cimport hub_free, hub_new
 from ..reactor.slot cimport (
-    ADD, BROADCAST, CONNECTION, DROP, ENDED, FLUSH, GONE, LISTENER, QUIET, RELEASED, SHORTAGE,
-    TRIM, WATCH, Limits, Slot, slot_of_completion,
+    ADD, BROADCAST, CONNECTION, DROP, ENDED, FLUSH, GONE, LISTENER, QUIET, RELEASED, RELIEVE, SHED,
+    SHORTAGE, TRIM, WATCH, Limits, Slot, slot_of_completion,
 )
 from ..reactor.slot_map cimport (
     SLAB_SLOTS, SlotMap, slot_map_after_fork, slot_map_each, slot_map_get, slot_map_return,
@@ -52,6 +55,7 @@ from .broadcasts cimport broadcasts_remove, broadcasts_settle
 from .cork cimport corks_free
 from .framed cimport framed_unlink
 from .operation cimport HALF_DONE, UNDONE, WOKEN_UP, Operation, Wake
+from .relief cimport Relief, relief_begin, relief_end, relief_next
 from .send_batch cimport SendBatch
 from .spin cimport (
     spin_policy_hear, spin_until, spin_policy_wants, spin_policy_new, spin_policy_note,
@@ -148,6 +152,9 @@ cdef class Endpoint:
 
     cdef void engine_closed(self) noexcept:
         pass
+
+    cdef bint is_leaving(self) noexcept:
+        return False
 
     cdef void after_fork(self) noexcept:
         pass
@@ -246,9 +253,11 @@ cdef class Core:
       round_robin: distribute connections in turn, not to the least loaded.
       make_conn: called without arguments, returns a new `Conn`.
       clock: returns the time in seconds, if it is not the system's (in-loop only).
+      max_buffered: bytes that it may hold for its connections; 0 means no bound.
     """
 
-    def __cinit__(self, uint32_t reactors, bint round_robin, make_conn, clock=None):
+    def __cinit__(self, uint32_t reactors, bint round_robin, make_conn, clock=None,
+                  uint64_t max_buffered=0):
         cdef uint64_t now = 0
         if clock is not None and reactors != 0:
             raise ValueError("only an engine without reactor threads can follow another clock")
@@ -267,7 +276,7 @@ cdef class Core:
         stall_watch_new(&self.stall)
         self.thread = PyThread_get_thread_ident()
         # Last: it would not be freed if one of the others raised.
-        self.hub = hub_new(max(reactors, 1), reactors == 0, round_robin)
+        self.hub = hub_new(max(reactors, 1), reactors == 0, round_robin, max_buffered)
         if self.hub == NULL:
             raise OSError(errno, os.strerror(errno))
         self.hub.virtual = clock is not None
@@ -481,6 +490,8 @@ cdef class Core:
             pool_trim_idle(self.hub.pool)
         if bits & BROADCAST:
             self._end_broadcasts()
+        if bits & RELIEVE:
+            self.relieve()
         if bits & ENDED and self.on_quiet is not None:
             callback, self.on_quiet = self.on_quiet, None
             try:
@@ -570,6 +581,33 @@ cdef class Core:
         if self._wants_turn():
             eventfd_signal(reactor.wakefd)   # or Trio might sleep on it
 
+    cdef bint _is_far_over(self) noexcept:
+        cdef uint64_t most = self.hub.budget.most
+        return budget_total(self.hub.budget) > most + most // 8
+
+    cdef void relieve(self) noexcept:
+        """Over the budget: end the connections that hold most. While reactors still have to free
+        what some of these held, nobody asks for more."""
+        cdef Relief relief
+        cdef Slot *slot
+        cdef Endpoint endpoint
+        if wk_u32_load(&self.hub.budget.dooming):
+            return
+        budget_doom(self.hub)       # for as long as this goes on
+        relief_begin(&relief, self.hub)
+        slot = relief_next(&relief)
+        while slot != NULL:
+            endpoint = self.owner_of(slot)
+            if endpoint is None or not endpoint.is_leaving():
+                relief_end(slot, self.hub)
+                relief.ended += 1
+                budget_doom(self.hub)
+                self.post(slot, SHED)
+            slot = relief_next(&relief)
+        if not relief.ended:
+            budget_relieved(self.hub)
+        budget_freed(self.hub)
+
     cdef void uncork(self, Slot *slot) noexcept:
         """Send what is queued on a connection whose sending side is held, and let go of
         that; what the kernel does not take is left to the reactor."""
@@ -579,7 +617,12 @@ cdef class Core:
 
     cdef void settle(self, Slot *slot) noexcept:
         """Before this side sends on a connection, or lets go of it: queue the broadcasts that
-        have not come to it yet, so that they are not overtaken."""
+        have not come to it yet, so that they are not overtaken.
+
+        Far over the budget, room is made first: a task may send to thousands before it lets
+        others run, and the drain cannot make it meanwhile."""
+        if budget_is_over(self.hub.budget) and not self.forked and self._is_far_over():
+            self.relieve()
         if (self.broadcasts.first != NULL and not self.forked
                 and broadcasts_settle(&self.broadcasts, slot, self.hub.pool)):
             self.post(slot, FLUSH)
@@ -826,6 +869,7 @@ cdef class Core:
             with nogil:
                 usleep(1000)
         self.let_go_of_all()
+        budget_end(self.hub.budget)
         for i in range(self.hub.count):
             reactor = self.hub.reactors[i]
             reactor_turn(reactor, 0)
@@ -889,6 +933,11 @@ cdef class Core:
         cdef int i
         self.check()
         return [wk_u64_load_relaxed(&self.hub.refused[i]) for i in range(<int>REASONS)]
+
+    def budget(self):
+        """(bytes that are held, how often reading has paused)"""
+        self.check()
+        return budget_total(self.hub.budget), wk_u64_load_relaxed(&self.hub.budget.pauses)
 
     def statistics(self):
         """(wakes, (slots in use, slots ready, bytes of slabs, bytes kept, bytes in use),

@@ -16,6 +16,7 @@ from libc.stdint cimport uint32_t
 from libc.string cimport memcpy
 
 from ..base.linux cimport pthread_mutex_lock, pthread_mutex_unlock
+from ..reactor.budget cimport budget_collect
 from ..reactor.framing cimport (
     DELIMITED, FrameScan, frame_moved, frame_next, frame_payload,
 )
@@ -158,6 +159,7 @@ cdef class FrameParts:
         framed_forget_part(self.scan)
         Py_INCREF(data)
         self.scan.partial = <void *>data
+        budget_collect(self.conn.core.hub, PyBytes_GET_SIZE(data))
         self.scan.filled = filled
         self.scan.head = head
 

@@ -7,13 +7,15 @@ counts, under the GIL. The reactor looks at it under the slot's lock, through th
 unlinking under the lock is enough: from there on the reactor knows nothing of it.
 """
 cimport cython
-from cpython.bytes cimport PyBytes_AS_STRING
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport uint32_t
 from libc.stdlib cimport calloc, free
 
 from ..base.linux cimport pthread_mutex_lock, pthread_mutex_unlock
+from ..reactor.budget cimport budget_collect
 from ..reactor.framing cimport MESSAGES, FrameScan
+from ..reactor.hub cimport Hub, Reactor
 from ..reactor.slot cimport Slot
 from ..reactor.websocket cimport Decoder
 
@@ -46,6 +48,7 @@ cdef int framed_link(Slot *slot, CompiledFraming framing) except -1:
     scan.framing = <void *>framing
     Py_INCREF(framing)
     scan.users = 1
+    scan.hub = (<Reactor *>slot.reactor).hub
     pthread_mutex_lock(&slot.lock)
     slot.by_kind.scan = scan
     pthread_mutex_unlock(&slot.lock)
@@ -64,9 +67,12 @@ cdef void framed_unlink(Slot *slot) noexcept:
 
 
 cdef void framed_forget_part(FrameScan *scan) noexcept:
-    """Let go of the memory of an unfinished frame."""
+    """Let go of the memory of an unfinished frame. There is none once the connection is let go
+    of, and so none when its engine is closed."""
     cdef void *partial = scan.partial
     cdef void *head = scan.head
+    if partial != NULL:
+        budget_collect(<Hub *>scan.hub, -PyBytes_GET_SIZE(<object>partial))
     scan.partial = NULL
     scan.head = NULL
     scan.filled = 0

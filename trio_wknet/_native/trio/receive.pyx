@@ -203,15 +203,21 @@ cdef class ReceiveHalf(Stream):
         cdef uint32_t more
         cdef uint32_t n = self.at_hand(most, &more)
         cdef uint32_t filled
+        cdef int found
         cdef PyObject *data
         more = min(more, max(n, <uint32_t>SOME_BYTES) - n)
         data = new_bytes(NULL, n + more)
         filled = self.fill(PyBytes_AS_STRING(<object>data), n, more,
                            wait or self.slot.phase != QUIET)
         taken = cut(data, filled)
-        # If there was nothing, the reactor was asked to read on, and may have found the end
-        # by now.
-        return taken if filled > 0 else self.take_some(most, wait)
+        if filled > 0:
+            return taken
+        # The reactor was asked to read on, and may have found bytes or the end by now. Or it has
+        # paused again, near the budget, as it has seen nobody wait: `look` asks it once more.
+        found = self.look(1, &n, False, wait)
+        if found == ENOUGH:
+            return self.take_some(most, wait)
+        return b"" if found == OVER else None
 
     cdef uint32_t at_hand(self, Py_ssize_t most, uint32_t *more) noexcept:
         """How many of `most` bytes are there, and how many more to take from the socket

@@ -39,7 +39,7 @@ cdef class Stream(Endpoint):
     cdef str reason             # why it was let go of
     cdef int32_t end_error      # unless it ended before: the errno,
     cdef bint end_seen          # or the peer's end
-    cdef uint8_t too_slow       # the Reason for which its pace has ended it, or 0
+    cdef uint8_t ended_for      # the Reason for which we ended it from outside, or 0
     cdef object kept            # the application's context, while the slot has none
     cdef object header          # its PROXY header, once let go
     cdef bint buried            # event mode: on_close was called

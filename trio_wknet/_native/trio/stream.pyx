@@ -19,11 +19,11 @@ from libc.stdlib cimport free
 
 from ..base.atomics cimport wk_u64_load, wk_u64_load_relaxed
 from ..base.linux cimport ECONNRESET, pthread_mutex_lock, pthread_mutex_unlock
-from ..reactor.admission cimport FIRST_BYTE_TIME
+from ..reactor.admission cimport BUDGET, FIRST_BYTE_TIME, MIN_RATE
 from ..reactor.ring cimport ring_len
 from ..reactor.slot cimport (
-    ABORT, ASKED, CLOSE, CONTROL, DETACH, DETACHED, DROP, ENDED, FLUSHED, IDLE, QUIET, READABLE,
-    RUNNING, WRITABLE, Slot,
+    ABORT, ASKED, CLOSE, CONTROL, DETACH, DETACHED, DROP, ENDED, ENDED_BY_BUDGET, FLUSHED, IDLE,
+    QUIET, READABLE, RUNNING, WRITABLE, Slot,
 )
 from ..reactor.websocket cimport Decoder, decoder_of
 from .addresses cimport Name, ask_local, ask_remote, keep_names
@@ -39,6 +39,12 @@ import os
 import warnings
 
 import trio
+
+
+# Why we ended a connection from outside, by Reason, as close_reason says it.
+cdef dict ENDED_FOR = {
+    FIRST_BYTE_TIME: "no first byte", MIN_RATE: "too slow", BUDGET: "budget",
+}
 
 
 cdef object broken(int32_t error):
@@ -187,6 +193,9 @@ cdef class Stream(Endpoint):
     cdef void engine_closed(self) noexcept:
         self.let_go(DROP, "engine closed")
 
+    cdef bint is_leaving(self) noexcept:
+        return self.detaching != 0
+
     cdef void after_fork(self) noexcept:
         # Other waits end when they are cancelled; this one cannot be.
         if self.detaching:
@@ -256,19 +265,21 @@ cdef class Stream(Endpoint):
         self.end_error = slot.error or slot.pending_error
         self.end_seen = slot.ended or slot.hung_up
         if slot.door.place != NULL:     # until its reactor closes it, which is later
-            self.too_slow = slot.door.place.ended_for
+            self.ended_for = slot.door.place.ended_for
+        if slot.marks & ENDED_BY_BUDGET:
+            self.ended_for = BUDGET
         pthread_mutex_unlock(&slot.lock)
 
     cdef str _why(self):
         self.look_at_end()
-        if self.end_error and not self.too_slow:
+        if self.end_error and not self.ended_for:
             return "reset" if self.end_error == ECONNRESET else os.strerror(self.end_error)
         return self.cause()
 
     cdef str cause(self):
         """Why it ended, if it was not by an error."""
-        if self.too_slow:
-            return "no first byte" if self.too_slow == FIRST_BYTE_TIME else "too slow"
+        if self.ended_for:
+            return ENDED_FOR[self.ended_for]
         return "eof" if self.end_seen else self.reason
 
     cdef Totals totals(self):
@@ -281,14 +292,14 @@ cdef class Stream(Endpoint):
         """It is being let go of: what it has come to is known, and why it ended."""
         self.totals().conn_ended(
             self.final.received, self.final.sent, self.slot.by_kind.scan, self.cause(),
-            0 if self.too_slow else self.end_error,
+            0 if self.ended_for else self.end_error,
         )
 
     @property
-    def _too_slow(self):
-        """Whether its pace has ended it."""
+    def _ended_here(self):
+        """Whether its pace, or the engine's budget, has ended it."""
         self.look_at_end()
-        return self.too_slow != 0
+        return self.ended_for != 0
 
     @property
     def _open(self):
