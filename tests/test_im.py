@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import ast
-import importlib
+import importlib.util
 import itertools
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,9 @@ rooms = (f"room-{number}" for number in itertools.count())
 class Service:
     """A running one."""
 
-    def __init__(self, *arguments: str) -> None:
+    pids: Sequence[int] = ()
+
+    def __init__(self, *arguments: str, before: str = "") -> None:
         places = [str(HERE), str(ROOT), os.environ.get("PYTHONPATH")]
         path = os.pathsep.join(filter(None, places))
         self.process = subprocess.Popen(
@@ -49,6 +52,8 @@ class Service:
             stderr=subprocess.PIPE,
             bufsize=0,  # nothing hides from select
         )
+        if before:
+            self.line(before)
         said = self.line("listening on ")
         self.address: tuple[str, int] = ast.literal_eval(said)
         self.page = self.line("the page is ")
@@ -68,6 +73,18 @@ class Service:
         assert answer.status_code == 200, answer.text
         return str(answer.json()["token"])
 
+    def node_of(self, client: Client) -> int:
+        """The process that has the other end of its connection."""
+        sock = client.sock if isinstance(client, TcpClient) else client.socket.socket
+        ours, theirs = sock.getsockname(), sock.getpeername()
+        inodes = {line.split()[9] for line in tcp_lines() if ends(line) == (theirs, ours)}
+        for pid in self.pids:
+            for entry in Path(f"/proc/{pid}/fd").iterdir():
+                with suppress(FileNotFoundError):
+                    if entry.readlink().name.removeprefix("socket:[").rstrip("]") in inodes:
+                        return pid
+        raise AssertionError("nobody has it")
+
     def end(self, how: signal.Signals = signal.SIGTERM) -> None:
         self.process.send_signal(how)
         self.ended()
@@ -78,9 +95,22 @@ class Service:
         assert self.process.returncode == 0, output
 
 
+def tcp_lines() -> list[str]:
+    return Path("/proc/net/tcp").read_text().splitlines()[1:]
+
+
+def ends(line: str) -> tuple[tuple[str, int], ...]:
+    """A connection's own address, and its peer's."""
+    hosts_and_ports = (end.split(":") for end in line.split()[1:3])
+    return tuple(
+        (socket.inet_ntoa(struct.pack("=I", int(host, 16))), int(port, 16))
+        for host, port in hosts_and_ports
+    )
+
+
 @contextmanager
-def serving(*arguments: str) -> Iterator[Service]:
-    service = Service(*arguments)
+def serving(*arguments: str, before: str = "") -> Iterator[Service]:
+    service = Service(*arguments, before=before)
     try:
         yield service
     finally:
@@ -390,17 +420,14 @@ REFUSED: list[dict[str, Any]] = [
     {"type": "tell", "to": "bob", "text": "\ud800"},
     {"type": "tell", "to": "bob", "text": "x", "ref": [1]},
     {"type": "tell", "to": "bob", "text": "x", "ref": "\ud800"},
-    {"type": "login", "token": None},
 ]
 
 
 def test_what_is_refused_is_told(service: Service, connect: Callable[..., Client]) -> None:
     """And the connection goes on."""
-    client = connect("web")
-    token = service.token(next(names))
-    logged_in(client, token)
-    for message in REFUSED:
-        client.send(**message | ({"token": token} if "token" in message else {}))
+    client = connect("web", next(names))
+    for message in [*REFUSED, {"type": "login", "token": service.token(next(names))}]:
+        client.send(**message)
         assert client.receive()["type"] == "error", message
     client.send(type="ping")
     assert client.receive() == {"type": "pong"}
@@ -455,6 +482,61 @@ def test_a_hand_over_to_the_next_version(tmp_path: Path) -> None:
                         again.send(type="say", room="lobby", text="after")
                         last = next_of(again, "said")["id"]
                         assert "before" in texts(joined(again, "lobby"))
+
+
+REDIS = pytest.mark.skipif(
+    not (shutil.which("redis-server") and importlib.util.find_spec("coredis")),
+    reason="needs redis-server and coredis",
+)
+
+
+def on_both_nodes(nodes: Service, room: str) -> tuple[list[Client], list[str]]:
+    """Clients in a room, not all of them on the same node."""
+    clients: list[Client] = []
+    people: list[str] = []
+    where = set[int]()
+    while len(where) < 2:
+        client = KINDS["web" if len(clients) % 2 else "tcp"](nodes)
+        people.append(next(names))
+        clients.append(client)
+        logged_in(client, nodes.token(people[-1]))
+        joined(client, room)
+        where.add(nodes.node_of(client))
+    return clients, people
+
+
+@REDIS
+def test_two_nodes() -> None:
+    with serving("--port=0", "--web-port=0", "--nodes=2", before="Redis is ") as nodes:
+        first, second = nodes.pids = [int(nodes.line(f"node {n} is process ")) for n in (1, 2)]
+        clients, people = on_both_nodes(nodes, "lobby")
+        try:
+            for client, name in zip(clients, people, strict=True):
+                client.send(type="say", room="lobby", text=f"from {name}")
+                assert {next_of(each, "said")["text"] for each in clients} == {f"from {name}"}
+            clients[0].send(type="tell", to=people[-1], text="a secret")
+            assert next_of(clients[-1], "told")["text"] == "a secret"
+            with closing(KINDS["tcp"](nodes)) as late:
+                logged_in(late, nodes.token(next(names)))
+                late.send(type="join", room="lobby")
+                *before, there = until(late, "joined")
+                assert texts([m for m in before if m["type"] == "said"]) == [
+                    f"from {name}" for name in people
+                ]
+                assert set(people) < set(there["who"])
+            # The next version takes over, node by node.
+            nodes.process.send_signal(signal.SIGHUP)
+            third, fourth = (int(nodes.line(f"node {n} is process ")) for n in (1, 2))
+            assert len({first, second, third, fourth}) == 4
+            for client in clients:
+                assert client.is_ended()
+            with closing(KINDS["web"](nodes)) as again:
+                logged_in(again, nodes.token(next(names)))
+                assert texts(joined(again, "lobby")) == [f"from {name}" for name in people]
+        finally:
+            for client in clients:
+                client.close()
+        nodes.end()
 
 
 def test_the_page(service: Service) -> None:

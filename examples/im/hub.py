@@ -75,11 +75,14 @@ class Hub:
         others = await self.store.others(room)
         return sorted(others | set(+self._here[room]))
 
-    async def tell_who_is_there(self) -> None:
+    async def keep_telling(self) -> None:
         while True:
             await trio.sleep(TICK)
-            while self._changed:
-                await self._tell(self._changed.pop())
+            await self.tell_changes()
+
+    async def tell_changes(self) -> None:
+        while self._changed:
+            await self._tell(self._changed.pop())
 
     async def _tell(self, room: str) -> None:
         """What has changed since the last time: who reconnects in between has not left."""

@@ -18,7 +18,7 @@ The service sends:
     {"id": ID, "type": "said", "room": R, "from": NAME, "text": ..., "at": SECONDS, "ref": ...}
     {"id": ID, "type": "told", "from": NAME, "to": NAME, "text": ..., "at": SECONDS, "ref": ...}
     {"type": "presence", "room": R, "came": [NAME], "left": [NAME]}
-    {"type": "gap", "room": R}                   messages may be missing: join again
+    {"type": "gap"}                              messages were missing: log in and join again
     {"type": "error", "why": ...}
     {"type": "bye", "why": ...}                  and closes; connect again
 

@@ -152,10 +152,11 @@ async def run(
         tcp, web = await server.open(engine, settings)
         shutdown.add(tcp, web)
         nursery.start_soon(server.part, shutdown)
-        nursery.start_soon(hub.tell_who_is_there)
+        nursery.start_soon(hub.keep_telling)
         async with trio.open_nursery() as delivery:
             delivery.start_soon(hub.deliver)
             task_status.started((tcp.address, web.address))
             await server.serve(tcp, web)
             hub.no_more()
+        await hub.tell_changes()  # to those on other nodes
         nursery.cancel_scope.cancel()

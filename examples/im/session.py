@@ -98,8 +98,8 @@ class Session:
 
     def log_in(self, message: dict[str, Any]) -> Awaitable[None]:
         name = tokens.name_of(self.hub.secret, message.get("token"))
-        if self.name:
-            raise Refused("you are logged in")
+        if self.name not in ("", name):
+            raise Refused("you are logged in as another")
         return self.welcome(name, after_in(message))
 
     async def welcome(self, name: str, after: str | None) -> None:

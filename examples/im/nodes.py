@@ -1,0 +1,119 @@
+"""Several nodes on one machine: Redis, if it is not running, and workers that share the ports.
+
+SIGHUP replaces the workers one by one, as by those of a new version: the next one listens before
+the last one is asked to end. SIGTERM and Ctrl-C end them all.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+
+import trio
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return int(sock.getsockname()[1])
+
+
+@contextmanager
+def redis_server() -> Iterator[str]:
+    """One of our own, that forgets everything; its URL."""
+    found = shutil.which("redis-server") or shutil.which("valkey-server")
+    if found is None:
+        sys.exit("neither redis-server nor valkey-server is installed; or name one with --redis")
+    port = free_port()
+    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+    # In a session of its own, Ctrl-C is for us: it ends when all workers have.
+    with subprocess.Popen(
+        [found, *options], stdout=subprocess.DEVNULL, start_new_session=True
+    ) as it:
+        try:
+            wait_for(port)
+            yield f"redis://127.0.0.1:{port}"
+        finally:
+            it.terminate()
+
+
+def wait_for(port: int, patience: float = 10) -> None:
+    """Until something listens there."""
+    until = time.monotonic() + patience
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+        except ConnectionRefusedError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.02)
+        else:
+            return
+
+
+@asynccontextmanager
+async def reserved(host: str, *ports: int) -> AsyncIterator[list[int]]:
+    """Ports that workers can share; who asks for 0 gets one that is free."""
+    socks = []
+    for port in ports:
+        socks.append(sock := socket.socket())
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.bind((host, port))  # and does not listen: no client is given to it
+    try:
+        yield [sock.getsockname()[1] for sock in socks]
+    finally:
+        for sock in socks:
+            sock.close()
+
+
+class Worker:
+    def __init__(self, process: trio.Process) -> None:
+        self.process = process
+
+    @classmethod
+    async def started(cls, arguments: Sequence[str]) -> Worker:
+        """One that listens."""
+        process = await trio.lowlevel.open_process(
+            [sys.executable, "-m", __package__ or "im", *arguments],
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        )
+        assert process.stdout is not None
+        said = b""
+        async for data in process.stdout:
+            said += data
+            if said.count(b"\n") == 2:  # where it listens, and the page
+                return cls(process)
+        sys.exit("a node does not start")
+
+    async def end(self) -> None:
+        self.process.terminate()
+        await self.process.wait()
+
+
+async def run_nodes(count: int, arguments: Sequence[str]) -> None:
+    """Until a signal comes that ends them."""
+    workers: list[Worker] = []
+    with trio.open_signal_receiver(signal.SIGHUP, signal.SIGTERM, signal.SIGINT) as signals:
+        for _ in range(count):
+            workers.append(await start(arguments, len(workers)))
+        async for received in signals:
+            if received != signal.SIGHUP:
+                break
+            for place, old in enumerate(workers):
+                workers[place] = await start(arguments, place)
+                await old.end()
+    async with trio.open_nursery() as nursery:
+        for worker in workers:
+            nursery.start_soon(worker.end)
+
+
+async def start(arguments: Sequence[str], place: int) -> Worker:
+    worker = await Worker.started(arguments)
+    print(f"node {place + 1} is process {worker.process.pid}", flush=True)
+    return worker
