@@ -3,7 +3,10 @@ and those of the example's chat."""
 
 from __future__ import annotations
 
+import base64
+import importlib.util
 import json
+import os
 import shutil
 import ssl
 import subprocess
@@ -12,6 +15,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import hypercorn.trio
@@ -21,11 +25,14 @@ import trustme
 from hypercorn.config import Config
 from trio_websocket import ConnectionClosed, WebSocketRequest, serve_websocket
 
-from trio_wknet import WebSocket, open_websocket
+import trio_wknet
+from trio_wknet import WebSocket, WebSocketOptions, open_websocket
 
 pytestmark = pytest.mark.usefixtures("nothing_left", "install")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-CHAT = Path(__file__).parent.parent / "examples" / "websocket_chat.py"
+ROOT = Path(__file__).parent.parent
+CHAT = ROOT / "examples" / "websocket_chat.py"
+LARGE = WebSocketOptions(max_message=1 << 24)
 HOST = "127.0.0.1"
 SLOW = 60  # seconds: a browser takes its time to start
 
@@ -216,6 +223,27 @@ class Page:
         loaded = "document.readyState == 'complete' && typeof socket == 'object'"
         return bool(await self.run(f"{loaded} && socket.readyState == 1"))
 
+    async def ask(self, method: str, **params: Any) -> Any:
+        return await self._browser.ask(method, self._session, **params)
+
+    async def brings(self, condition: str) -> None:
+        """Wait until that is so in the page."""
+        with trio.move_on_after(SLOW / 2):
+            while not await self.run(f"!!({condition})"):  # noqa: ASYNC110
+                await trio.sleep(0.01)
+            return
+        shown = await self.run("document.body.innerText")
+        raise AssertionError(f"not so: {condition}, and it shows {shown!r}")
+
+    async def talk(self, text: str) -> None:
+        script = f"$('#write textarea').value = {json.dumps(text)}; $('#write').requestSubmit()"
+        await self.run(script)
+
+    async def picture(self, path: Path) -> None:
+        await self.run("new Promise(done => requestAnimationFrame(() => setTimeout(done, 50)))")
+        shot = await self.ask("Page.captureScreenshot", format="png")
+        await trio.Path(path).write_bytes(base64.b64decode(shot["data"]))
+
     async def say(self, text: str) -> None:
         await self.run(f"line.value = {json.dumps(text)}; document.forms[0].requestSubmit()")
 
@@ -262,3 +290,77 @@ async def test_two_pages_chat(browser: str, tmp_path: Path) -> None:
                 await ann.shows("* ann is here", *said, "closed: message is too big")
                 await bob.shows(*said, "* ann has left")
                 assert await bob.run("line.placeholder") == "say something"
+
+
+# --- the instant-messaging service ----------------------------------------------------------
+
+PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+DESK = {"width": 1280, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+SAID = {
+    "ann": [
+        "Has anybody looked at the new reactors yet?",
+        "One thread for 10 000 members \N{ROCKET}",
+    ],
+    "bob": [
+        "Yes. The page, the bot and I are in the same group, so it is framed once for all of us."
+    ],
+}
+TEXTS = "Array.from(document.querySelectorAll('#lines .said p'), p => p.textContent)"
+
+
+async def entered(tabs: Browser, url: str, name: str, size: dict[str, Any]) -> Page:
+    """A user's page, in a profile of its own."""
+    profile = await tabs.ask("Target.createBrowserContext")
+    target = await tabs.ask("Target.createTarget", url="about:blank", **profile)
+    attached = await tabs.ask("Target.attachToTarget", **target, flatten=True)
+    page = Page(tabs, attached["sessionId"])
+    await page.ask("Emulation.setDeviceMetricsOverride", **size)
+    await page.ask("Page.navigate", url=url)
+    await page.brings(
+        "document.readyState == 'complete' && !document.querySelector('#door').hidden"
+    )
+    await page.run(f"$('#name').value = {json.dumps(name)}; $('#door form').requestSubmit()")
+    await page.brings("$('#state')?.classList.contains('on') && talk('#lobby').who.has(me)")
+    return page
+
+
+async def test_two_pages_talk_through_the_service(browser: str, tmp_path: Path) -> None:
+    """Through two nodes, where Redis is. What the pages look like is left in a folder that
+    IM_SCREENSHOTS names."""
+    two = shutil.which("redis-server") and importlib.util.find_spec("coredis")
+    served = [sys.executable, "-m", "examples.im", "--no-browser", "--port=0", "--web-port=0"]
+    served += ["--nodes=2"] if two else [f"--history={tmp_path / 'im.db'}"]
+    places = [str(Path(trio_wknet.__file__).parent.parent), str(ROOT), os.environ.get("PYTHONPATH")]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, places))}
+    pictures = Path(os.environ.get("IM_SCREENSHOTS", tmp_path))
+    options = ["--remote-debugging-port=0", "about:blank"]
+    with trio.fail_after(SLOW * 2):
+        async with (
+            process(served, stdout=subprocess.PIPE, env=env, cwd=ROOT / "examples") as server,
+            process(command(browser, tmp_path / "profile", *options), stderr=PIPE) as chromium,
+        ):
+            url = await url_in(server.stdout, "the page is ")
+            if two:
+                await url_in(server.stdout, "node 2 is process ")
+            tools = await url_in(chromium.stderr, "DevTools listening on ")
+            async with open_websocket(tools, options=LARGE) as socket:
+                tabs = Browser(socket)
+                ann = await entered(tabs, url, "ann", PHONE)
+                bob = await entered(tabs, url, "bob", DESK)
+                pages = {"ann": ann, "bob": bob}
+                for name, texts in SAID.items():
+                    for text in texts:
+                        await pages[name].talk(text)
+                        for page in pages.values():
+                            await page.brings(f"{TEXTS}.includes({json.dumps(text)})")
+                await ann.run("open('@bob')")
+                await ann.talk("<b>only</b> for you")
+                await bob.brings("talks.get('@ann')?.lines.at(-1).text == '<b>only</b> for you'")
+                await bob.brings("document.querySelector('#talks em')?.textContent == '1'")
+                await ann.run("open('#lobby')")
+                await bob.talk("And what I said before is there when you come back.")
+                await ann.brings(f"{TEXTS}.length == 4")
+                await bob.picture(pictures / "im-desk.png")
+                await ann.picture(pictures / "im-phone.png")
+                await ann.run("$('#back').click()")
+                await ann.picture(pictures / "im-phone-list.png")

@@ -526,10 +526,11 @@ def test_two_nodes() -> None:
                 assert set(people) < set(there["who"])
             # The next version takes over, node by node.
             nodes.process.send_signal(signal.SIGHUP)
-            third, fourth = (int(nodes.line(f"node {n} is process ")) for n in (1, 2))
-            assert len({first, second, third, fourth}) == 4
             for client in clients:
                 assert client.is_ended()
+                client.close()
+            third, fourth = (int(nodes.line(f"node {n} is process ")) for n in (1, 2))
+            assert len({first, second, third, fourth}) == 4
             with closing(KINDS["web"](nodes)) as again:
                 logged_in(again, nodes.token(next(names)))
                 assert texts(joined(again, "lobby")) == [f"from {name}" for name in people]
