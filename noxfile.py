@@ -272,6 +272,15 @@ def haproxy(session: nox.Session) -> None:
 
 
 @nox.session(allow_parallel=False)
+def redis(session: nox.Session) -> None:
+    """Groups and logs of several nodes, with real servers, Debian's, which are installed if that
+    is possible; killed, stopped, and replaced by Sentinel."""
+    _install_debians(session, **{"redis-server": "redis-server"})
+    session.install("-e", ".[tests]")
+    session.run("pytest", "--long", "tests/test_contrib_redis.py", *session.posargs)
+
+
+@nox.session(allow_parallel=False)
 def demo(session: nox.Session) -> None:
     """The demonstration that users get."""
     session.install("-e", ".[cli]")

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import trio
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 from coredis.connection import (
     BaseConnection,
     Location,
@@ -78,6 +79,7 @@ def make_connection(
         connection: BaseConnection = UnixDomainSocketConnection(location, **settings)
     else:
         connection = TCPConnection(location, **settings)  # type: ignore[arg-type]
+    connection._push_message_buffer_in.close()
     connection._push_message_buffer_in = _Pushes(on_push)  # type: ignore[assignment]
     return connection
 
@@ -106,10 +108,21 @@ async def hold(
         await connection.run(task_status=Status())
     except RedisError as exc:
         if not opened:
+            # coredis raises this in place of the cancellation, too.
+            await trio.lowlevel.checkpoint_if_cancelled()
             raise
         on_end(exc)
     else:
         on_end(ConnectionResetError(f"the connection to {connection.location!r} was lost"))
+    finally:
+        _close_queues(connection)
+
+
+def _close_queues(connection: BaseConnection) -> None:
+    """coredis leaves them open, and AnyIO warns of that, where connecting failed."""
+    for it in vars(connection).values():
+        if isinstance(it, (MemoryObjectSendStream, MemoryObjectReceiveStream)):
+            it.close()
 
 
 async def ask(location: Location, settings: Settings, *command: bytes | str | int) -> Any:

@@ -1,0 +1,159 @@
+"""Redis servers for tests: each on a free port, in a folder of its own, and without anything kept
+unless a test says so."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import trio
+from coredis.connection import TCPLocation
+from coredis.exceptions import RedisError
+
+from trio_wknet.contrib.redis._connection import ask
+
+HOST = "127.0.0.1"
+
+
+def free_port() -> int:
+    with socket.create_server((HOST, 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+class RedisServer:
+    """One that can be killed, stopped and started again, on the same port, in the same folder."""
+
+    def __init__(
+        self, *options: str, folder: Path, port: int | None = None, file: Path | None = None
+    ) -> None:
+        self.port = free_port() if port is None else port
+        self.location = TCPLocation(HOST, self.port)
+        self.url = f"redis://{HOST}:{self.port}"
+        self._folder = folder
+        self._options = options
+        self._command = ["redis-server", *([] if file is None else [str(file), "--sentinel"])]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [*self._command, "--port", str(self.port), "--bind", HOST, "--save", ""]
+        self._process = subprocess.Popen(
+            [*command, "--dir", str(self._folder), *self._options], stdout=subprocess.DEVNULL
+        )
+
+    def kill(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def stop(self) -> None:
+        """It answers no more, and has not gone."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+    async def ask(self, *command: bytes | str | int, **settings: Any) -> Any:
+        """What it answers, once it does."""
+        answers: list[Any] = []
+
+        while not answers:
+            try:
+                answers.append(await ask(self.location, settings, *command))
+            except (RedisError, OSError):
+                await trio.sleep(0.01)
+        return answers[0]
+
+    async def ready(self) -> None:
+        with trio.fail_after(20):
+            await self.ask(b"PING")
+
+    def __enter__(self) -> RedisServer:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.kill()
+
+
+@contextmanager
+def redis_server(*options: str, port: int | None = None) -> Iterator[RedisServer]:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        RedisServer(*options, folder=Path(folder), port=port) as server,
+    ):
+        yield server
+
+
+@contextmanager
+def sentinel_for(primary: RedisServer) -> Iterator[RedisServer]:
+    """One that watches a primary as ``service``, and decides alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "sentinel.conf")
+        file.write_text(
+            f"sentinel monitor service {HOST} {primary.port} 1\n"
+            "sentinel down-after-milliseconds service 60000\n"
+        )
+        # A server that is given a file takes it first.
+        with RedisServer(file=file, folder=Path(folder)) as sentinel:
+            yield sentinel
+
+
+@contextmanager
+def cluster_servers(count: int = 3) -> Iterator[list[RedisServer]]:
+    """Servers of a Redis Cluster that do not know each other yet."""
+    options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "1000")
+    more = ("--cluster-require-full-coverage", "no")
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(redis_server(*options, *more, port=port))
+            for port in _cluster_ports(count)
+        ]
+
+
+def _cluster_ports(count: int) -> list[int]:
+    """Their bus has the port that is 10000 more."""
+    found: list[int] = []
+    while len(found) < count:
+        port = free_port()
+        port = port if port < 55000 else port - 12000
+        if port not in found:
+            found.append(port)
+    return found
+
+
+async def make_cluster(servers: list[RedisServer]) -> None:
+    """Give each server a part of the slots, and introduce them."""
+    share = 16384 // len(servers) + 1
+    for number, server in enumerate(servers):
+        await server.ready()
+        last = min((number + 1) * share, 16384) - 1
+        await server.ask(b"CLUSTER ADDSLOTSRANGE", number * share, last)
+        await server.ask(b"CLUSTER SET-CONFIG-EPOCH", number + 1)
+    for server in servers[1:]:
+        await servers[0].ask(b"CLUSTER MEET", HOST, server.port)
+    for server in servers:
+        await agreed(server, b"CLUSTER INFO", lambda info: b"cluster_state:ok" in info)
+        await agreed(server, b"CLUSTER SLOTS", lambda slots: len(slots) == len(servers))
+
+
+async def agreed(
+    server: RedisServer, question: bytes, condition: Callable[[Any], object], *more: str
+) -> None:
+    """Ask until the answer is as it is to be."""
+    with trio.fail_after(20):
+        while not condition(await server.ask(question, *more)):  # noqa: ASYNC110
+            await trio.sleep(0.005)
