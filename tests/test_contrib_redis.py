@@ -135,7 +135,7 @@ async def test_everybody_gets_a_broadcast_once(engine: Engine, broker: RedisServ
                 [b"", b"\x00\xff1", b"zwei"],
             )
         for each in (one, two):
-            await until(lambda each=each: each.cluster.statistics().echoes == 1)
+            await until(lambda: each.cluster.statistics().echoes == 1)  # noqa: B023
         mine.broadcast_nowait(b"last")
         assert await read(here, 4) == await read(there, 4) == b"last"
         assert len(mine) == len(yours) == 1
@@ -335,7 +335,7 @@ async def test_following_goes_on_from_an_id(broker: RedisServer) -> None:
             for number in range(1, 20):
                 await log.append(b"%d" % number)
                 if number % 5 == 0:
-                    await until(lambda number=number: len(found) == number)
+                    await until(lambda: len(found) == number)  # noqa: B023
             await until(lambda: len(found) == 19)
             nursery.cancel_scope.cancel()
         # It was cancelled where it waited, and lost nothing.
@@ -426,7 +426,7 @@ async def test_a_log_loses_nothing_that_was_acknowledged() -> None:
             seen = len(followed)
             await until(lambda: len(followed) > seen + 100)
             nursery.cancel_scope.cancel()
-            kept = []
+            kept: list[tuple[str, bytes]] = []
             while more := await one.cluster.log("kept").read(after=kept[-1][0] if kept else "0"):
                 kept += more
             assert set(acknowledged) <= set(kept)
@@ -795,7 +795,7 @@ async def test_sentinel_names_another_primary(long: bool) -> None:
             first.kill()
             await agreed(sentinel, b"SENTINEL FAILOVER", lambda it: it == b"OK", "service")
             for each in (one, two):
-                await until(lambda each=each: each.resumes == [(None, "disconnected")])
+                await until(lambda: each.resumes == [(None, "disconnected")])  # noqa: B023
             two.cluster.group("room").broadcast_nowait(b"2")
             assert await read(peer, 1) == b"2"
             assert await second.ask(b"PUBSUB CHANNELS") == [b"wknet:group:room"]

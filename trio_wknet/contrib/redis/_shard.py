@@ -44,8 +44,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("trio_wknet.contrib.redis")
 
 KEYS_AT_ONCE = 1000  # in one command, and between two looks at who joined and left
-BATCH_COUNT, BATCH_BYTES = 512, 256 * 1024  # published at once
-WINDOW_BYTES = 1024 * 1024  # published, and not answered yet
+BATCH_COUNT, BATCH_BYTES = 2048, 1024 * 1024  # published at once
 COMMANDS_AT_ONCE = 256
 FIRST_DELAY = 0.05  # seconds, before the first attempt to connect again
 
@@ -317,38 +316,31 @@ class Shard:
                     b"PING", timeout=self._timeout, disconnect_on_cancellation=True
                 )
                 continue
-            while self._in_flight >= WINDOW_BYTES:
-                await self._room.park()
-            self._publish_some(session)
+            # One batch at a time: what comes while the server has one goes with the next, so a
+            # message by itself goes at once, and many cost little each.
+            await self._publish_some(connection)
 
-    def _publish_some(self, session: _Session) -> None:
+    async def _publish_some(self, connection: BaseConnection) -> None:
         messages = self.outbox.take(BATCH_COUNT, BATCH_BYTES)
         commands = [_Publish(self._verbs.publish, it) for it in messages]
         try:
-            request = session.commander.create_request_batch(
-                cast("Any", commands), timeout=self._timeout
-            )
+            request = connection.create_request_batch(cast("Any", commands), timeout=self._timeout)
         except FAILURES:
             # It was lost, and nothing was sent.
             if dropped := self.outbox.put_back(messages):
                 self._owner.on_dropped(dropped, "too much waits for the broker")
             raise
-        self._in_flight += sum(map(Outbox.size_of, messages))
-        session.nursery.start_soon(self._confirm, request, messages)
-
-    async def _confirm(
-        self, request: Awaitable[list[Any]], messages: list[tuple[bytes, bytes]]
-    ) -> None:
+        self._in_flight = len(messages)
         answers: list[Any] = []
         try:
             answers = await request
         finally:
             # Cancelled: the session ended. Some may have been published.
-            self._in_flight -= sum(map(Outbox.size_of, messages))
+            self._in_flight = 0
             self._room.unpark_all()
             self._count(answers or [Down()] * len(messages), messages)
         if any(isinstance(it, OSError) for it in answers):
-            self._end(TimeoutError("the broker did not answer in time"))
+            raise TimeoutError("the broker did not answer in time")
 
     def _count(self, answers: list[Any], messages: list[tuple[bytes, bytes]]) -> None:
         published = unconfirmed = 0
