@@ -33,7 +33,7 @@ ONCE = [
     *("admission", "admission_model", "deployment", "pace", "send_file"),
     *("graceful_end", "pool", "relay", "ring", "slot_map", "handles", "wheel", "trim"),
     *("websocket_conformance", "websocket_decoder", "measure", "top", "totals"),
-    *("examples", "im", "trio_suites", "prometheus"),
+    *("examples", "im", "trio_suites", "prometheus", "contrib_redis"),
 ]
 # Nor does any interpreter see whether it has one reactor or two.
 OTHERS = ["-k", "not 2-reactors", *(f"--ignore=tests/test_{name}.py" for name in ONCE)]

@@ -51,6 +51,7 @@ nitpick_ignore_regex = [
     # functions that are passed. The text says what
     ("py:.*", r"Network|SocketAddress|Framing|OnRequest|OwnEngine|ListenSettings|ConnectSettings"),
     ("py:.*", r"Member|OpenSettings|WhenSlow|(trio_wknet\._over_listener\.)?OverListener"),
+    ("py:.*", r"(trio_wknet\.contrib\.redis\._gaps\.)?(Reason|OnGap)"),
 ]
 
 if tags.has("network"):  # noqa: F821
@@ -100,6 +101,7 @@ PLACES = (
     "trio_wknet.contrib.pytest",
     "trio_wknet.contrib.anyio",
     "trio_wknet.contrib.prometheus",
+    "trio_wknet.contrib.redis",
 )
 
 

@@ -16,6 +16,7 @@ import trio_wknet
 import trio_wknet.contrib.anyio
 import trio_wknet.contrib.prometheus
 import trio_wknet.contrib.pytest
+import trio_wknet.contrib.redis
 import trio_wknet.contrib.trio_websocket
 from trio_wknet._usage_errors import GivenWhenOpened
 
@@ -91,7 +92,7 @@ def test_the_reference_lists_every_name_once() -> None:
 def test_the_reference_lists_arguments_that_are_there(name: str, arguments: str) -> None:
     contrib = trio_wknet.contrib
     others = (contrib.anyio, contrib.trio_websocket, contrib.pytest, contrib.prometheus)
-    for module in (trio_wknet, *others):
+    for module in (trio_wknet, *others, contrib.redis):
         with contextlib.suppress(AttributeError):
             function = operator.attrgetter(name)(module)
             break

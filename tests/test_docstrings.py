@@ -18,6 +18,7 @@ import trio
 import trio_wknet
 import trio_wknet.contrib.anyio
 import trio_wknet.contrib.prometheus
+import trio_wknet.contrib.redis
 import trio_wknet.contrib.trio_websocket
 
 PACKAGE = Path(trio_wknet.__file__).parent
@@ -27,6 +28,7 @@ WITHOUT_TRIO = {trio_wknet.RingBuffer}
 # They raise nothing, whatever they are given and wherever they are called.
 NEVER_RAISE = {
     "CloseReason",
+    "Cluster.statistics",
     "StreamWebSocket.statistics",
     "Trace.to_json",
     "WknetCollector.collect",
@@ -50,6 +52,7 @@ CLASSES = [
     *(it for it in classes(trio_wknet.contrib.anyio) if it.__module__.endswith("contrib.anyio")),
     *classes(trio_wknet.contrib.trio_websocket),
     *classes(trio_wknet.contrib.prometheus),
+    *classes(trio_wknet.contrib.redis),
 ]
 EXCEPTIONS = [kind for kind in CLASSES if issubclass(kind, Exception)]
 SETTINGS = [kind for kind in CLASSES if attrs.has(kind)]

@@ -255,7 +255,7 @@ class Cluster:
     def _publish(self, channel: bytes, data: str | Buffer, *, closes_slow: bool) -> None:
         self._layout.publish((channel, self._envelopes.seal(data, closes_slow=closes_slow)))
 
-    def on_message(self, channel: bytes, envelope: bytes) -> None:
+    def _on_message(self, channel: bytes, envelope: bytes) -> None:
         group = self._joined.get(channel)
         if self._envelopes.is_own(envelope):
             self._counts.echoes += 1
@@ -270,30 +270,30 @@ class Cluster:
                 self._counts.delivered += 1
                 self._gaps.end(group._key, "overflow")
 
-    def on_malformed(self, failure: Exception) -> None:
+    def _on_malformed(self, failure: Exception) -> None:
         self._counts.malformed += 1
         before = self._log.take_line(logging.WARNING)
         if before >= 0:
             self._log.write(logging.WARNING, before, "a message of the broker: %s", failure)
 
-    def on_published(self, count: int) -> None:
+    def _on_published(self, count: int) -> None:
         self._counts.published += count
         if count and not any(it.outbox for it in self._layout.shards):
             self._gaps.end(None, "dropped")
 
-    def on_dropped(self, count: int, why: str) -> None:
+    def _on_dropped(self, count: int, why: str) -> None:
         self._counts.dropped += count
         self._gaps.begin(None, "dropped", why)
 
-    def on_unconfirmed(self, count: int) -> None:
+    def _on_unconfirmed(self, count: int) -> None:
         self._counts.unconfirmed += count
 
-    def publish_again(self, message: tuple[bytes, bytes]) -> None:
+    def _publish_again(self, message: tuple[bytes, bytes]) -> None:
         self._layout.publish_again(message)
 
     # --- servers -----------------------------------------------------------------
 
-    def on_up(self, shard: Shard) -> None:
+    def _on_up(self, shard: Shard) -> None:
         """It is connected, and everything is subscribed that is wanted there."""
         if shard in self._up_once:
             self._counts.reconnects += 1
@@ -302,7 +302,7 @@ class Cluster:
         if self._single:
             self._gaps.end(None, "disconnected")
 
-    def on_down(self, shard: Shard, failure: BaseException) -> None:
+    def _on_down(self, shard: Shard, failure: BaseException) -> None:
         detail = describe(failure)
         if shard in self._up_once and self._single:
             self._gaps.begin(None, "disconnected", detail)
@@ -314,20 +314,20 @@ class Cluster:
         for channel in shard.wanted & self._refused.keys():
             del self._refused[channel]
 
-    def on_confirmed(self, channel: bytes) -> None:
+    def _on_confirmed(self, channel: bytes) -> None:
         group = self._joined.get(channel)
         if group is not None:
             self._gaps.end(group._key, "disconnected", "moved", "refused")
         self._wake(channel)
 
-    def on_moved(self, shard: Shard, channels: Iterable[bytes]) -> None:
+    def _on_moved(self, shard: Shard, channels: Iterable[bytes]) -> None:
         for channel in channels:
             if channel in self._joined:
                 key = self._joined[channel]._key
                 self._gaps.begin(key, "moved", "its slot went to another server")
         self._layout.look_again()
 
-    def on_refused(self, channel: bytes, failure: BrokerRefused) -> None:
+    def _on_refused(self, channel: bytes, failure: BrokerRefused) -> None:
         group = self._joined.get(channel)
         if group is not None:
             self._refused[channel] = failure

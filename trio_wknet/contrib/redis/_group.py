@@ -31,7 +31,7 @@ class ClusterGroup(Group):
       other nodes, at most once. It never waits for the broker: if too much waits to be
       published, the oldest of it is dropped (`open_cluster`).
     - ``len``, ``in`` and iteration are about the members here; and so are ``exclude``, the
-      `BroadcastResult` and ``pending``.
+      `trio_wknet.BroadcastResult` and ``pending``.
     - ``when_slow="close"`` is for slow members everywhere. With ``"error"`` they are skipped on
       other nodes, and only those here are reported.
     - Members of one node get the messages of another in the order in which they were broadcast

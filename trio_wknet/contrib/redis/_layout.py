@@ -85,7 +85,7 @@ class OneServer:
         self._shard.publish(message)
 
     def publish_again(self, message: tuple[bytes, bytes]) -> None:
-        self._owner.on_dropped(1, "the server sent it elsewhere, and is not part of a cluster")
+        self._owner._on_dropped(1, "the server sent it elsewhere, and is not part of a cluster")
 
     def look_again(self) -> None:
         pass  # each session begins with that
@@ -139,7 +139,7 @@ class RedisCluster:
     def publish_again(self, message: tuple[bytes, bytes]) -> None:
         """Once it is known where to: at once, it would be sent back just as fast."""
         if dropped := self._homeless.put(message):
-            self._owner.on_dropped(dropped, "too much waits for a server that has its slot")
+            self._owner._on_dropped(dropped, "too much waits for a server that has its slot")
         self.look_again()
 
     def look_again(self) -> None:

@@ -63,17 +63,17 @@ def passes(failure: BaseException) -> bool:
 class Owner(Protocol):
     """The cluster, as its shards see it."""
 
-    def on_message(self, channel: bytes, envelope: bytes) -> None: ...
-    def on_malformed(self, failure: Exception) -> None: ...
-    def on_up(self, shard: Shard) -> None: ...
-    def on_down(self, shard: Shard, failure: BaseException) -> None: ...
-    def on_confirmed(self, channel: bytes) -> None: ...
-    def on_moved(self, shard: Shard, channels: Iterable[bytes]) -> None: ...
-    def on_refused(self, channel: bytes, failure: BrokerRefused) -> None: ...
-    def on_published(self, count: int) -> None: ...
-    def on_dropped(self, count: int, why: str) -> None: ...
-    def on_unconfirmed(self, count: int) -> None: ...
-    def publish_again(self, message: tuple[bytes, bytes]) -> None: ...
+    def _on_message(self, channel: bytes, envelope: bytes) -> None: ...
+    def _on_malformed(self, failure: Exception) -> None: ...
+    def _on_up(self, shard: Shard) -> None: ...
+    def _on_down(self, shard: Shard, failure: BaseException) -> None: ...
+    def _on_confirmed(self, channel: bytes) -> None: ...
+    def _on_moved(self, shard: Shard, channels: Iterable[bytes]) -> None: ...
+    def _on_refused(self, channel: bytes, failure: BrokerRefused) -> None: ...
+    def _on_published(self, count: int) -> None: ...
+    def _on_dropped(self, count: int, why: str) -> None: ...
+    def _on_unconfirmed(self, count: int) -> None: ...
+    def _publish_again(self, message: tuple[bytes, bytes]) -> None: ...
 
 
 @attrs.frozen(kw_only=True)
@@ -194,7 +194,7 @@ class Shard:
             if self.failure is not None:
                 self.failure = None
                 self._was_up = True
-                self._owner.on_up(self)
+                self._owner._on_up(self)
             self._changed = trio.Event()
             with trio.move_on_after(self._timeout) as idle:
                 await self._changed.wait()
@@ -262,7 +262,7 @@ class Shard:
         refused = [it for it in joining if it not in self.confirmed]
         self._asked.difference_update(refused)
         if all(isinstance(it, ELSEWHERE) for it in failures):
-            self._owner.on_moved(self, refused)
+            self._owner._on_moved(self, refused)
         elif any(passes(it) for it in failures):
             raise failures[0]
         elif len(refused) > 1:
@@ -272,32 +272,32 @@ class Shard:
             # Not again before the next session: whatever was missing is given to a user by hand.
             for channel in refused:
                 self._asked.add(channel)
-                self._owner.on_refused(channel, BrokerRefused(str(failures[0])))
+                self._owner._on_refused(channel, BrokerRefused(str(failures[0])))
 
     def _on_push(self, push: list[Any]) -> None:
         """Called while coredis parses: nothing may be raised here."""
         try:
             kind, channel, content = push
             if kind in (b"message", b"smessage"):
-                self._owner.on_message(channel, content)
+                self._owner._on_message(channel, content)
             elif kind in (b"subscribe", b"ssubscribe"):
                 self.confirmed.add(channel)
-                self._owner.on_confirmed(channel)
+                self._owner._on_confirmed(channel)
             elif kind == b"sunsubscribe" and channel not in self._leaving:
                 # Its slot went to another server.
                 self._asked.discard(channel)
                 self.confirmed.discard(channel)
                 if channel in self.wanted:
-                    self._owner.on_moved(self, [channel])
+                    self._owner._on_moved(self, [channel])
         except Exception as exc:
-            self._owner.on_malformed(exc)
+            self._owner._on_malformed(exc)
 
     # --- publishing ----------------------------------------------------------------
 
     def publish(self, message: tuple[bytes, bytes]) -> None:
         """Have it published. Not a checkpoint, and never fails."""
         if dropped := self.outbox.put(message):
-            self._owner.on_dropped(dropped, "too much waits for the broker")
+            self._owner._on_dropped(dropped, "too much waits for the broker")
 
     async def _publish_all(self, settling: float, session: _Session) -> None:
         """Publish what is there, and what comes, in order.
@@ -328,7 +328,7 @@ class Shard:
         except FAILURES:
             # It was lost, and nothing was sent.
             if dropped := self.outbox.put_back(messages):
-                self._owner.on_dropped(dropped, "too much waits for the broker")
+                self._owner._on_dropped(dropped, "too much waits for the broker")
             raise
         self._in_flight = len(messages)
         answers: list[Any] = []
@@ -348,15 +348,15 @@ class Shard:
             if not isinstance(answer, BaseException):
                 published += 1
             elif isinstance(answer, ELSEWHERE):
-                self._owner.publish_again(message)  # it was not
+                self._owner._publish_again(message)  # it was not
             elif isinstance(answer, (OSError, Down)) or (
                 isinstance(answer, ConnectionError) and not isinstance(answer, BusyLoadingError)
             ):
                 unconfirmed += 1
             else:
-                self._owner.on_dropped(1, str(answer))
-        self._owner.on_published(published)
-        self._owner.on_unconfirmed(unconfirmed)
+                self._owner._on_dropped(1, str(answer))
+        self._owner._on_published(published)
+        self._owner._on_unconfirmed(unconfirmed)
 
     async def drain(self) -> None:
         """Wait until everything is published, or the session has ended."""
@@ -482,7 +482,7 @@ class Shard:
         self._leaving.clear()
         if self._ending is not None:
             self.failure = self._ending
-            self._owner.on_down(self, self._ending)
+            self._owner._on_down(self, self._ending)
         return lasted
 
     def close(self) -> None:
