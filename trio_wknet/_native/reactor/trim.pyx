@@ -11,12 +11,14 @@ them to the system, but searches the whole heap, and under steady load they woul
 filled again. So it is called when little was freed in a period compared with everything that
 was freed since the last call: soon after a peak, and under steady load about once in
 MAX_SHARE periods. What counts are blocks of pools, and what the application had for
-connections that are closed (closing.pyx).
+connections that are closed (closing.pyx). Near the engine's budget the holes are returned in any
+case, as blocks of all sizes come and go there, and what it promises is memory of the process.
 """
 from libc.stdint cimport uint64_t
 
 from ..base.atomics cimport wk_u32_load_relaxed, wk_u64_exchange, wk_u64_load_relaxed
 from ..base.linux cimport malloc_trim
+from .budget cimport budget_is_near
 from .hub cimport Reactor, notify
 from .pool cimport MUCH_RELEASED, Pool, pool_settled, pool_trim_idle
 from .slot cimport TRIM
@@ -80,7 +82,9 @@ cdef void _trim_heap(Reactor *reactor, Pool *other) noexcept nogil:
         released += wk_u64_load_relaxed(&other.released)
     lately = released - reactor.released
     reactor.released = released
-    if released < MUCH_RELEASED or lately > released // MAX_SHARE:
+    if released < MUCH_RELEASED:
+        return
+    if lately > released // MAX_SHARE and not budget_is_near(reactor):
         return
     reactor.released = 0
     wk_u64_exchange(&reactor.pool.released, 0)

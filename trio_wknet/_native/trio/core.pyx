@@ -583,7 +583,7 @@ cdef class Core:
 
     cdef bint _is_far_over(self) noexcept:
         cdef uint64_t most = self.hub.budget.most
-        return budget_total(self.hub.budget) > most + most // 8
+        return budget_total(self.hub.budget) > most + most // 32
 
     cdef void relieve(self) noexcept:
         """Over the budget: end the connections that hold most. While reactors still have to free
