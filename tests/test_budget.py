@@ -335,16 +335,18 @@ async def test_a_broadcast_to_those_that_do_not_read(reactors: int, kind: str, s
 async def test_what_was_closed_goes_first(reactors: int, kind: str) -> None:
     """Connections that only send their rest hold memory, too, and nobody waits for them."""
     async with open_engine(reactors, max_buffered=4 * MIB) as engine:
-        async with pairs(engine, 12, kind, options=SMALL) as members:
+        async with pairs(engine, 30, kind, options=SMALL) as members:
             for conn, _ in members[:6]:
                 conn.send_nowait(bytes(500 * KIB))
                 conn.close_nowait()
             for conn, _ in members[6:]:
-                conn.send_nowait(bytes(250 * KIB))
+                conn.send_nowait(bytes(62 * KIB))
+                if buffered(engine) > 4 * MIB + 100 * KIB:  # more than it is off by
+                    break
             await until(lambda: ended(engine) > 0)
             await until(lambda: buffered(engine) <= 4 * MIB)
             assert ended(engine) <= 6
-            assert [conn.close_reason for conn, _ in members[6:]] == [None] * 6
+            assert [conn.close_reason for conn, _ in members[6:]] == [None] * 24
 
 
 async def test_views_that_hold_all_of_it(reactors: int, kind: str) -> None:
