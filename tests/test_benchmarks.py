@@ -546,7 +546,7 @@ def test_silent_members_are_measured(tmp_path: Path) -> None:
 def test_what_watching_costs_is_measured(tmp_path: Path) -> None:
     arguments = ("--rounds", 1, "--duration", 0.2, "--connections", 3, "--reactors", 1)
     found = measured("experiment.py", tmp_path, "sight", *arguments)["results"]
-    assert [one["way"] for one in found] == ["measure", "top"]
+    assert [one["way"] for one in found] == ["measure", "top", "scrape", "stalls"]
     for one in found:
         assert one["rate"] > 0
 

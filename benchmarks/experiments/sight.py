@@ -1,8 +1,9 @@
 """What it costs to be watched: ``python benchmarks/experiment.py sight``.
 
 A closed loop of 100 connections on an echo server in event mode, which is not watched, in turn
-with one that measures (`Engine.measure`), and one that `trio-wknet top` watches each second. It
-takes some two minutes.
+with one that measures (`Engine.measure`), one that `trio-wknet top` watches each second, one whose
+metrics are scraped each second over HTTP, and one that looks out for stalls. It takes less than
+three minutes.
 """
 
 from __future__ import annotations
@@ -10,11 +11,14 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
+from urllib.request import urlopen
 
 import attrs
 from rich.console import Console
@@ -29,9 +33,15 @@ from trio_wknet._load.options import LoadOptions
 from trio_wknet._load.run import run_load
 from trio_wknet._top.reader import WatchedProcess
 
+if TYPE_CHECKING:
+    import trio
+
+    from trio_wknet import Conn, Engine
+
 HOST = "127.0.0.1"
 SCRIPT = "experiments/sight.py"
-WAYS = ("alone", "measure", "top")
+WAYS = ("alone", "measure", "top", "scrape", "stalls")
+INTERVAL = 1.0  # seconds between scrapes
 WANTED = 0.99
 PATIENCE = 30.0  # seconds
 
@@ -41,26 +51,80 @@ def serve(way: str, reactors: int) -> None:
     import trio
 
     import trio_wknet
-    from trio_wknet import Conn
 
     def answer(conn: Conn) -> None:
         conn.send_nowait(conn.receive_nowait())
 
     async def main() -> None:
-        async with trio_wknet.open_engine(reactors) as engine, trio.open_nursery() as nursery:
+        on_stall = "log" if way == "stalls" else None
+        async with (
+            trio_wknet.open_engine(reactors, on_stall=on_stall, stall_after=0.5) as engine,
+            trio.open_nursery() as nursery,
+        ):
             if way == "measure":
                 engine.measure()
             listener = await engine.listen(f"tcp://{HOST}:0")
             await nursery.start(listener.serve_events, answer)
-            say(listener.address[1])
+            ports = [listener.address[1]]
+            if way == "scrape":
+                ports.append(await serve_metrics(engine, nursery))
+            say(ports)
             await trio.to_thread.run_sync(sys.stdin.read)  # until the parent closes it
             nursery.cancel_scope.cancel()
 
     trio_wknet.run(main, top=way == "top")
 
 
+async def serve_metrics(engine: Engine, nursery: trio.Nursery) -> int:
+    """The port that it is at: an answer to whatever is asked."""
+    from prometheus_client import CollectorRegistry, generate_latest
+
+    from trio_wknet.contrib.prometheus import WknetCollector
+
+    registry = CollectorRegistry()
+    registry.register(WknetCollector(engine))
+
+    async def answer(conn: Conn) -> None:
+        await conn.receive_until(b"\r\n\r\n")
+        head = b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n"
+        await conn.send_all(head + generate_latest(registry))
+
+    listener = await engine.listen(f"tcp://{HOST}:0")
+    await nursery.start(listener.serve, answer)
+    port: int = listener.address[1]
+    return port
+
+
 @contextmanager
-def watched(way: str, pid: int) -> Iterator[None]:
+def scraped(port: int) -> Iterator[None]:
+    """By a thread of this process, at once and then each second."""
+    over = threading.Event()
+    pages: list[bytes] = []
+
+    def scrape() -> None:
+        while True:
+            with urlopen(f"http://{HOST}:{port}/metrics", timeout=PATIENCE) as page:
+                pages.append(page.read())
+            if over.wait(INTERVAL):
+                return
+
+    thread = threading.Thread(target=scrape)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+    if not any(b"wknet_received_bytes_total" in page for page in pages):
+        raise SystemExit("nothing was scraped")
+
+
+@contextmanager
+def watched(way: str, pid: int, ports: list[int]) -> Iterator[None]:
+    if way == "scrape":
+        with scraped(ports[1]):
+            yield
+        return
     if way != "top":
         yield
         return
@@ -88,10 +152,10 @@ def _wait_until_watched(pid: int) -> None:
 def one(way: str, reactors: int, connections: int, seconds: float) -> tuple[float, float]:
     """Messages a second, and the server's CPU time for each, in seconds."""
     with Worker(SCRIPT, "--serve", way, "--reactors", str(reactors)) as worker:
-        port = worker.answer()
+        ports = worker.answer()
         meter = CpuMeter(worker.pid)
-        options = LoadOptions(HOST, port, connections=connections, duration=seconds, warmup=0.5)
-        with watched(way, worker.pid):
+        options = LoadOptions(HOST, ports[0], connections=connections, duration=seconds, warmup=0.5)
+        with watched(way, worker.pid, ports):
             result = run_load(options, on_progress=meter.note)
     if not result.ok:
         raise SystemExit(f"the load failed: {result.errors}")
@@ -136,7 +200,7 @@ def table(rows: list[Row]) -> Table:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure what it costs to be watched.")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--connections", type=int, default=100)
     parser.add_argument("--duration", type=float, default=1.5, help="seconds of a round")
     parser.add_argument("--reactors", type=int, help="only so many (default: 0, then 1)")
