@@ -5,8 +5,8 @@ comment that says whose it is::
 
     <!-- examples/chat.py: hear, converse -->
 
-The names are functions, classes or variables of that file. A file of docs/deployment/ is shown
-whole, and has no names. ``python3 docs/include_examples.py``
+The names are functions, classes, variables or methods (``Class.method``) of that file. A file of
+docs/deployment/ is shown whole, and has no names. ``python3 docs/include_examples.py``
 writes the code behind each such comment anew; `tests/test_docs.py` fails where a page differs.
 """
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 import ast
 import re
 from pathlib import Path
+from textwrap import dedent
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -24,7 +25,7 @@ PAGES = [
 ]
 
 INCLUDED = re.compile(
-    r"<!-- (?P<path>examples/[\w/]+\.py): (?P<names>[\w, ]+) -->\n(```python\n.*?\n```\n)?",
+    r"<!-- (?P<path>examples/[\w/]+\.py): (?P<names>[\w., ]+) -->\n(```python\n.*?\n```\n)?",
     re.DOTALL,
 )
 
@@ -45,6 +46,16 @@ def names_of(node: ast.stmt) -> list[str]:
     return []
 
 
+def definitions(tree: ast.Module) -> list[tuple[list[str], ast.stmt]]:
+    """Names, and what they are of: statements at the top, and methods ("Class.method")."""
+    found: list[tuple[list[str], ast.stmt]] = []
+    for node in tree.body:
+        found.append((names_of(node), node))
+        if isinstance(node, ast.ClassDef):
+            found += [([f"{node.name}.{n}" for n in names_of(it)], it) for it in node.body]
+    return found
+
+
 def first_line(node: ast.stmt) -> int:
     decorators: list[ast.expr] = getattr(node, "decorator_list", [])
     return min([node.lineno, *(decorator.lineno for decorator in decorators)])
@@ -54,8 +65,9 @@ def code_of(path: str, names: list[str]) -> str:
     """The source of these definitions, in the order of the file."""
     source = (ROOT / path).read_text()
     lines = source.splitlines()
-    chosen = [node for node in ast.parse(source).body if set(names_of(node)) & set(names)]
-    missing = set(names) - {name for node in chosen for name in names_of(node)}
+    defined = definitions(ast.parse(source))
+    chosen = [node for its_names, node in defined if set(its_names) & set(names)]
+    missing = set(names) - {name for its_names, _ in defined for name in its_names}
     if missing:
         raise LookupError(f"{path} does not define {', '.join(sorted(missing))}")
     pieces: list[str] = []
@@ -63,7 +75,7 @@ def code_of(path: str, names: list[str]) -> str:
         if pieces:
             are_variables = isinstance(node, (ast.Assign, ast.AnnAssign))
             pieces.append("\n" if are_variables else "\n\n\n")
-        pieces.append("\n".join(lines[first_line(node) - 1 : node.end_lineno]))
+        pieces.append(dedent("\n".join(lines[first_line(node) - 1 : node.end_lineno])))
     return "".join(pieces)
 
 

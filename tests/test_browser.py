@@ -299,7 +299,7 @@ DESK = {"width": 1280, "height": 800, "deviceScaleFactor": 1, "mobile": False}
 SAID = {
     "ann": [
         "Has anybody looked at the new reactors yet?",
-        "One thread for 10 000 members \N{ROCKET}",
+        "One thread for 10 000 members \N{SNOWMAN}",
     ],
     "bob": [
         "Yes. The page, the bot and I are in the same group, so it is framed once for all of us."

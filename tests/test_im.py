@@ -546,5 +546,18 @@ def test_the_page(service: Service) -> None:
     assert "new WebSocket" in page.text
     assert httpx.get(f"{service.page}health").text == "well\n"
     assert httpx.get(f"{service.page}other").status_code == 404
+    if importlib.util.find_spec("prometheus_client"):
+        assert "wknet_connections" in httpx.get(f"{service.page}metrics").text
     for name in ("", "a b", "x" * 33):
         assert httpx.get(f"{service.page}token", params={"name": name}).status_code == 400
+
+
+def test_the_load(service: Service) -> None:
+    """Each message gets to all of its room, by either way."""
+    port, web_port = service.address[1], httpx.URL(service.page).port
+    assert web_port is not None
+    load = importlib.import_module("examples.im.load")
+    options = {"users": 10, "rooms": 2, "rate": 200, "seconds": 0.2, "warmup": 0, "text": 100}
+    found = load.run(load.Load(host="127.0.0.1", port=port, web_port=web_port, **options))
+    assert (found.said, found.expected, found.lost) == (40, 200, 0)
+    assert 0 < found.p50 <= found.p99

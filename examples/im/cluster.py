@@ -1,6 +1,6 @@
 """The store for several nodes: groups and logs that they share through Redis, and who is on which
-node. Redis may go away: members of a node hear each other, what is said waits until it can be
-kept, and who may have missed something is told so, and reads it from the log.
+node. Redis may go away: nobody is disconnected, what is said waits until it can be kept, and who
+may have missed something is told so, and reads it from the log.
 """
 
 from __future__ import annotations

@@ -71,49 +71,38 @@ async def reserved(host: str, *ports: int) -> AsyncIterator[list[int]]:
             sock.close()
 
 
-class Worker:
-    def __init__(self, process: trio.Process) -> None:
-        self.process = process
+async def start(place: int, arguments: Sequence[str]) -> trio.Process:
+    """A worker that listens."""
+    worker = await trio.lowlevel.open_process(
+        [sys.executable, "-m", __package__ or "im", *arguments],
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    said = b""
+    assert worker.stdout is not None
+    async for data in worker.stdout:
+        said += data
+        if said.count(b"\n") == 2:  # where it listens, and the page
+            print(f"node {place + 1} is process {worker.pid}", flush=True)
+            return worker
+    sys.exit("a node does not start")
 
-    @classmethod
-    async def started(cls, arguments: Sequence[str]) -> Worker:
-        """One that listens."""
-        process = await trio.lowlevel.open_process(
-            [sys.executable, "-m", __package__ or "im", *arguments],
-            stdout=subprocess.PIPE,
-            start_new_session=True,
-        )
-        assert process.stdout is not None
-        said = b""
-        async for data in process.stdout:
-            said += data
-            if said.count(b"\n") == 2:  # where it listens, and the page
-                return cls(process)
-        sys.exit("a node does not start")
 
-    async def end(self) -> None:
-        self.process.terminate()
-        await self.process.wait()
+async def end(worker: trio.Process) -> None:
+    worker.terminate()
+    await worker.wait()
 
 
 async def run_nodes(count: int, arguments: Sequence[str]) -> None:
     """Until a signal comes that ends them."""
-    workers: list[Worker] = []
     with trio.open_signal_receiver(signal.SIGHUP, signal.SIGTERM, signal.SIGINT) as signals:
-        for _ in range(count):
-            workers.append(await start(arguments, len(workers)))
+        workers = [await start(place, arguments) for place in range(count)]
         async for received in signals:
             if received != signal.SIGHUP:
                 break
             for place, old in enumerate(workers):
-                workers[place] = await start(arguments, place)
-                await old.end()
+                workers[place] = await start(place, arguments)
+                await end(old)
     async with trio.open_nursery() as nursery:
         for worker in workers:
-            nursery.start_soon(worker.end)
-
-
-async def start(arguments: Sequence[str], place: int) -> Worker:
-    worker = await Worker.started(arguments)
-    print(f"node {place + 1} is process {worker.process.pid}", flush=True)
-    return worker
+            nursery.start_soon(end, worker)

@@ -34,7 +34,7 @@ from .hub import Hub
 from .protocol import FRAMING, MOST
 from .session import Session, complain
 from .store import Store
-from .web import SOCKET, Web
+from .web import SOCKET, Web, metrics_of
 
 # A client is closed that has not read the last 256 KiB of what was said to it, or says nothing for
 # a minute: by TCP it has to send pings, and a WebSocket is sent some, which its browser answers.
@@ -59,8 +59,9 @@ class Settings:
 
 
 class Server:
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Hub, web: Web) -> None:
         self._hub = hub
+        self._web = web
         self._sessions: set[Session] = set()
 
     # --- listeners -----------------------------------------------------------------
@@ -104,7 +105,7 @@ class Server:
             on_connect=self._begin,
             on_close=lambda websocket, code, reason: self._end(websocket, reason),
             on_error=complain,
-            on_request=Web(self._hub).answer,
+            on_request=self._web.answer,
         )
 
     # --- sessions --------------------------------------------------------------------
@@ -148,7 +149,7 @@ async def run(
         trio.open_nursery() as nursery,
     ):
         hub = Hub(store, await store.secret())
-        server = Server(hub)
+        server = Server(hub, Web(hub, metrics_of(engine)))
         tcp, web = await server.open(engine, settings)
         shutdown.add(tcp, web)
         nursery.start_soon(server.part, shutdown)

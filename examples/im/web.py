@@ -1,4 +1,4 @@
-"""What is asked by HTTP, on the WebSockets' port: the page, and a token for a new name.
+"""What is asked by HTTP, on the WebSockets' port: the page, a token for a new name, and metrics.
 
 In a service that knows its users, logging in there would give the token.
 """
@@ -6,11 +6,12 @@ In a service that knows its users, logging in there would give the token.
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from urllib.parse import parse_qs
 
-from trio_wknet import Request, Response
+from trio_wknet import Engine, Request, Response
 
 from . import tokens
 from .hub import Hub
@@ -27,8 +28,9 @@ JSON = {"Content-Type": "application/json", "Cache-Control": "no-store"}
 
 
 class Web:
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Hub, metrics: Callable[[], bytes] | None) -> None:
         self._hub = hub
+        self._metrics = metrics
         self._page = (Path(__file__).parent / "page.html").read_bytes()
 
     def answer(self, request: Request) -> Response | Awaitable[Response] | None:
@@ -39,6 +41,8 @@ class Web:
             return Response(200, self._page, HTML)
         if request.path == "/health":
             return Response(200, b"well\n", TEXT)
+        if request.path == "/metrics" and self._metrics:
+            return Response(200, self._metrics(), TEXT)
         if request.path == "/token":
             return self._give_token(request)
         return Response(404, b"there is nothing here\n", TEXT)
@@ -51,3 +55,16 @@ class Web:
             return Response(409, b"that name is taken\n", TEXT)
         token = tokens.issue(self._hub.secret, name)
         return Response(200, json.dumps({"name": name, "token": token}).encode(), JSON)
+
+
+def metrics_of(engine: Engine) -> Callable[[], bytes] | None:
+    """What Prometheus reads, if its client is installed."""
+    try:
+        from prometheus_client import CollectorRegistry, generate_latest
+
+        from trio_wknet.contrib.prometheus import WknetCollector
+    except ImportError:
+        return None
+    registry = CollectorRegistry()
+    registry.register(WknetCollector({"im": engine}))
+    return partial(generate_latest, registry)
