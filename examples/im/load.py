@@ -19,7 +19,7 @@ import struct
 import time
 import urllib.request
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import attrs
 
@@ -70,6 +70,7 @@ class Users:
     def __init__(self, load: Load) -> None:
         self._load = load
         self._poll = select.epoll()
+        self._opened = ExitStack()
         self._socks: dict[int, socket.socket] = {}
         self._rooms: list[list[socket.socket]] = [[] for _ in range(load.rooms)]
         self._watched: set[int] = set()  # one of each room, whose messages tell the time
@@ -93,7 +94,8 @@ class Users:
 
     def _connect(self) -> socket.socket:
         load = self._load
-        sock = socket.create_connection((load.host, load.web_port or load.port), PATIENCE)
+        address = (load.host, load.web_port or load.port)
+        sock = self._opened.enter_context(socket.create_connection(address, PATIENCE))
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if load.web_port:
             sock.sendall(UPGRADE)
@@ -134,17 +136,23 @@ class Users:
             head = struct.pack("!BBHI", 0x81, 0xFE, len(data), 0)
         sock.sendall(head + data)
 
+    def close(self) -> None:
+        self._opened.close()
+        self._poll.close()
+
     # --- talking -------------------------------------------------------------------
 
     def talk(self, seconds: float) -> int:
         """Say messages at the rate; how many."""
-        begin, step, said = time.monotonic(), 1 / self._load.rate, 0
-        while (now := time.monotonic()) < begin + seconds:
-            while (due := begin + said * step) <= now:
-                self._say(said % self._load.rooms, int(due * 1e9))
-                said += 1
-            self.listen(max(0.0, due - time.monotonic()))
-        return said
+        begin, count = time.monotonic(), round(seconds * self._load.rate)
+        for number in range(count):
+            due = begin + number / self._load.rate
+            while (wait := due - time.monotonic()) > 0:
+                self.listen(wait)
+            self._say(number % self._load.rooms, int(due * 1e9))
+            if not number % 16:  # also when it is behind
+                self.listen(0)
+        return count
 
     def _say(self, room: int, due: int) -> None:
         text = f"~{due} ".ljust(self._load.text, "x")
@@ -179,6 +187,13 @@ def run(load: Load, note: Callable[[int], object] = lambda got: None) -> Result:
     """Put the load on a service. `note` is called at both ends of what is measured, with how
     many deliveries there were."""
     users = Users(load)
+    try:
+        return measure(load, users, note)
+    finally:
+        users.close()
+
+
+def measure(load: Load, users: Users, note: Callable[[int], object]) -> Result:
     users.log_in()
     users.talk(load.warmup)
     users.times.clear()
