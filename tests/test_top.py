@@ -249,6 +249,54 @@ async def test_json(reactors: int) -> None:
         assert 0 <= one["loop"]["busy"] <= 1
 
 
+async def test_the_live_view_ends_with_the_engines(reactors: int) -> None:
+    results: list[Result] = []
+
+    async def watch() -> None:
+        results.append(await run_top(str(OURS), "--interval", "0.2"))
+
+    async with trio.open_nursery() as nursery:
+        async with engine_to_watch(reactors):
+            with our_page() as page:
+                nursery.start_soon(watch)
+                await until(lambda: page.loop().written_at)
+    (result,) = results
+    assert result.exit_code == 1
+    assert f"Error: process {OURS} has closed its engines" in result.output
+
+
+async def test_control_c_ends_the_live_view() -> None:
+    async with engine_to_watch(1):
+        code, complaints = await trio.to_thread.run_sync(interrupt_a_view)
+    assert (code, complaints) == (0, b"")
+
+
+def interrupt_a_view() -> tuple[int, bytes]:
+    command = [sys.executable, "-m", "trio_wknet", "top", str(OURS)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as view:
+        try:
+            assert view.stdout is not None
+            assert b"engine" in view.stdout.readline()  # from here on it is in its loop
+            view.send_signal(signal.SIGINT)
+            _, complaints = view.communicate(timeout=PATIENCE)
+        finally:
+            view.kill()
+    return view.returncode, complaints
+
+
+async def test_tasks_that_cannot_be_described(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(core: object) -> None:
+        raise LookupError("a frame that nobody expected")
+
+    monkeypatch.setattr("trio_wknet._top.page.tasks_of", fail)
+    async with engine_to_watch(0):
+        with our_page() as page:
+            assert await trio.to_thread.run_sync(page.tasks, PATIENCE) == {}
+    assert [record.name for record in caplog.records] == ["trio_wknet.top"]
+
+
 async def test_one_view_of_a_stuck_loop() -> None:
     async with engine_to_watch(1) as engine, conn_and_peer(engine):
         result = CliRunner().invoke(top, [str(OURS), "--json"])  # in Trio's thread
@@ -298,6 +346,19 @@ async def test_only_the_same_user(reactors: int) -> None:
             os.truncate(fd, 0)
         with pytest.raises(PermissionError):
             os.truncate(fd, 2**20)
+
+
+def test_another_users_process() -> None:
+    ours = os.geteuid()
+    if ours == os.stat("/proc/1").st_uid != 0:
+        pytest.skip("process 1 is ours")
+    if ours == 0:
+        os.seteuid(65534)
+    try:
+        with pytest.raises(WatchError, match="process 1 belongs to another user"):
+            WatchedProcess(1)
+    finally:
+        os.seteuid(ours)
 
 
 def header(**changed: int) -> bytes:

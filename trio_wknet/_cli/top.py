@@ -69,23 +69,31 @@ def _print_once(watched: WatchedProcess, stacks: bool, rows: int, as_json: bool)
         found = [attrs.asdict(one) for one in samples]
         click.echo(json.dumps({"pid": watched.pid, "engines": found, "tasks": tasks}))
     else:
-        console = Console()
-        if not console.is_terminal:
-            console.width = _WIDTH
-        console.print(_view(watched.pid, samples, rows, stacks, tasks))
+        _console().print(_view(watched.pid, samples, rows, stacks, tasks))
+
+
+def _console() -> Console:
+    console = Console()
+    if not console.is_terminal:
+        console.width = _WIDTH
+    return console
 
 
 def _watch(watched: WatchedProcess, stacks: bool, rows: int, interval: float) -> None:
     watched.wait_until_written()
     before, pause = _read(watched), min(interval, _FIRST)
-    with Live(console=Console(), screen=False, auto_refresh=False) as live:
+    with Live(console=_console(), auto_refresh=False) as live:
         while True:
             time.sleep(pause)
             _refresh(watched)
             now = _read(watched)
             tasks = _tasks(watched) if stacks else None
             samples = _samples(watched, before, now)
-            live.update(_view(watched.pid, samples, rows, stacks, tasks), refresh=True)
+            view = _view(watched.pid, samples, rows, stacks, tasks)
+            if live.console.is_terminal:
+                live.update(view, refresh=True)
+            else:
+                live.console.print(view)
             before, pause = now, interval
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import mmap
 import os
 import signal
@@ -30,6 +31,8 @@ from trio_wknet._tasks import tasks_of
 
 if TYPE_CHECKING:
     from trio_wknet._native.trio.core import Core
+
+logger = logging.getLogger("trio_wknet.top")
 
 MEMFD = "trio_wknet"
 VARIABLE = "WKNET_TOP"
@@ -93,15 +96,12 @@ class TopPage:
         """Tell the reader that asked about the tasks of connections."""
         if self._core.closed or self._core.forked:
             return
-        found: dict[int, dict[str, object]] = {
-            one.conn.id or 0: {
-                "name": one.name,
-                "waits_for": one.waits_for,
-                "stack": [f"{at.filename}:{at.lineno} in {at.name}" for at in one.stack()],
-            }
-            for one in tasks_of(self._core)
-        }
-        self._page.answer(_fitting(found))
+        try:
+            text = _fitting(_describe_tasks(self._core))
+        except Exception:  # Trio would end the run
+            logger.exception("cannot describe the tasks of connections")
+            text = b"{}"
+        self._page.answer(text)
 
     def stop(self) -> None:
         """End the thread. The engine's reactors may still finish what it gave them."""
@@ -113,6 +113,17 @@ class TopPage:
         self._page.close()
         self._memory.close()
         os.close(self._bell)
+
+
+def _describe_tasks(core: Core) -> dict[int, dict[str, object]]:
+    return {
+        one.conn.id or 0: {
+            "name": one.name,
+            "waits_for": one.waits_for,
+            "stack": [f"{at.filename}:{at.lineno} in {at.name}" for at in one.stack()],
+        }
+        for one in tasks_of(core)
+    }
 
 
 def _make_memory(size: int) -> mmap.mmap:
