@@ -33,6 +33,8 @@ UPGRADE = (
 )
 AT_ONCE = 100  # connections that log in at the same time
 PATIENCE = 60.0
+ALIVE = 10.0  # seconds, after which each user shows that it is still there
+PONG = b"\x8a\x80\0\0\0\0"
 
 
 @attrs.frozen(kw_only=True)
@@ -71,6 +73,7 @@ class Users:
         self._load = load
         self._poll = select.epoll()
         self._opened = ExitStack()
+        self._showed = time.monotonic()
         self._socks: dict[int, socket.socket] = {}
         self._rooms: list[list[socket.socket]] = [[] for _ in range(load.rooms)]
         self._watched: set[int] = set()  # one of each room, whose messages tell the time
@@ -91,6 +94,7 @@ class Users:
             for number, sock in new:
                 self._receive_until(sock, b'"joined"')
                 self._add(number % self._load.rooms, sock)
+            self.listen(0)
 
     def _connect(self) -> socket.socket:
         load = self._load
@@ -159,7 +163,19 @@ class Users:
         with suppress(OSError):  # it takes no more, or is gone: this message is missing
             self._send(self._rooms[room][-1], type="say", room=f"load-{room}", text=text)
 
+    def _stay(self) -> None:
+        """Say a word, so that the service does not take a user for one who is gone."""
+        self._showed = time.monotonic()
+        for sock in self._socks.values():
+            with suppress(OSError):
+                if self._load.web_port:
+                    sock.sendall(PONG)
+                else:
+                    self._send(sock, type="ping")
+
     def listen(self, seconds: float) -> None:
+        if time.monotonic() > self._showed + ALIVE:
+            self._stay()
         for fd, _ in self._poll.poll(seconds):
             try:
                 data = self._socks[fd].recv(262_144)
