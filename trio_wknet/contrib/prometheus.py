@@ -113,8 +113,8 @@ class WknetCollector(Collector):
     closed exports nothing.
 
     A collection may come from any thread: from another one than the engines', Trio's thread is
-    asked, which it waits for. One costs 1 to 2 milliseconds, and up to 0.2 microseconds more for each
-    open connection.
+    asked, which it waits for. One costs 1 to 2 milliseconds, and up to 0.2 microseconds more for
+    each open connection.
 
     Args:
       engines: an engine, which is named ``"default"``, or several by name. All belong to the Trio
