@@ -8,7 +8,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -157,3 +157,54 @@ async def agreed(
     with trio.fail_after(20):
         while not condition(await server.ask(question, *more)):  # noqa: ASYNC110
             await trio.sleep(0.005)
+
+
+class ScriptedBroker:
+    """Answers as a test says, and notes what it was asked."""
+
+    HELLO = (
+        b"%4\r\n$7\r\nversion\r\n$5\r\n7.0.0\r\n$5\r\nproto\r\n:3\r\n"
+        b"$2\r\nid\r\n:1\r\n$4\r\nmode\r\n$10\r\nstandalone\r\n"
+    )
+
+    def __init__(self, answer: Callable[[list[bytes]], bytes | None]) -> None:
+        self.asked: list[list[bytes]] = []
+        self._answer = answer
+        self.url = ""
+
+    async def serve(self, *, task_status: trio.TaskStatus[None]) -> None:
+        listeners = await trio.open_tcp_listeners(0, host=HOST)
+        self.url = f"redis://{HOST}:{listeners[0].socket.getsockname()[1]}"
+        async with trio.open_nursery() as nursery:
+            await nursery.start(trio.serve_listeners, self._handle, listeners)
+            task_status.started()
+
+    async def _handle(self, stream: trio.SocketStream) -> None:
+        rest = b""
+        async with stream:
+            with suppress(trio.BrokenResourceError):
+                async for data in stream:
+                    rest += data
+                    while (found := self._command_in(rest)) is not None:
+                        command, rest = found
+                        self.asked.append(command)
+                        answer = self.HELLO if command[0] == b"HELLO" else self._answer(command)
+                        if answer is None:
+                            return
+                        await stream.send_all(answer)
+
+    @staticmethod
+    def _command_in(data: bytes) -> tuple[list[bytes], bytes] | None:
+        """The first command, and what follows it."""
+        head, complete, rest = data.partition(b"\r\n")
+        if not complete:
+            return None
+        words: list[bytes] = []
+        for _ in range(int(head[1:])):
+            head, complete, rest = rest.partition(b"\r\n")
+            if not complete or len(rest) < int(head[1:]) + 2:
+                return None
+            size = int(head[1:])
+            words.append(rest[:size])
+            rest = rest[size + 2 :]
+        return words, rest

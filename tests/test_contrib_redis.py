@@ -24,6 +24,7 @@ import trustme
 from redis_servers import (
     HOST,
     RedisServer,
+    ScriptedBroker,
     agreed,
     cluster_servers,
     free_port,
@@ -467,6 +468,87 @@ async def test_a_broker_that_stops_answering() -> None:
             await until(lambda: 999 in there.numbers(b"one "), "the newest were kept")
             assert there.numbers(b"one ") == sorted(set(there.numbers(b"one ")))
             nursery.cancel_scope.cancel()
+
+
+async def test_a_server_that_still_loads_is_tried_again(nursery: trio.Nursery) -> None:
+    """It refuses PING, to which an error in place of a subscription would be the same."""
+    pings = 0
+
+    def answer(command: list[bytes]) -> bytes:
+        nonlocal pings
+        if command[0] == b"SUBSCRIBE":
+            return b">3\r\n$9\r\nsubscribe\r\n$%d\r\n%b\r\n:1\r\n" % (len(command[1]), command[1])
+        pings += 1
+        return b"-LOADING it is\r\n" if pings <= 2 else b"+PONG\r\n"
+
+    scripted = ScriptedBroker(answer)
+    await nursery.start(scripted.serve)
+    async with node(scripted.url) as one:
+        await one.member("room")
+        await until(lambda: pings >= 3)
+        await until(lambda: one.resumes)
+        assert one.cluster.statistics().subscriptions == 1
+    nursery.cancel_scope.cancel()
+
+
+async def test_what_was_on_its_way_is_not_sent_again(nursery: trio.Nursery) -> None:
+    published = []
+
+    def answer(command: list[bytes]) -> bytes | None:
+        if command[0] == b"PUBLISH":
+            published.append(command[2][-1:])
+            return None if published == [b"1"] else b":1\r\n"
+        return b"+PONG\r\n"
+
+    scripted = ScriptedBroker(answer)
+    await nursery.start(scripted.serve)
+    async with node(scripted.url) as one:
+        group = one.cluster.group("room")
+        group.broadcast_nowait(b"1")
+        await until(lambda: one.cluster.statistics().unconfirmed == 1)
+        group.broadcast_nowait(b"2")
+        await until(lambda: one.cluster.statistics().published == 1)
+        assert published == [b"1", b"2"]
+        assert one.gaps == one.resumes == [(None, "disconnected")]
+    nursery.cancel_scope.cancel()
+
+
+async def test_errors_among_subscriptions_belong_to_those(nursery: trio.Nursery) -> None:
+    """Errors have no name. Whatever was not subscribed is tried by itself."""
+    refused = {b"wknet:group:%d" % number for number in (1, 4, 5)}
+
+    def answer(command: list[bytes]) -> bytes:
+        if command[0] != b"SUBSCRIBE":
+            return b"+PONG\r\n"
+        if refused & set(command):
+            return b"-NOPERM to access one of the channels\r\n"
+        push = b">3\r\n$9\r\nsubscribe\r\n$%d\r\n%b\r\n:1\r\n"
+        return b"".join(push % (len(it), it) for it in command[1:])
+
+    scripted = ScriptedBroker(answer)
+    await nursery.start(scripted.serve)
+    async with node(scripted.url) as one:
+        conn, _ = await one.member()
+        for number in range(8):
+            one.cluster.group(str(number)).add(conn)
+        await until(lambda: one.cluster.statistics().subscriptions == 5)
+        await until(lambda: len(one.gaps) == 3)
+        assert {key for key, _ in one.gaps} == {"1", "4", "5"}
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.usefixtures("nothing_left")
+async def test_in_another_thread(broker: RedisServer) -> None:
+    async with node(broker.url) as one:
+        conn, _ = await one.member("thread")
+        group, log = one.cluster.group("thread"), one.cluster.log("thread")
+        for use in (
+            *(lambda: one.cluster.group("x"), lambda: one.cluster.log("x")),
+            *(lambda: group.add(conn), lambda: group.broadcast_nowait(b"x")),
+            *(lambda: trio.run(log.append, b"x"), lambda: trio.run(group.wait_subscribed)),
+        ):
+            with pytest.raises(RuntimeError, match="thread"):
+                await trio.to_thread.run_sync(use)
 
 
 # -- opening, and the end --------------------------------------------------------------

@@ -28,6 +28,7 @@ from coredis.exceptions import (
     ReadOnlyError,
     RedisError,
     TryAgainError,
+    UnblockedError,
 )
 
 from trio_wknet.contrib.redis._connection import FAILURES, hold, make_connection
@@ -51,8 +52,8 @@ FIRST_DELAY = 0.05  # seconds, before the first attempt to connect again
 # Another server has the key now, or will have it.
 ELSEWHERE = (AskError, ReadOnlyError, ClusterDownError, TryAgainError)
 # The server is there, but not yet, or not any more, of use.
-NOT_NOW = (*ELSEWHERE, BusyLoadingError, ConnectionError, OSError)
-MASTER_AWAY = ("MASTERDOWN", "NOREPLICAS", "UNBLOCKED")
+NOT_NOW = (*ELSEWHERE, BusyLoadingError, ConnectionError, OSError, UnblockedError)
+MASTER_AWAY = ("MASTERDOWN", "NOREPLICAS")
 
 
 def passes(failure: BaseException) -> bool:
@@ -166,7 +167,7 @@ class Shard:
         self._commands = trio.Semaphore(COMMANDS_AT_ONCE)
         self._up_changed = trio.Event()
         self._ending: BaseException | None = None
-        self._was_up = False
+        self.was_up = False  # at least once
 
     # --- subscriptions -----------------------------------------------------------
 
@@ -193,8 +194,8 @@ class Shard:
                 await self._subscribe(connection, some)
             if self.failure is not None:
                 self.failure = None
-                self._was_up = True
                 self._owner._on_up(self)
+                self.was_up = True
             self._changed = trio.Event()
             with trio.move_on_after(self._timeout) as idle:
                 await self._changed.wait()
@@ -242,7 +243,8 @@ class Shard:
         answer: Any = await ping
         if isinstance(answer, FAILURES) and not isinstance(answer, RedisError):
             raise answer
-        if isinstance(answer, ConnectionError) and not isinstance(answer, BusyLoadingError):
+        # A server that loads what it kept refuses PING itself, and nothing follows.
+        if isinstance(answer, ConnectionError):
             raise answer
         failures: list[BaseException] = []
         if isinstance(answer, BaseException):
@@ -428,7 +430,7 @@ class Shard:
             async with trio.open_nursery() as nursery:
                 session = await self._open(nursery)
                 if session is not None:
-                    self._begin(session, settling if self._was_up else 0)
+                    self._begin(session, settling if self.was_up else 0)
         finally:
             lasted = self._close()
             self.tried.set()
