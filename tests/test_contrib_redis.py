@@ -485,8 +485,7 @@ async def test_a_server_that_still_loads_is_tried_again(nursery: trio.Nursery) -
     await nursery.start(scripted.serve)
     async with node(scripted.url) as one:
         await one.member("room")
-        await until(lambda: pings >= 3)
-        await until(lambda: one.resumes)
+        await until(lambda: pings >= 3 and one.cluster.statistics().connected)
         assert one.cluster.statistics().subscriptions == 1
     nursery.cancel_scope.cancel()
 
