@@ -74,6 +74,7 @@ async def node(url: str, engine: Engine | None = None, **options: Any) -> AsyncI
     options.setdefault("response_timeout", LONG)
     options.setdefault("max_backoff", 0.2)
     async with AsyncExitStack() as stack:
+        stack.enter_context(trio.fail_after(120))  # only a broken library reaches it
         if engine is None:
             engine = await stack.enter_async_context(open_engine(0))
         cluster = await stack.enter_async_context(
