@@ -33,7 +33,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from trio_wknet import Conn, Engine, Listener, open_engine, open_wknet_listener
+from trio_wknet import Conn, Engine, Idle, Listener, open_engine, open_wknet_listener
 
 LOCAL = "tcp://127.0.0.1:0"
 LATE = 0.02  # seconds: two ticks of the wheel
@@ -402,7 +402,8 @@ ACTION = st.one_of(
     st.tuples(st.just("send")),
     st.tuples(st.just("scope"), LIMIT, LIMIT, LIMIT),
     st.tuples(st.just("leave"), st.integers(0, 5)),
-    st.tuples(st.just("timeout"), LIMIT),
+    st.tuples(st.just("timeout"), LIMIT, st.none(), st.none()),
+    st.tuples(st.just("timeout"), st.none(), LIMIT, LIMIT),
 )
 
 
@@ -432,21 +433,26 @@ class Model:
     def __init__(self) -> None:
         self.scopes: list[Modelled] = []
         self.moved: dict[str, list[float]] = {"either": [], "read": [], "write": []}
-        self.timeouts: list[tuple[float, float | None]] = [(0.0, None)]
+        self.timeouts: list[tuple[float, dict[str, float]]] = [(0.0, {})]
 
     def move(self, direction: str, now: float) -> None:
         self.moved["either"].append(now)
         self.moved[direction].append(now)
 
-    def closed(self) -> float:
-        """When the idle timeout closes the connection."""
+    def closed(self) -> tuple[float, str]:
+        """When the idle timeout closes the connection, and for what reason."""
         starts = [when for when, _ in self.timeouts]
-        for (when, limit), until_ in zip(self.timeouts, [*starts[1:], math.inf], strict=True):
-            if limit is not None:
-                due = Modelled(when, {"either": limit}).due(self.moved, math.inf)
-                if due < until_:
-                    return due
-        return math.inf
+        for (when, limits), until_ in zip(self.timeouts, [*starts[1:], math.inf], strict=True):
+            dues = {
+                "idle" if name == "either" else f"{name} idle": Modelled(when, {name: limit}).due(
+                    self.moved, math.inf
+                )
+                for name, limit in limits.items()
+            }
+            reason = min(dues, key=dues.__getitem__, default="")
+            if dues and dues[reason] < until_:
+                return dues[reason], reason
+        return math.inf, ""
 
 
 async def live(actions: list[tuple[Any, ...]], times: list[int], end: float) -> None:
@@ -472,16 +478,16 @@ async def live(actions: list[tuple[Any, ...]], times: list[int], end: float) -> 
         for action, tenth in zip(actions, sorted(times), strict=False):
             now = tenth / 10
             await wait_until(now)
-            if model.closed() < now:
+            if model.closed()[0] < now:
                 break
             match_action(action, now, conn, peer, model, leave, nursery, hold)
             await trio.testing.wait_all_tasks_blocked()
         await wait_until(end)
-        over = model.closed()
+        over, reason = model.closed()
         assert bool(closed) == (over < end)
         if closed:
             assert over - NOISE <= closed[0] <= over + LATE + NOISE
-            assert conn.close_reason == "idle"
+            assert conn.close_reason == reason
         for number, scope in enumerate(model.scopes):
             due = scope.due(model.moved, over)
             if due < min(scope.left, end) and due <= over:
@@ -489,6 +495,11 @@ async def live(actions: list[tuple[Any, ...]], times: list[int], end: float) -> 
             elif due > over + LATE or scope.left < due:
                 assert number not in cancelled
         nursery.cancel_scope.cancel()
+
+
+def limits_of(limits: list[float | None]) -> dict[str, float]:
+    named = zip(("either", "read", "write"), limits, strict=True)
+    return {name: limit for name, limit in named if limit is not None}
 
 
 def match_action(
@@ -509,18 +520,17 @@ def match_action(
         conn.send_nowait(b"x")
         model.move("write", now)
     elif kind == "timeout":
-        conn.idle_timeout = arguments[0]
-        model.timeouts.append((now, arguments[0]))
+        limits = limits_of(arguments)
+        sides = {name: limit for name, limit in limits.items() if name != "either"}
+        conn.idle_timeout = Idle(**sides) if sides else limits.get("either")
+        model.timeouts.append((now, limits))
     elif kind == "leave" and arguments[0] < len(leave):
         leave[arguments[0]].set()
         model.scopes[arguments[0]].left = min(model.scopes[arguments[0]].left, now)
     elif kind == "scope" and any(limit is not None for limit in arguments):
         seconds, read, write = arguments
         scope = conn.idle_scope(seconds, read=read, write=write)
-        limits = {"either": seconds, "read": read, "write": write}
-        model.scopes.append(
-            Modelled(now, {name: limit for name, limit in limits.items() if limit is not None})
-        )
+        model.scopes.append(Modelled(now, limits_of(arguments)))
         leave.append(trio.Event())
         nursery.start_soon(hold, len(leave) - 1, scope)
 

@@ -353,7 +353,7 @@ OF_NO_THREAD = {
     "LengthPrefixed",
     "MalformedFrame", "RelayBroken", "RelayResult", "VarintPrefixed", "ConnectionClosed",
     "HandshakeError",
-    "HandshakeRejected", "PerMessageDeflate", "Request", "Response", "WebSocketOptions",
+    "HandshakeRejected", "Idle", "PerMessageDeflate", "Request", "Response", "WebSocketOptions",
     "WebSocketStatistics",
     "Limits", "ListenerStatistics", "ProxyHeader", "ReactorStatistics", "RingBuffer",
     "WheelStatistics",

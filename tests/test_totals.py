@@ -336,6 +336,9 @@ def test_every_reason_is_known() -> None:
     used = {
         reason
         for path in native.glob("*.pyx")
-        for reason in re.findall(r'let_go\([^"\n]*"([^"\n]+)"', path.read_text())
+        for found in re.findall(
+            r'let_go\([^"\n]*"([^"\n]+)"|(?:return|else) "((?:\w+ )?idle)"', path.read_text()
+        )
+        for reason in filter(None, found)
     }
-    assert {"closed", "idle", "aborted"} <= used <= set(REASONS)
+    assert {"closed", "idle", "read idle", "write idle", "aborted"} <= used <= set(REASONS)

@@ -27,6 +27,7 @@ from trio_wknet._errors import (
 from trio_wknet._frame_channel import FrameChannel
 from trio_wknet._framing import Delimited, FixedLength, LengthPrefixed, VarintPrefixed
 from trio_wknet._group import Broadcast, BroadcastResult, Group, Groups
+from trio_wknet._idle import Idle
 from trio_wknet._listener import Listener
 from trio_wknet._native.public.ringbuffer import RingBuffer
 from trio_wknet._native.public.timer import Timer
@@ -85,6 +86,7 @@ __all__ = [
     "HandshakeError",
     "HandshakeRejected",
     "Histogram",
+    "Idle",
     "IncompleteRead",
     "LengthPrefixed",
     "Limits",

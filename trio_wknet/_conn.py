@@ -171,10 +171,11 @@ class Conn(IdleWatch, StreamBase):  # type: ignore[misc]  # final, see _trio_bas
         sending; it can still be sent to. ``"reset"``: the peer
         reset it. For another system error, its text. ``"closed"``,
         ``"aborted"``, ``"detached"``: by this program. ``"slow"``: by a broadcast of a
-        `Group`, because the peer did not read. ``"idle"``: by its idle timeout. ``"no first
-        byte"``, ``"too slow"``: by the `Admission` of its listener. ``"budget"``: it held most when
-        the engine held more than ``max_buffered`` (`open_engine`). ``"frame too
-        long"``, ``"malformed frame"``: by `Listener.serve_frames`.
+        `Group`, because the peer did not read. ``"idle"``, ``"read idle"``, ``"write idle"``: by
+        its idle timeout, which `Idle` divides by direction. ``"no first byte"``, ``"too slow"``:
+        by the `Admission` of its listener. ``"budget"``: it held most when the engine held more
+        than ``max_buffered`` (`open_engine`). ``"frame too long"``, ``"malformed frame"``: by
+        `Listener.serve_frames`.
         ``"engine closed"``: with its engine.
         """
         return self._reason()

@@ -22,7 +22,7 @@ from trio_wknet._group import MAX_PENDING, Group, Groups
 from trio_wknet._listener import Listener
 from trio_wknet._native.trio.connections import Connections
 from trio_wknet._native.trio.core import Core
-from trio_wknet._native.trio.idle_scopes import timeout_rule
+from trio_wknet._native.trio.idle_scopes import timeout_rules
 from trio_wknet._native.trio.latch import Latch
 from trio_wknet._native.trio.tally import accepted, open_listeners, tally
 from trio_wknet._options import ConnOptions, Limits, check_some_seconds, is_tcp
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
+    from trio_wknet._idle import Idle
     from trio_wknet._proxy.trust import Network, Trusted
     from trio_wknet._sockets.address import Address
     from trio_wknet._stall import OnStall
@@ -69,7 +70,7 @@ if TYPE_CHECKING:
         handshake_time: float
         backlog: int | None
         reuse_port: bool
-        idle_timeout: float | None
+        idle_timeout: float | Idle | None
         proxy_protocol: Collection[Network] | None
         admission: Admission | None
         limits: Limits
@@ -326,7 +327,7 @@ class Engine:
         websocket: WebSocketOptions | None = None,
         backlog: int | None = None,
         reuse_port: bool = False,
-        idle_timeout: float | None = None,
+        idle_timeout: float | Idle | None = None,
         proxy_protocol: Collection[Network] | None = None,
         admission: Admission | None = None,
         limits: Limits = Limits(),
@@ -356,10 +357,10 @@ class Engine:
               (``SO_REUSEPORT``), which also lets other processes listen on the
               same port. Default False.
           idle_timeout: seconds without bytes in either direction after which a connection
-              is closed, with ``close_reason`` ``"idle"``. None, the default, never closes
-              one. `Listener.serve` says how a handler finds out, and `Conn.idle_timeout`
-              changes it for one connection. On TCP, what other software sends on the
-              descriptor counts, too (``os.sendfile``).
+              is closed, with ``close_reason`` ``"idle"``, or an `Idle`, which has a limit for
+              each direction. None, the default, never closes one. `Listener.serve` says how a
+              handler finds out, and `Conn.idle_timeout` changes it for one connection. On TCP, what
+              other software sends on the descriptor counts, too (``os.sendfile``).
           proxy_protocol: the load balancers whose connections must begin with a
               header of the PROXY protocol (version 1 or 2), from which
               `Conn.remote_address` and `Conn.proxy_header` come: networks and addresses,
@@ -389,7 +390,7 @@ class Engine:
         _check(limits, Limits, "limits")
         _check(options, ConnOptions, "options")
         check_admission(admission)
-        timeout = timeout_rule(idle_timeout)
+        timeout = timeout_rules(idle_timeout)
         check_some_seconds("handshake_time", handshake_time)
         plain, context = split_tls(address, tls, server_side=True)
         plain, over = split_websocket(plain, websocket)
@@ -416,7 +417,7 @@ class Engine:
         sockets: list[socket.socket],
         limits: Limits,
         *,
-        timeout: int = 0,
+        timeout: tuple[int, int] = (0, 0),
         spread: bool = False,
         path: str | None = None,
         trusted: Trusted | None = None,
@@ -878,7 +879,7 @@ async def open_wknet_listener(
     max_buffered: int | None = None,
     backlog: int | None = None,
     reuse_port: bool = False,
-    idle_timeout: float | None = None,
+    idle_timeout: float | Idle | None = None,
     proxy_protocol: Collection[Network] | None = None,
     admission: Admission | None = None,
     limits: Limits = Limits(),
@@ -909,8 +910,8 @@ async def open_wknet_listener(
       backlog: the length of the kernel's queue of connections not yet accepted; by default
           the most that the kernel allows.
       reuse_port: give each reactor a listening socket of its own. Default False.
-      idle_timeout: seconds without bytes after which a connection is closed; None, the
-          default, never closes one.
+      idle_timeout: seconds without bytes after which a connection is closed, or an `Idle`,
+          with a limit for each direction; None, the default, never closes one.
       proxy_protocol: the load balancers whose connections begin with a PROXY header, as in
           `Engine.listen`; None, the default: connections begin with data.
       admission: bounds on which connections are let in, an `Admission`. None, the default: all

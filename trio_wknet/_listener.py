@@ -84,7 +84,7 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
         sockets: list[socket.socket],
         limits: Limits,
         *,
-        timeout: int,
+        timeout: tuple[int, int],
         spread: bool,
         path: str | None,
         trusted: Trusted | None,
@@ -146,12 +146,12 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
 
         With an idle timeout (`open_wknet_listener`, `Conn.idle_timeout`), the handler
         of a connection that was idle for that time is cancelled, and the
-        connection is closed gracefully, with ``close_reason`` ``"idle"``; serving goes
-        on. If a handler shields itself from that cancellation, the connection is closed
-        under it after the same time again. If only the handler sets an idle timeout, and
-        the listener has none, there is no cancel scope around the handler: the connection
-        is closed under it, and the `trio.ClosedResourceError` that this raises in the
-        handler does not end serving.
+        connection is closed gracefully, with ``close_reason`` ``"idle"``, or ``"read idle"`` or
+        ``"write idle"`` by an `Idle`; serving goes on. If a handler shields itself from that
+        cancellation, the connection is closed under it after the same time again. If only the
+        handler sets an idle timeout, and the listener has none, there is no cancel scope around
+        the handler: the connection is closed under it, and the `trio.ClosedResourceError` that
+        this raises in the handler does not end serving.
 
         It returns after `drain`. Otherwise it ends only by an exception or by cancellation.
 
@@ -222,7 +222,7 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
             else:
                 with conn._handler_scope() as scope:
                     await call_handler(handler, conn)
-                conn._close("idle" if scope.cancelled_caught else "closed")
+                conn._close((scope.cancelled_caught and conn._idle_reason) or "closed")
         except Exception as exc:
             if not _is_of_the_end(conn, exc):
                 raise

@@ -12,6 +12,7 @@ from trio_wknet._conn import Conn
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from trio_wknet._idle import Idle
     from trio_wknet._sockets.address import SocketAddress
     from trio_wknet._statistics import ConnStatistics
 
@@ -79,7 +80,7 @@ class OverConn:
 
     def idle_scope(
         self,
-        seconds: float | None = None,
+        seconds: float | Idle | None = None,
         *,
         read: float | None = None,
         write: float | None = None,
@@ -89,7 +90,8 @@ class OverConn:
         whole. Not a checkpoint.
 
         Args:
-          seconds: seconds without bytes in either direction; None, the default: no limit.
+          seconds: seconds without bytes in either direction, or an `Idle`; None, the default:
+              no limit.
           read: seconds without bytes received; None, the default: no limit.
           write: seconds without bytes sent; None, the default: no limit.
 
@@ -105,13 +107,13 @@ class OverConn:
         return self._conn("idle_scope").idle_scope(seconds, read=read, write=write)
 
     @property
-    def idle_timeout(self) -> float | None:
+    def idle_timeout(self) -> float | Idle | None:
         """Seconds without bytes of TLS after which the connection is closed, see
         `Conn.idle_timeout`."""
         return self._conn("idle_timeout").idle_timeout
 
     @idle_timeout.setter
-    def idle_timeout(self, seconds: float | None) -> None:
+    def idle_timeout(self, seconds: float | Idle | None) -> None:
         self._conn("idle_timeout").idle_timeout = seconds
 
     def statistics(self) -> ConnStatistics:

@@ -4,7 +4,7 @@ Ports are watched level triggered: a batch that leaves connections in the
 kernel's queue is continued in the next turn. Three things stop a port for a
 while, by clearing its events in epoll:
 
-* as many connections wait for accept() as `limits.accept_queue` allows: the Trio side
+* as many connections wait for accept() as `Limits.accept_queue` allows: the Trio side
   resumes the port once half of them are taken;
 * there is no room by its admission, which is to wait for some (places.pyx);
 * descriptors or memory run out (EMFILE and similar errors): the reactor tries again when it
@@ -47,6 +47,7 @@ from ..base.linux cimport (
 from .admission cimport ADMITTED, EXEMPT, Reason
 from .closing cimport close_now, on_closing_event
 from .hub cimport Hub, Reactor, least_loaded, notify
+from .idle cimport strictest
 from .keep_alive cimport note_keep_alive
 from .lists cimport queue_append
 from .pace cimport pace_begin
@@ -148,7 +149,7 @@ cdef void rearm(Reactor *reactor, Slot *port) noexcept nogil:
     """Accept again, if the listener has room."""
     cdef bint full
     pthread_mutex_lock(&port.beyond.listener.lock)
-    full = port.beyond.listener.waiting >= port.limits.accept_queue
+    full = port.beyond.listener.waiting >= port.waiting_for.accept_queue
     if full:
         port.paused = True
     pthread_mutex_unlock(&port.beyond.listener.lock)
@@ -353,12 +354,12 @@ cdef bint _hand_over(Reactor *reactor, Slot *port, int fd) noexcept nogil:
     slot.family = port.family
     slot.limits = port.limits
     slot.opened = reactor.now
-    if port.limits.idle:
+    if port.limits.idle or port.limits.idle_write:
         wk_u64_store_relaxed(&slot.idle_since, slot.opened)
-        wk_u32_store_relaxed(&slot.idle, port.limits.idle)
+        wk_u32_store_relaxed(&slot.idle, strictest(port.limits.idle, port.limits.idle_write))
     slot.reactor = target
     wk_u32_add(&target.connections, 1)
-    wk_u64_add(&port.beyond.listener.accepted, 1)
+    wk_u64_add(&port.beyond.listener.tally.accepted, 1)
     if target == reactor:
         watch(reactor, slot)
     else:
@@ -376,7 +377,7 @@ cdef bint _enqueue(Reactor *reactor, Slot *port, Slot *slot) noexcept nogil:
     if not refused:
         queue_append(&listener.by_kind.oldest, &listener.door.newest, slot)
         listener.waiting += 1
-        full = listener.waiting >= port.limits.accept_queue
+        full = listener.waiting >= port.waiting_for.accept_queue
         port.paused = full
         bits = take_acceptor(listener)
     pthread_mutex_unlock(&listener.lock)

@@ -64,9 +64,21 @@ cdef inline uint64_t idle_due(Slot *slot) noexcept nogil:
     return idle_due_by(slot, wk_u32_load_relaxed(&slot.idle))
 
 
+cdef inline uint32_t strictest(uint32_t one, uint32_t other) noexcept nogil:
+    """A rule that comes due no later than either of two, of which 0 is none."""
+    if one == 0 or other == 0:
+        return one | other
+    return idle_rule(min(one >> 2, other >> 2), (one | other) & 3)
+
+
+cdef inline uint64_t timeout_part_due(Slot *slot, uint32_t rule, uint64_t since) noexcept nogil:
+    """When one of the two rules of an idle timeout comes due; NEVER without it."""
+    if rule == 0:
+        return NEVER
+    return idle_last(slot, rule & 3, since) + <uint64_t>(rule >> 2) * 1000000
+
+
 cdef inline uint64_t timeout_due(Slot *slot) noexcept nogil:
     """When a claimed connection's idle timeout comes due; NEVER without one."""
-    if slot.limits.idle == 0:
-        return NEVER
-    return (idle_last(slot, EITHER, slot.timeout_since)
-            + <uint64_t>(slot.limits.idle >> 2) * 1000000)
+    return min(timeout_part_due(slot, slot.limits.idle, slot.waiting_for.timeout_since),
+               timeout_part_due(slot, slot.limits.idle_write, slot.tally.write_since))

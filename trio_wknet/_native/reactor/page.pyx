@@ -168,7 +168,7 @@ cdef void _note_port(PortRow *row, Slot *slot) noexcept nogil:
     """An open port holds its listener."""
     cdef Slot *listener = slot.beyond.listener
     row.listener = wk_u64_load_relaxed(&listener.handle)
-    row.accepted = wk_u64_load_relaxed(&listener.accepted)
+    row.accepted = wk_u64_load_relaxed(&listener.tally.accepted)
     pthread_mutex_lock(&listener.lock)
     row.waiting = listener.waiting
     pthread_mutex_unlock(&listener.lock)

@@ -161,10 +161,10 @@ cdef struct Limits:
     uint32_t outbound       # bytes: send_nowait refuses past this mark
     uint32_t linger_bytes   # bytes discarded at most while closing
     uint32_t linger_ms      # milliseconds that closing may take
-    uint32_t accept_queue   # connections that may wait for accept()
-    # The idle timeout, as a rule (idle.pxd): the Trio side closes the connection
-    # when it comes due; 0: none. Trio's to change once it claimed the connection.
-    uint32_t idle
+    # The idle timeout, as rules (idle.pxd): the Trio side closes the connection when one
+    # comes due; 0: none. Trio's to change once it claimed the connection.
+    uint32_t idle           # of both directions together, or of reading alone
+    uint32_t idle_write     # of writing alone
 
 cdef struct Slot
 
@@ -195,6 +195,18 @@ cdef union AtDoor:
     Admission *admission    # of a PORT: who may come in; NULL: anybody
     Place *place            # of a CONNECTION: its place there, until it is closed (reactor);
                             # NULL: it does not count
+
+# The same of line 2, again.
+cdef union Waiting:
+    uint32_t accept_queue   # of a LISTENER and a PORT: connections that may wait for accept()
+    uint64_t timeout_since  # of a CONNECTION, ns: what limits.idle counts from, if nothing
+                            # moved (trio)
+
+# The same of line 5.
+cdef union Tally:
+    wk_u64 accepted         # of a LISTENER
+    uint64_t write_since    # of a CONNECTION, ns: what limits.idle_write counts from, likewise
+                            # (trio: it is set where a timeout begins, not by what moves)
 
 # Mail that only one kind of slot has, likewise.
 cdef struct ListenerMail:
@@ -247,14 +259,14 @@ cdef struct Slot:
     uint32_t waiting        # the number of connections accepted and not yet taken
     OfKind by_kind
 
-    # --- line 2: const, and what `beyond` and `door` say
+    # --- line 2: const, and what `beyond`, `door` and `waiting_for` say
     void *reactor           # its Reactor
     Beyond beyond           # const, or its reactor's
     Limits limits
     AtDoor door
     Slot *chain             # the next in an accept queue (lock), later in the
                             # reactor's dead list
-    uint64_t timeout_since  # ns: what limits.idle counts from, if nothing moved (trio)
+    Waiting waiting_for
 
     # --- line 3: mail; mailbox.pxd has the rules of notifications
     Notification completion
@@ -280,7 +292,7 @@ cdef struct Slot:
     wk_u64 flushed          # sent by the reactor, from the outbound ring
     wk_u64 flush_calls
     wk_u64 last_flushed     # ns
-    wk_u64 accepted         # of a LISTENER
+    Tally tally
     wk_u32 starved          # of a LISTENER: ports that are disarmed
     wk_u32 shortage         # of a LISTENER: the errno of its last shortage,
     wk_u32 shortages        # and the number of shortages

@@ -22,6 +22,7 @@ from ..reactor.budget cimport (
 )
 from ..reactor.closing cimport close_now
 from ..reactor.hub cimport Reactor, has_more, least_loaded
+from ..reactor.idle cimport strictest
 from ..reactor.lists cimport list_empty
 from ..reactor.mailbox cimport (
     Notification, notification_mark, notification_take, mailbox_push, mailbox_take,
@@ -111,8 +112,8 @@ cdef Limits make_limits(object limits) except *:
     native.outbound = limits.outbound
     native.linger_bytes = limits.linger_bytes
     native.linger_ms = <uint32_t>(limits.linger_time * 1000)
-    native.accept_queue = limits.accept_queue
     native.idle = 0
+    native.idle_write = 0
     return native
 
 
@@ -768,15 +769,17 @@ cdef class Core:
         slot.claimed = True
         if slot.kind == CONNECTION:
             self.claimed += 1
-            if slot.limits.idle:
+            if slot.limits.idle or slot.limits.idle_write:
                 self.start_timeout(slot)
 
     cdef void start_timeout(self, Slot *slot) noexcept:
         """Let a connection's idle timeout count from now. If it came due before,
         while the connection waited to be accepted, that was dropped."""
-        slot.timeout_since = self.now()
+        cdef uint64_t now = self.now()
+        slot.waiting_for.timeout_since = now
+        slot.tally.write_since = now
         if wk_u32_load(&slot.idle) == 0:
-            self.watch_idle(slot, slot.limits.idle, slot.timeout_since)
+            self.watch_idle(slot, strictest(slot.limits.idle, slot.limits.idle_write), now)
 
     cdef void unclaim(self, Slot *slot) noexcept:
         slot.claimed = False

@@ -65,6 +65,7 @@ from ..reactor.slot cimport (
     ACCEPTED, ASKED, CLOSE, DROP, ENDED, IDLE, QUIET, READABLE, RESUME, RUNNING, Slot,
 )
 from .core cimport Endpoint, Server, take_entry
+from .idle_scopes cimport IdleWatch
 from .listen cimport NativeListener
 from .receive cimport has_room
 from .stream cimport Stream
@@ -506,7 +507,7 @@ cdef class EventServer(Server):
                 self.core.requeue(self.listener.slot, ACCEPTED)
             else:
                 self.tell_waiter()
-        elif reason == "idle" and conn in self.running:
+        elif (<IdleWatch>conn).timed_out and conn in self.running:
             try:
                 self.running[conn].cancel()
             except BaseException as failure:

@@ -38,7 +38,7 @@ cdef class Frames(FrameParts):
         """Have this connection's bytes looked at as frames, from the first unread one."""
         conn.ensure_usable()
         if conn.slot == NULL:
-            raise trio.ClosedResourceError("this connection was already closed")
+            raise conn.closed_error()
         conn.ensure_no_receiver()
         if conn.is_served_frames():
             raise trio.BusyResourceError(f"{conn.server_name()} receives from this connection")
@@ -78,7 +78,7 @@ cdef class Frames(FrameParts):
 
     cdef int ensure_linked(self) except -1:
         if self.conn.slot == NULL:
-            raise trio.ClosedResourceError("this connection was already closed")
+            raise self.conn.closed_error()
         if not self.is_linked():
             raise trio.ClosedResourceError("this channel was ended by unframe()")
         return 0

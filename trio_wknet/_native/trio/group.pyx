@@ -185,7 +185,7 @@ cdef class Members(Audience):
         self.core.check()
         conn.ensure_usable()
         if conn.slot == NULL:
-            raise trio.ClosedResourceError("this connection was already closed")
+            raise conn.closed_error()
         if conn.core is not self.core:
             raise ValueError("member must be a connection of this group's engine")
         if isinstance(member, FrameSend):

@@ -19,15 +19,19 @@ cdef class IdleScope:
 cdef class IdleWatch(FileHalf):
     cdef list idle_scopes            # each an IdleScope; None before the first
     cdef object handler_scope   # what `serve` runs a handler in, with an idle timeout
+    cdef str idle_reason        # which limit of the idle timeout has passed, as close_reason
+                                # says it, once it has; else None
     cdef bint timed_out         # closed by the idle timeout, while in use
 
     cdef int require_open(self) except -1
     cdef void add(self, object scope, uint64_t since, uint64_t limit, uint32_t direction)
     cdef bint expire_due(self, uint64_t now) noexcept
+    cdef void count_from(self, uint64_t now, uint32_t directions) noexcept
+    cdef str which_passed(self, uint64_t now)
     cdef void forget_over(self) noexcept
     cdef uint32_t moved(self, uint32_t bits) noexcept
     cdef void restart(self, uint64_t now, uint32_t directions) noexcept
-    cdef bint is_due(self, uint64_t now) noexcept
+    cdef uint32_t due_directions(self, uint64_t now) noexcept
     cdef bint excuse(self, uint64_t now) noexcept
     cdef bint has_unread(self) noexcept
     cdef void check_by(self, uint64_t now, uint64_t limit, uint32_t direction) noexcept

@@ -29,7 +29,7 @@ from ..base.atomics cimport wk_u32_load_relaxed, wk_u64_load
 from ..base.linux cimport pthread_mutex_lock, pthread_mutex_unlock
 from ..reactor.idle cimport (
     EACH, EITHER, MAX_IDLE_MS, READ, WRITE, idle_due_by, idle_last, idle_ms, idle_rule,
-    timeout_due,
+    timeout_due, timeout_part_due,
 )
 from ..reactor.ring cimport ring_len
 from ..reactor.slot cimport CLOSE, ENDED, FLUSHED, READABLE, WRITABLE, Slot
@@ -39,6 +39,8 @@ from .stall cimport stall_was_late
 import math
 
 import trio
+
+from trio_wknet._idle import Idle
 
 cdef object CancelScope = trio.CancelScope
 cdef object current_time = trio.current_time
@@ -63,14 +65,30 @@ cdef uint64_t nanoseconds(str name, value) except? 0:
     return min(<uint64_t>ceil(seconds * 1e9), LONGEST)
 
 
-def timeout_rule(seconds):
-    """An idle timeout as a slot holds it, in limits.idle; 0 for None."""
-    cdef uint64_t ns = nanoseconds("idle_timeout", seconds)
+def timeout_rules(timeout):
+    """An idle timeout as a slot holds it, in limits.idle and limits.idle_write; 0 for none."""
+    cdef uint64_t ns
+    if isinstance(timeout, Idle):
+        return (_rule("read", timeout.read, READ), _rule("write", timeout.write, WRITE))
+    ns = nanoseconds("idle_timeout", timeout)
     if ns > <uint64_t>MAX_IDLE_MS * 1000000:
         raise ValueError(
-            f"idle_timeout must be at most {MAX_IDLE_MS // 1000} seconds, not {seconds!r}"
+            f"idle_timeout must be at most {MAX_IDLE_MS // 1000} seconds, not {timeout!r}"
         )
-    return idle_rule(idle_ms(ns), EITHER)
+    return (0 if ns == 0 else idle_rule(idle_ms(ns), EITHER)), 0
+
+
+cdef uint32_t _rule(str name, seconds, uint32_t direction) except? 0:
+    return 0 if seconds is None else idle_rule(idle_ms(nanoseconds(name, seconds)), direction)
+
+
+cdef object _seconds(uint32_t rule):
+    """What a rule allows, in seconds; None without one."""
+    return (rule >> 2) / 1000.0 if rule else None
+
+
+cdef inline uint64_t _span(uint32_t rule) noexcept:
+    return <uint64_t>(rule >> 2) * 1000000
 
 
 cdef uint64_t _due(IdleScope entry, Slot *slot) noexcept:
@@ -124,7 +142,8 @@ cdef class IdleWatch(FileHalf):
         mode, is not cancelled.
 
         Args:
-          seconds: seconds without bytes in either direction; None, the default: no limit.
+          seconds: seconds without bytes in either direction; None, the default: no limit. Or
+              an `Idle`, whose limits then are ``read`` and ``write``.
           read: seconds without bytes received; None, the default: no limit.
           write: seconds without bytes sent, that is, taken by the kernel; None, the
               default: no limit.
@@ -135,9 +154,13 @@ cdef class IdleWatch(FileHalf):
         Raises:
           trio.ClosedResourceError: if the connection is closed.
           TypeError, ValueError: if a time is not a number, or not finite and more than 0;
-              or if none is given.
+              if none is given; or if ``read`` or ``write`` is given beside an `Idle`.
           RuntimeError: if called from another thread.
         """
+        if isinstance(seconds, Idle):
+            if read is not None or write is not None:
+                raise TypeError("read and write must be None if seconds is an Idle")
+            seconds, read, write = None, seconds.read, seconds.write
         cdef uint64_t either = nanoseconds("seconds", seconds)
         cdef uint64_t received = nanoseconds("read", read)
         cdef uint64_t sent = nanoseconds("write", write)
@@ -159,7 +182,7 @@ cdef class IdleWatch(FileHalf):
     cdef int require_open(self) except -1:
         self.ensure_usable()
         if self.slot == NULL:
-            raise trio.ClosedResourceError("this connection was already closed")
+            raise self.closed_error()
         return 0
 
     cdef void add(self, object scope, uint64_t since, uint64_t limit, uint32_t direction):
@@ -186,9 +209,10 @@ cdef class IdleWatch(FileHalf):
                 entry.is_over = _try_to_expire(scope)
                 done = done and entry.is_over
         if self.handler_scope is not None and timeout_due(self.slot) <= now:
+            self.idle_reason = self.which_passed(now)
             if _try_to_expire(self.handler_scope):
                 self.handler_scope = None
-                self.slot.timeout_since = now
+                self.count_from(now, EACH)
             else:
                 done = False
         self.forget_over()
@@ -211,41 +235,73 @@ cdef class IdleWatch(FileHalf):
     @property
     def idle_timeout(self):
         """Seconds without bytes in either direction after which the connection is
-        closed, with ``close_reason`` ``"idle"``. None: never.
+        closed, with ``close_reason`` ``"idle"``. An `Idle` has a limit for each direction, and
+        the reason is ``"read idle"`` or ``"write idle"``. None: never.
 
         Its first value is the listener's, and None for a connection that was connected or
-        adopted. It can be set to a number of seconds (rounded up to milliseconds) or to
-        None, which takes effect at once: time counts from then, from when the connection
-        was accepted, or from the last byte, whichever is latest.
+        adopted. It can be set to a number of seconds (rounded up to milliseconds), to an
+        `Idle` or to None, which takes effect at once: time counts from then, from when the
+        connection was accepted, or from the last byte, whichever is latest.
 
         When it passes, the handler of `Listener.serve` is cancelled, and then the
         connection is closed. If there is no such handler, the connection is closed at
-        once, gracefully: tasks that wait on it get `trio.ClosedResourceError`, and
+        once, gracefully: tasks that wait on it get `trio.ClosedResourceError`, whose text has
+        the reason, and
         callbacks of `Listener.serve_events` that run as tasks are cancelled. Either
         happens up to 20 ms late, and never early.
 
         It is None once the connection is closed. Setting it raises `TypeError` or
-        `ValueError` for anything but None or a number above 0 and up to 1073741 (12 days),
-        and `trio.ClosedResourceError` once the connection is closed.
+        `ValueError` for anything but None, an `Idle`, or a number above 0 and up to 1073741
+        (12 days), and `trio.ClosedResourceError` once the connection is closed.
         """
-        if self.slot == NULL or self.slot.limits.idle == 0:
+        cdef uint32_t rule, writing
+        if self.slot == NULL:
             return None
-        return (self.slot.limits.idle >> 2) / 1000.0
+        rule, writing = self.slot.limits.idle, self.slot.limits.idle_write
+        if writing or rule & 3:
+            return Idle(read=_seconds(rule), write=_seconds(writing))
+        return _seconds(rule)
 
     @idle_timeout.setter
     def idle_timeout(self, seconds):
-        cdef uint32_t rule = timeout_rule(seconds)
+        cdef uint32_t rule, writing
+        cdef uint64_t now
+        rule, writing = timeout_rules(seconds)
         self.require_open()
+        now = self.core.now()
         self.slot.limits.idle = rule
-        self.slot.timeout_since = self.core.now()
+        self.slot.limits.idle_write = writing
+        self.count_from(now, EACH)
         if rule:
-            self.check_by(self.slot.timeout_since, <uint64_t>(rule >> 2) * 1000000, EITHER)
+            self.check_by(now, _span(rule), rule & 3)
+        if writing:
+            self.check_by(now, _span(writing), WRITE)
+
+    cdef void count_from(self, uint64_t now, uint32_t directions) noexcept:
+        """Let the idle timeout count from now, for what these directions concern."""
+        if self.slot.limits.idle & 3 == EITHER or directions & READ:
+            self.slot.waiting_for.timeout_since = now
+        if directions & WRITE:
+            self.slot.tally.write_since = now
+
+    cdef str which_passed(self, uint64_t now):
+        """The reason for which the idle timeout ends the connection: what came due first."""
+        cdef Slot *slot = self.slot
+        if slot.limits.idle_write and timeout_part_due(
+            slot, slot.limits.idle_write, slot.tally.write_since
+        ) < timeout_part_due(slot, slot.limits.idle, slot.waiting_for.timeout_since):
+            return "write idle"
+        return "read idle" if slot.limits.idle & 3 == READ else "idle"
 
     def _handler_scope(self):
         """The scope to run a handler in, which the idle timeout cancels instead of
         closing the connection."""
         self.handler_scope = CancelScope()
         return self.handler_scope
+
+    @property
+    def _idle_reason(self):
+        return self.idle_reason
 
     @property
     def _timed_out(self):
@@ -270,8 +326,12 @@ cdef class IdleWatch(FileHalf):
         cdef uint32_t direction = EITHER
         cdef uint32_t ms = MAX_IDLE_MS
         cdef IdleScope entry
-        if first != NEVER:
+        if self.slot.limits.idle:
             ms = self.slot.limits.idle >> 2
+            direction |= self.slot.limits.idle & 3
+        if self.slot.limits.idle_write:
+            ms = min(ms, self.slot.limits.idle_write >> 2)
+            direction |= WRITE
         for entry in self.idle_scopes or ():
             first = min(first, _due(entry, self.slot))
             ms = min(ms, idle_ms(entry.limit))
@@ -298,7 +358,8 @@ cdef class IdleWatch(FileHalf):
             self.check_again(now)
         else:
             self.timed_out = True
-            self.let_go(CLOSE, "idle")
+            self.idle_reason = self.which_passed(now)
+            self.let_go(CLOSE, self.idle_reason)
 
     # What arrived in time counts, even if no task could be woken in time: after a stall
     # (stall.pyx), the drain reports idleness together with everything that came before it.
@@ -318,33 +379,42 @@ cdef class IdleWatch(FileHalf):
         cdef IdleScope entry
         if directions == 0:
             return
-        self.slot.timeout_since = now
+        self.count_from(now, directions)
         for entry in self.idle_scopes or ():
             if entry.direction == EITHER or entry.direction & directions:
                 entry.since = now
 
-    cdef bint is_due(self, uint64_t now) noexcept:
+    cdef uint32_t due_directions(self, uint64_t now) noexcept:
+        """The directions of what is due; EACH for what bytes in either put off, 0 if nothing
+        is."""
+        cdef Slot *slot = self.slot
         cdef IdleScope entry
-        if timeout_due(self.slot) <= now:
-            return True
+        cdef uint32_t directions = 0
+        if timeout_part_due(slot, slot.limits.idle, slot.waiting_for.timeout_since) <= now:
+            directions |= slot.limits.idle & 3 or EACH
+        if timeout_part_due(slot, slot.limits.idle_write, slot.tally.write_since) <= now:
+            directions |= WRITE
         for entry in self.idle_scopes or ():
-            if _due(entry, self.slot) <= now:
-                return True
-        return False
+            if _due(entry, slot) <= now:
+                directions |= entry.direction or EACH
+        return directions
 
     cdef bint excuse(self, uint64_t now) noexcept:
-        """After a stall, once until bytes move again: restart the time if there is something
-        that could not be received meanwhile; else have the reactor check again, in a
-        moment, when it has done what tasks asked of it. True if that is all for now."""
+        """After a stall, once until bytes move again in what is due: restart the time if there
+        is something that could not be received meanwhile; else have the reactor check again,
+        in a moment, when it has done what tasks asked of it. True if that is all for now."""
         cdef uint64_t before
-        if not self.is_due(now):
+        cdef uint32_t directions = self.due_directions(now)
+        if directions == 0:
             return False
+        if directions == EACH:
+            directions = EITHER
         try:
             before = self.core.excused.get(wk_u64_load(&self.slot.handle), 0)
             self.core.excused[wk_u64_load(&self.slot.handle)] = now
         except MemoryError:
             return False
-        if idle_last(self.slot, EITHER, 0) < before < self.core.stall.begun:
+        if idle_last(self.slot, directions, 0) < before < self.core.stall.begun:
             return False        # and tasks have run since then
         if self.has_unread():
             self.restart(now, EACH)

@@ -18,7 +18,7 @@ class NativeListener(Endpoint):
         descriptors: list[tuple[socket.socket, int, int]],
         limits: Limits,
         spread: bool,
-        timeout: int,
+        timeout: tuple[int, int],
         gate: ProxyGate | None,
         admission: NativeAdmission | None = None,
     ) -> None: ...

@@ -30,19 +30,19 @@ import trio
 cdef class NativeListener(Endpoint):
 
     def _listen(
-        self, Core core, list descriptors, limits, bint spread, uint32_t timeout, ProxyGate gate,
+        self, Core core, list descriptors, limits, bint spread, tuple timeout, ProxyGate gate,
         NativeAdmission admission=None,
     ):
         """Take over the descriptors of listening sockets: (socket, descriptor, family). With
         `spread` each goes to a reactor of its own, which keeps what it accepts.
-        `timeout` is the connections' idle timeout, as `timeout_rule` returns it.
+        `timeout` is the connections' idle timeout, as `timeout_rules` returns it.
         If there is a `gate`, all connections must pass it. `admission` says which may come
         in."""
         cdef Slot *listener
         cdef Slot *port = NULL
         cdef Limits native = make_limits(limits)
         cdef uint32_t i
-        native.idle = timeout
+        native.idle, native.idle_write = timeout
         core.check()
         self.totals = Totals(core.totals)
         self.handed = Handed(self.totals)
@@ -63,6 +63,7 @@ cdef class NativeListener(Endpoint):
             slot_map_return(core.hub.slot_map, listener)
             raise
         listener.kind = LISTENER
+        listener.waiting_for.accept_queue = limits.accept_queue
         self.attach(core, listener)
         if gate is not None:
             gate.open(core, listener, admission)
@@ -72,6 +73,7 @@ cdef class NativeListener(Endpoint):
         for i, address in enumerate(self.ports):
             port = <Slot *><size_t>address
             port.kind = PORT
+            port.waiting_for.accept_queue = limits.accept_queue
             port.beyond.listener = listener
             if admission is not None:
                 admission_ref(admission.table)
@@ -214,7 +216,7 @@ cdef class NativeListener(Endpoint):
     cdef uint32_t resume_mark(self) noexcept:
         """The number of waiting connections at which stopped ports resume. Connections
         that wait for a header make room one by one, so with a gate it is higher."""
-        cdef uint32_t most = self.slot.limits.accept_queue
+        cdef uint32_t most = self.slot.waiting_for.accept_queue
         return most // 2 if self.gate is None else most - max(1, most // 8)
 
     cdef void resume_ports(self) noexcept:
@@ -501,7 +503,7 @@ cdef class NativeListener(Endpoint):
         pthread_mutex_lock(&self.slot.lock)
         self.waiting = self.slot.waiting
         pthread_mutex_unlock(&self.slot.lock)
-        self.accepted = wk_u64_load_relaxed(&self.slot.accepted)
+        self.accepted = wk_u64_load_relaxed(&self.slot.tally.accepted)
         self.starved = wk_u32_load_relaxed(&self.slot.starved)
         self.shortages = wk_u32_load_relaxed(&self.slot.shortages)
 

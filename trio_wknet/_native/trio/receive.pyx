@@ -72,7 +72,7 @@ cdef class ReceiveHalf(Stream):
         cdef bint over, resume = False
         cdef int32_t error
         if slot == NULL:
-            raise trio.ClosedResourceError("this connection was already closed")
+            raise self.closed_error()
         pthread_mutex_lock(&slot.lock)
         available[0] = ring_len(&slot.inbound)
         error = slot.error
@@ -172,7 +172,7 @@ cdef class ReceiveHalf(Stream):
         cdef int32_t error
         cdef bint much = False
         if slot == NULL:
-            raise trio.ClosedResourceError("this connection was already closed")
+            raise self.closed_error()
         pthread_mutex_lock(&slot.lock)
         try:
             n = ring_len(&slot.inbound)
@@ -382,7 +382,7 @@ cdef class ReceiveHalf(Stream):
     def _take_unread(self):
         """Everything that is there, even if the connection broke."""
         if self.slot == NULL:
-            raise trio.ClosedResourceError("this connection was already closed")
+            raise self.closed_error()
         return self.take(self.unread(), 0)
 
     cdef uint32_t unread(self) noexcept:

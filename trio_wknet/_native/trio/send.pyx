@@ -50,7 +50,7 @@ cdef class SendHalf(ReceiveSized):
         """Refuse a connection that is closed, or that a task or a callback uses."""
         self.ensure_usable()
         if self.slot == NULL:
-            raise trio.ClosedResourceError("this connection was already closed")
+            raise self.closed_error()
         if self.slot.server != NULL:
             raise trio.BusyResourceError(f"{self.server_name()} receives from this connection")
         self.ensure_no_receiver()
@@ -59,7 +59,7 @@ cdef class SendHalf(ReceiveSized):
 
     cdef int may_send(self) except -1:
         if self.slot == NULL:
-            raise trio.ClosedResourceError("this connection was already closed")
+            raise self.closed_error()
         if sender_state(self.slot) & SHUT:
             raise trio.ClosedResourceError("can't send data after sending EOF")
         return self.ensure_unbroken()
@@ -620,7 +620,7 @@ cdef class Flushing(Sending):
         cdef Slot *slot = self.conn.slot
         self.conn.ensure_usable()       # since it began there may have been a fork
         if slot == NULL:
-            raise trio.ClosedResourceError("this connection was already closed")
+            raise self.conn.closed_error()
         if not self.waiting:
             if slot.corked:
                 self.conn.core.uncork(slot)
@@ -644,7 +644,7 @@ cdef class WaitWritable(Flushing):
 
     cdef object start(self):
         if self.conn.slot == NULL:
-            return self.fail(trio.ClosedResourceError("this connection was already closed"))
+            return self.fail(self.conn.closed_error())
         return Sending.start(self)
 
     cdef bint attempt(self) except -1:
@@ -685,7 +685,7 @@ cdef class Ending(Sending):
         cdef Slot *slot = self.conn.slot
         self.conn.ensure_usable()       # since it began there may have been a fork
         if slot == NULL:
-            raise trio.ClosedResourceError("this connection was already closed")
+            raise self.conn.closed_error()
         while self.acquire():
             if sender_shut(slot):
                 return True

@@ -62,6 +62,7 @@ cdef class Stream(Endpoint):
     cdef int ensure_not_served(self) except -1
     cdef Observer observer(self)
     cdef void tell_observer(self, Observer observer) noexcept
+    cdef object closed_error(self)
     cdef void became_idle(self, uint32_t bits) noexcept
     cdef void wake_reader(self) noexcept
     cdef void wake_sender(self) noexcept

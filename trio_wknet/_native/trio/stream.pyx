@@ -295,6 +295,14 @@ cdef class Stream(Endpoint):
             0 if self.ended_for else self.end_error,
         )
 
+    cdef object closed_error(self):
+        """What is raised by a use of this connection that comes too late. It says why, if that
+        is anything but that it was closed."""
+        cdef str text = "this connection was already closed"
+        if self.reason is not None and self.reason != "closed":
+            text = f"{text} ({self.reason})"
+        return trio.ClosedResourceError(text)
+
     @property
     def _ended_here(self):
         """Whether its pace, or the engine's budget, has ended it."""
@@ -388,7 +396,7 @@ cdef class Stream(Endpoint):
         cdef int fd
         self.ensure_usable()    # since it began there may have been a fork
         if self.slot == NULL:
-            raise trio.ClosedResourceError("this connection was already closed")
+            raise self.closed_error()
         fd = self.slot.fd
         self.keep_names()
         self.slot.fd = -1

@@ -41,7 +41,7 @@ def accepted(Core core not None):
     """How many connections the listeners of an engine have accepted."""
     cdef uint64_t count = core.totals.accepted
     for listener in find_listeners(core):
-        count += wk_u64_load_relaxed(&(<NativeListener>listener).slot.accepted)
+        count += wk_u64_load_relaxed(&(<NativeListener>listener).slot.tally.accepted)
     return count
 
 

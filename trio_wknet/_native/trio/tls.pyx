@@ -178,7 +178,7 @@ cdef class TLSBase:
         if not is_there or self.state != BROKEN:
             self.check_status()
         if is_there and self.conn is not None and self.conn.slot == NULL:
-            raise trio.ClosedResourceError("this connection was already closed")
+            raise self.conn.closed_error()
         return 0
 
     cdef int begin_receiving(self, who, bint framed=False) except -1:

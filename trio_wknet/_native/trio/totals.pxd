@@ -4,7 +4,7 @@ from libc.stdint cimport int32_t, uint32_t, uint64_t
 from ..reactor.framing cimport FrameScan
 
 cdef enum:
-    REASON_COUNT = 14
+    REASON_COUNT = 16
     ERRNO_COUNT = 134           # Linux's; the last stands for those that are unknown, too
 
 cdef struct Sums:

@@ -19,8 +19,9 @@ from ..reactor.framing cimport FrameScan
 import os
 
 REASONS = (
-    "closed", "eof", "reset", "aborted", "detached", "idle", "slow", "no first byte", "too slow",
-    "budget", "frame too long", "malformed frame", "engine closed", "other",
+    "closed", "eof", "reset", "aborted", "detached", "idle", "read idle", "write idle", "slow",
+    "no first byte", "too slow", "budget", "frame too long", "malformed frame", "engine closed",
+    "other",
 )
 assert len(REASONS) == REASON_COUNT
 

@@ -85,7 +85,7 @@ cdef class Views(ReceiveHalf):
         self.ensure_may_look()
         self.ensure_unframed()
         if self.slot == NULL:
-            raise trio.ClosedResourceError("this connection was already closed")
+            raise self.closed_error()
         available = self.unread()
         if count > <Py_ssize_t>available:
             raise ValueError(f"n must be at most the {available} bytes there are, not {n}")
@@ -102,7 +102,7 @@ cdef class Views(ReceiveHalf):
         cdef unsigned char *data = NULL
         cdef bint much
         if slot == NULL:
-            raise trio.ClosedResourceError("this connection was already closed")
+            raise self.closed_error()
         pthread_mutex_lock(&slot.lock)
         n = ring_len(&slot.inbound)
         error = slot.error

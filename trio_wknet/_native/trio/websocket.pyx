@@ -109,7 +109,7 @@ cdef class WebSocketReceive(Observer):
         compressed, and without a deflater none is."""
         conn.ensure_usable()
         if conn.slot == NULL:
-            raise trio.ClosedResourceError("this connection was already closed")
+            raise conn.closed_error()
         conn.ensure_no_receiver()
         conn.ensure_unframed()
         self.ws = <Decoder *>calloc(1, sizeof(Decoder))
