@@ -12,9 +12,9 @@ import trio
 
 from trio_wknet._admission import native_arguments
 from trio_wknet._conn import Conn
-from trio_wknet._errors import is_only
 from trio_wknet._events import EventServing, FrameServing, Serving
 from trio_wknet._framing import require_framing
+from trio_wknet._handler_errors import is_of_the_end, run_handler
 from trio_wknet._handler_tasks import frames_below, trios_stream
 from trio_wknet._native.trio.admission import NativeAdmission
 from trio_wknet._native.trio.latch import Latch
@@ -26,7 +26,7 @@ from trio_wknet._shortage import ShortageLog
 from trio_wknet._sockets.facade import SocketFacade, borrowed
 from trio_wknet._statistics import ListenerStatistics, ended_by, refused_by, traffic
 from trio_wknet._trio_bases import ListenerBase
-from trio_wknet._usage_errors import GivenWhenOpened, call_handler, require_callable
+from trio_wknet._usage_errors import GivenWhenOpened, require_callable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from trio_wknet._engine import Engine
     from trio_wknet._frame_channel import FrameChannel
     from trio_wknet._framing import Framing
+    from trio_wknet._handler_errors import OnError
     from trio_wknet._native.trio.core import Core
     from trio_wknet._proxy.trust import Trusted
     from trio_wknet._sockets.address import SocketAddress
@@ -132,14 +133,15 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
         self,
         handler: Callable[[Conn], Awaitable[object]],
         *,
+        on_error: Callable[[Conn, Exception], object] | None = None,
         handler_nursery: trio.Nursery | None = None,
         task_status: trio.TaskStatus[Listener] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Accept connections, and run ``handler(conn)`` in a task for each. A checkpoint.
 
         Like `trio.serve_listeners`: an exception in a handler propagates out of this call
-        (in an exception group) and cancels the other handlers, unless ``handler_nursery``
-        handles it; the listener is closed at the end. Unlike
+        (in an exception group) and cancels the other handlers, unless there is an
+        ``on_error``, or ``handler_nursery`` handles it; the listener is closed at the end. Unlike
         `trio.serve_listeners`, it closes a connection gracefully (`Conn.aclose`) when its
         handler returns. A connection whose handler raised or was cancelled is closed at
         once.
@@ -157,17 +159,23 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
 
         Args:
           handler: an async function of one argument, the `Conn`.
+          on_error: a plain function, called as ``on_error(conn, exc)`` with what a handler raises,
+              an `Exception` or a group of some. The connection is closed gracefully afterwards,
+              and serving goes on, unless ``on_error`` raises. Cancellation is not for it, nor is
+              what is no `Exception`, such as `KeyboardInterrupt`; of a group with
+              `trio.Cancelled` it gets the rest. None, the default: an exception ends serving.
           handler_nursery: where the handlers run; by default in a nursery of this call.
           task_status: for ``nursery.start``; it is started with the listener.
 
         Raises:
           trio.ClosedResourceError: if the listener is closed, before or during the call.
           trio.BusyResourceError: if another task is accepting on this listener.
-          TypeError: if the handler is not callable. If it is not an async function, the
-              task of the first connection raises TypeError.
+          TypeError: if the handler or ``on_error`` is not callable. If the handler is not
+              an async function, the task of the first connection raises TypeError.
           RuntimeError: if called from another thread, or if the engine is closed.
         """
         require_callable(handler=handler)
+        _require_optional(on_error=on_error)
         self._ensure_usable()
         self._require_not_served()
         self._serving += 1
@@ -175,7 +183,7 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
             async with trio.open_nursery() as nursery:
                 self._add_scope(nursery.cancel_scope)
                 task_status.started(self)
-                await self._accept_all(handler, nursery, handler_nursery)
+                await self._accept_all(handler, on_error, nursery, handler_nursery)
         finally:
             await self._close_and_wait()
             self._serving -= 1
@@ -184,6 +192,7 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
     async def _accept_all(
         self,
         handler: Callable[[Conn], Awaitable[object]],
+        on_error: OnError | None,
         nursery: trio.Nursery,
         handler_nursery: trio.Nursery | None,
     ) -> None:
@@ -198,33 +207,37 @@ class Listener(NativeListener, ListenerBase):  # type: ignore[misc]  # final, se
                 raise
             try:
                 while conns:
-                    start_soon(run, handler, conns[0], name=handler)
+                    start_soon(run, handler, conns[0], on_error, name=handler)
                     self._handlers += 1
                     conns.pop(0)
             finally:
                 for conn in conns:  # the nursery is closed: no handler will get them
                     conn._drop()
 
-    async def _run_in_scope(self, handler: Callable[[Conn], Awaitable[object]], conn: Conn) -> None:
+    async def _run_in_scope(
+        self, handler: Callable[[Conn], Awaitable[object]], conn: Conn, on_error: OnError | None
+    ) -> None:
         """In the caller's nursery, whose own scope `drain` must not cancel."""
         with trio.CancelScope() as scope:
             self._add_scope(scope)
             try:
-                await self._run_handler(handler, conn)
+                await self._run_handler(handler, conn, on_error)
             finally:
                 self._scopes.discard(scope)
 
-    async def _run_handler(self, handler: Callable[[Conn], Awaitable[object]], conn: Conn) -> None:
+    async def _run_handler(
+        self, handler: Callable[[Conn], Awaitable[object]], conn: Conn, on_error: OnError | None
+    ) -> None:
         try:
             if conn.idle_timeout is None:
-                await call_handler(handler, conn)
+                await run_handler(handler, conn, conn, on_error)
                 conn._close()
             else:
                 with conn._handler_scope() as scope:
-                    await call_handler(handler, conn)
+                    await run_handler(handler, conn, conn, on_error)
                 conn._close((scope.cancelled_caught and conn._idle_reason) or "closed")
         except Exception as exc:
-            if not _is_of_the_end(conn, exc):
+            if not is_of_the_end(conn, exc):
                 raise
         finally:
             conn._drop()  # does nothing if it was closed above or by the handler
@@ -691,14 +704,6 @@ trio.SocketListener.register(Listener)  # as Conn with trio.SocketStream
 _HANDLERS = {
     function.__code__ for function in (Listener._run_handler, Serving._run, Serving._run_last)
 }
-
-
-def _is_of_the_end(conn: Conn, exc: Exception) -> bool:
-    """Whether a handler raised no more than what it must, because its connection was ended for
-    being idle or too slow."""
-    if conn._ended_here:
-        return is_only(exc, (trio.BrokenResourceError, trio.ClosedResourceError))
-    return conn._timed_out and is_only(exc, trio.ClosedResourceError)
 
 
 def _require_optional(**callbacks: object) -> None:

@@ -9,18 +9,20 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
-from trio_wknet._listener import Listener
+from trio_wknet._handler_errors import run_handler
+from trio_wknet._listener import Listener, _require_optional
 from trio_wknet._options import check_some_seconds
 from trio_wknet._over_listener import OverListener, Started
 from trio_wknet._tls import TLSStream, check_context, over_conn
 from trio_wknet._tls_handshakes import Handshakes
 from trio_wknet._trio_bases import TLSListenerBase
-from trio_wknet._usage_errors import call_handler, require_callable
+from trio_wknet._usage_errors import require_callable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from trio_wknet._conn import Conn
+    from trio_wknet._handler_errors import OnError
     from trio_wknet._statistics import ListenerStatistics
 
 
@@ -72,6 +74,7 @@ class TLSListener(OverListener, TLSListenerBase):  # type: ignore[misc]  # final
         self,
         handler: Callable[[TLSStream], Awaitable[object]],
         *,
+        on_error: Callable[[TLSStream, Exception], object] | None = None,
         handler_nursery: trio.Nursery | None = None,
         task_status: trio.TaskStatus[TLSListener] = trio.TASK_STATUS_IGNORED,
     ) -> None:
@@ -90,19 +93,23 @@ class TLSListener(OverListener, TLSListenerBase):  # type: ignore[misc]  # final
 
         Args:
           handler: an async function of one argument, the `TLSStream`.
+          on_error: a plain function, called as ``on_error(stream, exc)`` with what a handler
+              raises, as in `Listener.serve`. The connection is closed afterwards, without a
+              goodbye. None, the default: an exception ends serving.
           handler_nursery: where the handlers run; by default in a nursery of this call.
           task_status: for ``nursery.start``; it is started with this listener.
 
         Raises:
           trio.ClosedResourceError: if the listener is closed, before or during the call.
           trio.BusyResourceError: if another task is accepting on this listener.
-          TypeError: if the handler is not callable.
+          TypeError: if the handler or ``on_error`` is not callable.
           RuntimeError: if called from another thread, or if the engine is closed.
         """
         require_callable(handler=handler)
+        _require_optional(on_error=on_error)
         try:
             await self.listener.serve(
-                partial(self._run_handler, handler),
+                partial(self._run_handler, handler, on_error),
                 handler_nursery=handler_nursery,
                 task_status=Started(task_status, self),
             )
@@ -111,12 +118,17 @@ class TLSListener(OverListener, TLSListenerBase):  # type: ignore[misc]  # final
                 self._handshakes.no_more()
 
     async def _run_handler(
-        self, handler: Callable[[TLSStream], Awaitable[object]], conn: Conn
+        self,
+        handler: Callable[[TLSStream], Awaitable[object]],
+        on_error: OnError | None,
+        conn: Conn,
     ) -> None:
         stream = await self._handshakes.perform(conn)
         if stream is not None:
-            await call_handler(handler, stream)
-            await stream.aclose()
+            if await run_handler(handler, stream, conn, on_error):
+                await stream.aclose()
+            else:
+                conn._drop()
 
     async def accept(self) -> TLSStream:
         """Wait for a connection, and return the stream over it, like `Listener.accept`. A

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from trio_wknet._errors import ConnectionClosed, is_only
+from trio_wknet._handler_errors import report
 from trio_wknet._listener import Listener, _require_optional
 from trio_wknet._over_listener import OverListener, Started
 from trio_wknet._tls_listener import TLSListener
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from trio_wknet._conn import Conn
+    from trio_wknet._handler_errors import OnError
     from trio_wknet._tls import TLSStream
     from trio_wknet._websocket.opening import OnRequest
     from trio_wknet._websocket.stream import StreamWebSocket
@@ -71,6 +73,7 @@ class WebSocketListener(OverListener):
         self,
         handler: Callable[[Any], Awaitable[object]],
         *,
+        on_error: Callable[[Any, Exception], object] | None = None,
         on_request: OnRequest | None = None,
         handler_nursery: trio.Nursery | None = None,
         task_status: trio.TaskStatus[WebSocketListener] = trio.TASK_STATUS_IGNORED,
@@ -90,6 +93,9 @@ class WebSocketListener(OverListener):
         Args:
           handler: an async function of one argument, the `WebSocket`; over TLS, a
               `StreamWebSocket`.
+          on_error: a plain function, called as ``on_error(websocket, exc)`` with what a handler
+              raises, as in `Listener.serve`. The WebSocket is closed afterwards, with 1011 unless
+              it was closed already. None, the default: an exception ends serving.
           on_request: called as ``on_request(request)`` with every `Request`, before it is
               answered; it may be an async function. It returns a `Response`, which is sent
               instead of any other answer, as for a page, a health check, or a user who may
@@ -100,13 +106,13 @@ class WebSocketListener(OverListener):
         Raises:
           trio.ClosedResourceError: if the listener is closed, before or during the call.
           trio.BusyResourceError: if another task is accepting on this listener.
-          TypeError: if the handler or ``on_request`` is not callable.
+          TypeError: if the handler, ``on_error`` or ``on_request`` is not callable.
           RuntimeError: if called from another thread, or if the engine is closed.
         """
         require_callable(handler=handler)
-        _require_optional(on_request=on_request)
+        _require_optional(on_error=on_error, on_request=on_request)
         await self.listener.serve(
-            partial(self._run_handler, handler, on_request),
+            partial(self._run_handler, handler, on_error, on_request),
             handler_nursery=handler_nursery,
             task_status=Started(task_status, self),
         )
@@ -114,6 +120,7 @@ class WebSocketListener(OverListener):
     async def _run_handler(
         self,
         handler: Callable[[Any], Awaitable[object]],
+        on_error: OnError | None,
         on_request: OnRequest | None,
         stream: Conn | TLSStream,
     ) -> None:
@@ -128,11 +135,16 @@ class WebSocketListener(OverListener):
             _end_at_once(websocket, GOING_AWAY)
             raise
         except BaseException as exc:
-            if websocket.close_code is None:
-                _end_at_once(websocket, INTERNAL_ERROR)
-            elif is_only(exc, ConnectionClosed):
+            if websocket.close_code is not None and is_only(exc, ConnectionClosed):
                 return
-            raise
+            try:
+                if on_error is None:
+                    raise
+                report(on_error, websocket, exc)
+            finally:
+                if websocket.close_code is None:
+                    _end_at_once(websocket, INTERNAL_ERROR)
+            return
         await websocket.aclose()
 
     async def serve_messages(
