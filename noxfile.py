@@ -139,8 +139,10 @@ def ecosystem(session: nox.Session) -> None:
     `trio_wknet.contrib.trio_websocket` in its place, over Trio's own transport, too. Before
     them, our own with all the clients that they can use, which are installed if possible."""
     _install_debians(session, curl="curl", wrk="wrk", h2load="nghttp2-client", node="nodejs")
+    _install_debians(session, slowhttptest="slowhttptest")
     session.install("-e", ".[tests]")
-    files = ("hypercorn", "httpx", "websocket", "websockets_trio", "anyio", "tls_peers", "examples")
+    files = ("hypercorn", "hostile_clients", "httpx", "websocket", "websockets_trio", "anyio")
+    files += ("tls_peers", "examples")
     session.run("pytest", *(f"tests/test_{name}.py" for name in files), *session.posargs)
     tests = _source_of(session, "trio-websocket") / "tests"
     transport, interface = ["-p", "replace_transport"], ["-p", "replace_trio_websocket"]

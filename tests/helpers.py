@@ -110,8 +110,10 @@ async def two_conns(
 
 
 @contextmanager
-def installed(reactors: int | None = None) -> Iterator[None]:
-    trio_wknet.install(reactors=reactors)
+def installed(
+    reactors: int | None = None, admission: trio_wknet.Admission | None = None
+) -> Iterator[None]:
+    trio_wknet.install(reactors=reactors, admission=admission)
     try:
         yield
     finally:

@@ -527,7 +527,9 @@ class Engine:
             plain.close()
             raise
 
-    def _adopt_listener(self, listener: trio.SocketListener) -> Listener:
+    def _adopt_listener(
+        self, listener: trio.SocketListener, admission: Admission | None
+    ) -> Listener:
         """Take over a listener of Trio's own."""
         plain = _detached(listener.socket)
         try:
@@ -535,7 +537,7 @@ class Engine:
             for option, value in _SOCKET_STREAM_OPTIONS if is_tcp(plain) else ():
                 with suppress(OSError):
                     plain.setsockopt(socket.IPPROTO_TCP, option, value)
-            return self._make_listener([plain], Limits(), admission=default_admission.get())
+            return self._make_listener([plain], Limits(), admission=admission)
         except BaseException:
             plain.close()
             raise

@@ -36,7 +36,7 @@ import trio
 
 from trio_wknet._drop_in.bypass import bypassed, is_trios
 from trio_wknet._drop_in.tls import SSLListener, is_for_ours, is_listener_for_ours
-from trio_wknet._engine import default_engine
+from trio_wknet._engine import default_admission, default_engine
 from trio_wknet._options import ConnOptions, Limits
 from trio_wknet._sockets.facade import make_handle
 from trio_wknet._sockets.unix_connect import is_connected
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 _lock = threading.Lock()
 _uses = 0  # reasons to replace the classes: calls of `install`, runs of `run`
 _installs = 0
-_settings: dict[str, int] = {}  # of default engines, by calls of `install`
+_settings: dict[str, Any] = {}  # of default engines, by calls of `install`
 
 # Whether `run` runs this run.
 in_run: trio.lowlevel.RunVar[bool] = trio.lowlevel.RunVar("trio_wknet.run", False)
@@ -72,7 +72,8 @@ def adopt_listener(listener: trio.SocketListener) -> Any:
     """The same listener on the default engine; a custom factory's unchanged."""
     if not is_trios(listener.socket):
         return listener
-    return _engine()._adopt_listener(listener)
+    admission = default_admission.get() or _settings.get("admission")
+    return _engine()._adopt_listener(listener, admission)
 
 
 # --- the classes while they are replaced ----------------------------------------
@@ -197,7 +198,7 @@ def restore() -> None:
         _count_uses(-1)
 
 
-def replace_everywhere(**settings: int | None) -> None:
+def replace_everywhere(**settings: object) -> None:
     """The same for all runs. Refuses a setting that differs from an earlier one."""
     global _installs
     with _lock:

@@ -119,7 +119,12 @@ def run(
         classes.restore()
 
 
-def install(*, reactors: int | None = None, max_buffered: int | None = None) -> None:
+def install(
+    *,
+    reactors: int | None = None,
+    max_buffered: int | None = None,
+    admission: Admission | None = None,
+) -> None:
     """Do for every run of this process, in any thread, what `run` does for one. Streams
     and listeners that exist already stay what they are. Not a checkpoint.
 
@@ -131,13 +136,16 @@ def install(*, reactors: int | None = None, max_buffered: int | None = None) -> 
           until every call is reverted. A number that `run` is given takes precedence.
       max_buffered: bytes that each of them may hold for its connections, in the same way;
           None, the default: no limit.
+      admission: bounds on which connections each listener lets in, an `Admission`, in the same
+          way; None, the default: all are let in.
 
     Raises:
       TypeError, ValueError: if an argument is invalid, or differs from that of an earlier call.
     """
     check_reactors(reactors)
     check_max_buffered(max_buffered)
-    classes.replace_everywhere(reactors=reactors, max_buffered=max_buffered)
+    check_admission(admission)
+    classes.replace_everywhere(reactors=reactors, max_buffered=max_buffered, admission=admission)
 
 
 def uninstall() -> None:

@@ -103,11 +103,6 @@ cdef enum Command:
     DIVERT = 512        # what its bytes are diverted to has something to do
     SHED = 1024         # it was ended, for the budget: drop what it holds
 
-# Of a CONNECTION that the Trio side holds (`marks`).
-cdef enum Mark:
-    RATED = 1           # `flow.rate` bounds how fast bytes move (rate.pxd)
-    ENDED_BY_BUDGET = 2
-
 # The reactor's view of a connection (`state`). Rules:
 #   - Only its reactor changes it; Core.close does after the reactors were joined.
 #   - It only ever increases: no transition leads back.
@@ -233,7 +228,7 @@ cdef struct Slot:
     pthread_mutex_t lock
     int32_t fd
     uint8_t family
-    uint8_t marks           # lock, but for the Trio side, which writes it: see Mark
+    uint8_t over_budget     # lock, but for the Trio side, which writes it: the budget has ended it
     uint8_t kind
     uint8_t pinned          # of a PORT: its reactor keeps what it accepts
     uint8_t spare_identity[SPARE_OF_MUTEX]

@@ -21,7 +21,7 @@ from ..reactor.budget cimport budget_total
 from ..reactor.framing cimport FrameScan, frame_next
 from ..reactor.pool cimport Block, pool_drop
 from ..reactor.ring cimport ring_clear, ring_pin_large
-from ..reactor.slot cimport CONNECTION, ENDED_BY_BUDGET, Slot
+from ..reactor.slot cimport CONNECTION, Slot
 from ..reactor.slot_map cimport slot_map_step
 from ..reactor.websocket cimport Decoder, decoder_discard, decoder_of
 from .framed cimport framed_forget_part
@@ -39,7 +39,7 @@ cdef uint64_t _held(Slot *slot) noexcept:
     """Bytes that a connection holds which this side may end; 0 if it has done so."""
     cdef FrameScan *scan = slot.by_kind.scan
     cdef uint64_t held
-    if slot.marks & ENDED_BY_BUDGET:
+    if slot.over_budget:
         return 0
     pthread_mutex_lock(&slot.lock)
     held = _capacity(slot.inbound.block) + _capacity(slot.outbound.block)
@@ -129,7 +129,7 @@ cdef void relief_end(Slot *slot, Hub *hub) noexcept:
     cdef Decoder *ws
     cdef Block *block
     pthread_mutex_lock(&slot.lock)
-    slot.marks |= ENDED_BY_BUDGET
+    slot.over_budget = True
     if slot.error == 0:
         slot.error = ENOBUFS
     block = ring_pin_large(&slot.inbound)

@@ -22,7 +22,7 @@ from ..base.linux cimport ECONNRESET, pthread_mutex_lock, pthread_mutex_unlock
 from ..reactor.admission cimport BUDGET, FIRST_BYTE_TIME, MIN_RATE
 from ..reactor.ring cimport ring_len
 from ..reactor.slot cimport (
-    ABORT, ASKED, CLOSE, CONTROL, DETACH, DETACHED, DROP, ENDED, ENDED_BY_BUDGET, FLUSHED, IDLE,
+    ABORT, ASKED, CLOSE, CONTROL, DETACH, DETACHED, DROP, ENDED, FLUSHED, IDLE,
     QUIET, READABLE, RUNNING, WRITABLE, Slot,
 )
 from ..reactor.websocket cimport Decoder, decoder_of
@@ -266,7 +266,7 @@ cdef class Stream(Endpoint):
         self.end_seen = slot.ended or slot.hung_up
         if slot.door.place != NULL:     # until its reactor closes it, which is later
             self.ended_for = slot.door.place.ended_for
-        if slot.marks & ENDED_BY_BUDGET:
+        if slot.over_budget:
             self.ended_for = BUDGET
         pthread_mutex_unlock(&slot.lock)
 
