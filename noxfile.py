@@ -141,8 +141,8 @@ def ecosystem(session: nox.Session) -> None:
     _install_debians(session, curl="curl", wrk="wrk", h2load="nghttp2-client", node="nodejs")
     _install_debians(session, slowhttptest="slowhttptest")
     session.install("-e", ".[tests]")
-    files = ("hypercorn", "hostile_clients", "httpx", "websocket", "websockets_trio", "anyio")
-    files += ("tls_peers", "examples")
+    files = ["hypercorn", "hostile_clients", "httpx", "websocket", "websockets_trio", "anyio"]
+    files += ["tls_peers", "examples"]
     session.run("pytest", *(f"tests/test_{name}.py" for name in files), *session.posargs)
     tests = _source_of(session, "trio-websocket") / "tests"
     transport, interface = ["-p", "replace_transport"], ["-p", "replace_trio_websocket"]

@@ -41,7 +41,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     # Other projects'
     ("py:.*", r"(trio|anyio|socket|ssl|collections|contextlib|typing|types|os|signal|sys)\..*"),
-    ("py:.*", r"(threading|io|gzip|mmap)\..*"),
+    ("py:.*", r"(threading|io|gzip|mmap|traceback|prometheus_client)\..*|Metric"),
     # Builtins, and what annotations name
     ("py:.*", r"[A-Z]\w*(Error|Warning|Iterator|Buffer)|Any|Awaitable|Buffer|Callable|Literal"),
     ("py:.*", "Abstract(Async)?ContextManager|open"),
@@ -50,7 +50,7 @@ nitpick_ignore_regex = [
     # Names of unions: what `proxy_protocol` holds, an address, a framing; and of settings and
     # functions that are passed. The text says what
     ("py:.*", r"Network|SocketAddress|Framing|OnRequest|OwnEngine|ListenSettings|ConnectSettings"),
-    ("py:.*", r"Member|OpenSettings|WhenSlow|(trio_wknet\._over_listener\.)?OverListener"),
+    ("py:.*", r"Member|OnStall|OpenSettings|WhenSlow|(trio_wknet\._over_listener\.)?OverListener"),
     ("py:.*", r"(trio_wknet\.contrib\.redis\._gaps\.)?(Reason|OnGap)"),
 ]
 
