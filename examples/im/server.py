@@ -19,6 +19,7 @@ from trio_wknet import (
     Admission,
     Engine,
     FrameChannel,
+    Idle,
     Limits,
     Listener,
     Shutdown,
@@ -111,7 +112,7 @@ class Server:
     # --- sessions --------------------------------------------------------------------
 
     def _begin(self, member: FrameChannel | WebSocket) -> None:
-        member.conn.idle_timeout = IDLE
+        member.conn.idle_timeout = Idle(read=IDLE)  # however much it is sent
         member.conn.context = session = Session(self._hub, member)
         self._sessions.add(session)
 
