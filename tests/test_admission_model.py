@@ -14,9 +14,9 @@ from trio_wknet import Admission
 from trio_wknet._admission import native_arguments, packed_address
 from trio_wknet._native.testing import Door
 from trio_wknet._native.trio.admission import NativeAdmission
-from trio_wknet._statistics import ended_by, refused_by
+from trio_wknet._statistics import all_ended_by, ended_by, refused_by
 
-ADMITTED, MAX_CONNECTIONS, MAX_PER_ADDRESS, ACCEPT_RATE, EXEMPT = 0, 1, 2, 3, 8
+ADMITTED, MAX_CONNECTIONS, MAX_PER_ADDRESS, ACCEPT_RATE, EXEMPT = 0, 1, 2, 3, 9
 SECOND = 10**9
 
 
@@ -243,10 +243,12 @@ def test_trusted_networks(network: str, inside: str, outside: str | None) -> Non
 
 
 def test_the_names_are_those_of_the_counters() -> None:
-    assert refused_by([0, 1, 2, 3, 4, 5, 6]) == {
+    counts = list(range(8))
+    assert refused_by(counts) == {
         "max_connections": MAX_CONNECTIONS,
         "max_per_address": MAX_PER_ADDRESS,
         "accept_rate": ACCEPT_RATE,
         "proxy_header": 4,
     }
-    assert ended_by([0, 1, 2, 3, 4, 5, 6]) == {"first_byte_time": 5, "min_rate": 6}
+    assert ended_by(counts) == {"first_byte_time": 5, "min_rate": 6}
+    assert all_ended_by(counts) == {"first_byte_time": 5, "min_rate": 6, "budget": 7}

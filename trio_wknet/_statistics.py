@@ -128,12 +128,12 @@ def refused_by(counts: list[int]) -> dict[str, int]:
 def ended_by(counts: list[int]) -> dict[str, int]:
     """From the same, what listeners count."""
     names = ("first_byte_time", "min_rate")
-    return dict(zip(names, counts[-3:], strict=False))
+    return dict(zip(names, counts[5:], strict=False))
 
 
 def all_ended_by(counts: list[int]) -> dict[str, int]:
     """From those of an engine."""
-    return {**ended_by(counts), "budget": counts[-1]}
+    return {**ended_by(counts), "budget": counts[7]}
 
 
 @attrs.frozen(kw_only=True)
