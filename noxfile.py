@@ -1,7 +1,7 @@
 """The project's sessions, each in an environment of its own.
 
-``nox -s tests`` runs the test suite on this interpreter, and on the other supported ones
-that are found. Arguments after ``--`` go to the session's main tool, so
+``nox -s tests`` runs the test suite on this interpreter, and on the oldest and the newest of the
+other supported ones that are found. Arguments after ``--`` go to the session's main tool, so
 ``nox -s tests -- -k ring`` works; ``nox -s tsan -- --long`` runs the long form.
 """
 
@@ -33,7 +33,8 @@ ONCE = [
     *("admission", "admission_model", "deployment", "pace", "send_file"),
     *("graceful_end", "pool", "relay", "ring", "slot_map", "handles", "wheel", "trim"),
     *("websocket_conformance", "websocket_decoder", "measure", "top", "totals"),
-    *("examples", "im", "trio_suites", "prometheus", "contrib_redis"),
+    *("examples", "im", "trio_suites", "prometheus", "contrib_redis", "hostile_clients"),
+    *("budget", "one_sided_idle"),
 ]
 # Nor does any interpreter see whether it has one reactor or two.
 OTHERS = ["-k", "not 2-reactors", *(f"--ignore=tests/test_{name}.py" for name in ONCE)]
@@ -80,18 +81,23 @@ def _requirements(*extras: str) -> list[str]:
 
 @nox.session(python=PYTHONS, allow_parallel=False)
 def tests(session: nox.Session) -> None:
-    """The test suite. ``-- --long`` runs the long form of the stress tests."""
-    later = PYTHONS[PYTHONS.index(str(session.python)) + 1 :]
-    if found := [version for version in later if shutil.which(f"python{version}")]:
-        session.log(f"Python {session.python} now; then the same on {', '.join(found)}")
+    """The test suite, on this interpreter, and on the oldest and the newest other one that is
+    found; ``nox -s tests-3.12`` runs it on one between. ``-- --long`` runs the long form of
+    the stress tests."""
+    others = [version for version in PYTHONS[1:] if shutil.which(f"python{version}")]
+    if session.python in others[1:-1] and f"tests-{session.python}" not in sys.argv:
+        session.skip(f"between {others[0]} and {others[-1]}: nox -s tests-{session.python} runs it")
+    if session.python == THIS and others:
+        later = dict.fromkeys((others[0], others[-1]))
+        session.log(f"Python {THIS} now; then the same on {' and '.join(later)}")
     # Without debug information it is the same code, and compiles faster; and where another
     # interpreter is tested, half as long with less optimisation.
-    flags, others = ("-g0", []) if session.python == THIS else ("-g0 -O1", OTHERS)
+    flags, selection = ("-g0", []) if session.python == THIS else ("-g0 -O1", OTHERS)
     session.install("-e", ".[tests]", env={"CFLAGS": flags})
     # Two processes: half of the time a test waits. What a file's tests share is set up once.
     # Bytecode is written, whatever this machine prefers: tests start hundreds of interpreters.
     session.run(
-        *("pytest", "-n", "2", "--dist", "loadfile", *others, *session.posargs),
+        *("pytest", "-n", "2", "--dist", "loadfile", *selection, *session.posargs),
         env={"PYTHONDONTWRITEBYTECODE": ""},
     )
 
