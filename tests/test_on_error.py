@@ -14,6 +14,7 @@ from helpers import dial, echo, is_served, read_all, until, url
 from tls_helpers import NAME, client_context, server_context
 
 from trio_wknet import Conn, ConnectionClosed, Engine, Idle, Listener, open_websocket
+from trio_wknet._handler_errors import report
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup, ExceptionGroup
@@ -126,6 +127,23 @@ async def test_cancelled_passes_through(engine: Engine) -> None:
 
 class Fatal(BaseException):
     pass
+
+
+async def test_the_cancelled_part_of_a_group_is_raised() -> None:
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        try:
+            await trio.lowlevel.checkpoint()
+        except trio.Cancelled as exc:
+            cancelled = exc
+            raise
+    log, failure = Log(), ValueError()
+    with pytest.raises(BaseExceptionGroup) as caught:
+        report(log, None, BaseExceptionGroup("both", [cancelled, failure]))
+    assert caught.value.exceptions == (cancelled,)
+    (given,) = log.errors
+    assert isinstance(given, ExceptionGroup)
+    assert given.exceptions == (failure,)
 
 
 @pytest.mark.parametrize("grouped", [False, True])
