@@ -168,8 +168,6 @@ class Engine:
         self._shortages = ShortageLog(
             "cannot watch a connection for now", "watches all connections again"
         )
-        self._broadcasts = dict.fromkeys(("sent", "queued", "skipped", "closed"), 0)
-        self._broadcasts_done = 0
         self._closed = False
         self._stalls: StallWatch | None = None
         self._threads: list[threading.Thread] = []
@@ -659,8 +657,8 @@ class Engine:
             handshakes_done=totals.handshakes,
             handshake_seconds=totals.handshake_seconds,
             failed_handshakes=totals.failed_handshakes,
-            broadcasts=self._broadcasts_done,
-            broadcast_to=dict(self._broadcasts),
+            broadcasts=totals.broadcasts,
+            broadcast_to=totals.broadcast_results(),
             wakes=wakes,
             measured_time=measured / 1e9,
             loop_busy_time=busy / 1e9,
@@ -705,11 +703,6 @@ class Engine:
         """
         self._core.ensure_usable()
         return tasks_of(self._core)
-
-    def _count_broadcast(self, *members: int) -> None:
-        self._broadcasts_done += 1
-        for kind, count in zip(self._broadcasts, members, strict=True):
-            self._broadcasts[kind] += count
 
     def _update_shortage(self) -> None:
         unwatched, shortages, error = self._core.shortage()

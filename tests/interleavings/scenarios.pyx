@@ -789,7 +789,7 @@ cdef class CloseListener(Scenario):
         self.slots = wk_u32_load(&self.hub.slot_map.count)
         self.listener = NativeListener()
         taken = [(sock, sock.fileno(), socket.AF_INET) for sock in socks]
-        self.listener._listen(self.core, taken, limits, True, 0, None)
+        self.listener._listen(self.core, taken, limits, True, (0, 0), None)
         self.settle()
         return names
 

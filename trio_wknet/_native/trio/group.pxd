@@ -57,6 +57,5 @@ cdef class Members(Audience):
                       const char *data, size_t n, bint text, list excluded) except -1
     cdef BroadcastJob *_new_job(self, Broadcasting broadcast, Form form, uint32_t reactor,
                                 Payload *payload, list excluded) except NULL
-    cdef void _add_to_engine(self, Broadcasting broadcast) noexcept
     cdef void _close_slow(self, BroadcastJob *job) noexcept
     cdef void _close_one(self, Slot *slot) noexcept

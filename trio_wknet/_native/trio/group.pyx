@@ -420,20 +420,13 @@ cdef class Members(Audience):
         broadcast.jobs -= 1
         if broadcast.jobs == 0:
             self.pending_bytes -= broadcast.size
-            self._add_to_engine(broadcast)
+            self.core.totals.broadcast_done(
+                broadcast.sent, broadcast.queued, broadcast.skipped, broadcast.closed
+            )
             broadcast.on_done()
             self.on_room()
         Py_DECREF(broadcast)
         Py_DECREF(self)
-
-    cdef void _add_to_engine(self, Broadcasting broadcast) noexcept:
-        """Count it in what `Engine.statistics` says."""
-        try:
-            self.core.engine._count_broadcast(
-                broadcast.sent, broadcast.queued, broadcast.skipped, broadcast.closed
-            )
-        except MemoryError:
-            pass        # it is a number that is lost, no message
 
     cdef void _close_slow(self, BroadcastJob *job) noexcept:
         cdef uint32_t i

@@ -24,6 +24,8 @@ cdef class Totals:
     cdef readonly uint64_t handshakes   # of TLS, that are done
     cdef readonly uint64_t failed_handshakes
     cdef readonly double handshake_seconds      # that those which are done took together
+    cdef readonly uint64_t broadcasts   # of an engine: those that are done, and what became of
+    cdef uint64_t broadcast_to[4]       # their members: sent, queued, skipped, closed
     cdef Sums ended
     cdef Sums live              # of open connections, at the last tally
     cdef uint64_t by_reason[REASON_COUNT]
@@ -34,6 +36,8 @@ cdef class Totals:
     cdef void add_messages(self, FrameScan *scan) noexcept
     cdef void handshake_done(self, double seconds) noexcept
     cdef void handshake_failed(self) noexcept
+    cdef void broadcast_done(self, uint64_t sent, uint64_t queued, uint64_t skipped,
+                             uint64_t closed) noexcept
 
 
 cdef void sums_add_messages(Sums *sums, FrameScan *scan) noexcept

@@ -24,6 +24,7 @@ REASONS = (
     "other",
 )
 assert len(REASONS) == REASON_COUNT
+cdef tuple BROADCAST_RESULTS = ("sent", "queued", "skipped", "closed")
 
 cdef dict INDEX_OF = {reason: index for index, reason in enumerate(REASONS)}
 cdef int OTHER = REASON_COUNT - 1       # which no connection has, unless it is missing above
@@ -68,6 +69,18 @@ cdef class Totals:
         self.failed_handshakes += 1
         if self.engine is not None:
             self.engine.handshake_failed()
+
+    cdef void broadcast_done(self, uint64_t sent, uint64_t queued, uint64_t skipped,
+                             uint64_t closed) noexcept:
+        self.broadcasts += 1
+        self.broadcast_to[0] += sent
+        self.broadcast_to[1] += queued
+        self.broadcast_to[2] += skipped
+        self.broadcast_to[3] += closed
+
+    def broadcast_results(self):
+        """How many members each of the broadcasts that are done was sent to, and so on."""
+        return {name: self.broadcast_to[i] for i, name in enumerate(BROADCAST_RESULTS)}
 
     def handshake_given_up(self):
         """One was not even begun."""
