@@ -144,8 +144,8 @@ def ecosystem(session: nox.Session) -> None:
     `trio_wknet.install`, in every form; and then with
     `trio_wknet.contrib.trio_websocket` in its place, over Trio's own transport, too. Before
     them, our own with all the clients that they can use, which are installed if possible."""
-    _install_debians(session, curl="curl", wrk="wrk", h2load="nghttp2-client", node="nodejs")
-    _install_debians(session, slowhttptest="slowhttptest")
+    clients = {"curl": "curl", "wrk": "wrk", "h2load": "nghttp2-client", "node": "nodejs"}
+    _install_debians(session, **clients, slowhttptest="slowhttptest")
     session.install("-e", ".[tests]")
     files = ["hypercorn", "hostile_clients", "httpx", "websocket", "websockets_trio", "anyio"]
     files += ["tls_peers", "examples"]

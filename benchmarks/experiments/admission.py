@@ -16,19 +16,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from statistics import median
 
 import attrs
 from rich.console import Console
-from rich.table import Table
 
 from harness.answers import say
 from harness.compiled import compiled
 from harness.machine import Machine
 from harness.memory import Footprint
-from harness.rounds import take_turns
+from harness.verdicts import Row, echo, echo_cost, table
 from harness.worker import BENCHMARKS, Worker
-from trio_wknet._load.cpu import CpuMeter, cpu_seconds
+from trio_wknet._load.cpu import cpu_seconds
 from trio_wknet._load.options import LoadOptions
 from trio_wknet._load.run import LoadProgress, LoadResult, run_load
 from trio_wknet._load.target import reserve_descriptors
@@ -175,16 +173,6 @@ def resident(worker: Worker) -> int:
 # --- what is measured --------------------------------------------------------------------------
 
 
-@attrs.frozen(kw_only=True)
-class Row:
-    """A figure, and the bound that is wanted."""
-
-    what: str
-    value: float
-    bound: str
-    met: bool
-
-
 def slow_clients(kind: str, count: int, reactors: int) -> list[Row]:
     """They are cut off in time, and honest clients hardly see it."""
     last_allowed = FIRST_BYTE + 1 if kind == "quiet" else 1.5 * WINDOW + 2
@@ -277,32 +265,6 @@ def one_address(count: int, reactors: int) -> list[Row]:
     ]
 
 
-def echo_cost(rounds: int, reactors: int, report: Callable[[str], object]) -> list[Row]:
-    """Closed loop, guarded and not in turn: CPU of a message, and messages a second."""
-
-    def one(guard: str) -> tuple[float, float]:
-        with server(guard, reactors) as (worker, port):
-            meter = CpuMeter(worker.pid)
-            options = LoadOptions(HOST, port, connections=HONEST, duration=2, warmup=0.5)
-            result = run_load(options, on_progress=meter.note)
-            return meter.per_message or 0.0, result.messages_per_second
-
-    found = take_turns(("off", "on"), rounds, one, report)
-    cpu = median(off[0] / on[0] for off, on in zip(found["off"], found["on"], strict=True))
-    rate = median(on[1] / off[1] for off, on in zip(found["off"], found["on"], strict=True))
-    return [
-        Row(what="echo, CPU of a message: off to on", value=cpu, bound="0.98", met=cpu >= 0.98),
-        Row(what="echo, messages a second: on to off", value=rate, bound="0.98", met=rate >= 0.98),
-    ]
-
-
-def table(rows: list[Row]) -> Table:
-    shown = Table("what", "is", "wanted", "met")
-    for row in rows:
-        shown.add_row(row.what, f"{row.value:,.2f}", row.bound, "yes" if row.met else "no")
-    return shown
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure what admission is for, and its cost.")
     parser.add_argument("--connections", type=int, default=10_000, help="that are slow")
@@ -321,6 +283,11 @@ def main() -> None:
     if given.attack:
         attack(given.port, given.attack, given.count)
         return
+
+    def one(form: str) -> tuple[float, float]:
+        with server(form, given.reactors) as (worker, port):
+            return echo(HOST, port, worker.pid, HONEST)
+
     console = Console(stderr=True)
     rows: list[Row] = []
     for kind in ("quiet", "trickle"):
@@ -328,7 +295,7 @@ def main() -> None:
         rows += slow_clients(kind, given.connections, given.reactors)
     console.print("one address")
     rows += one_address(given.flood, given.reactors)
-    rows += echo_cost(given.rounds, given.reactors, console.print)
+    rows += echo_cost("off", "on", given.rounds, one, console.print)
     Console().print(table(rows))
     if given.json:
         Machine.here().save(given.json, [attrs.asdict(row) for row in rows])

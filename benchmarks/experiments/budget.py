@@ -17,22 +17,19 @@ import select
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import attrs
 from rich.console import Console
-from rich.table import Table
 
 from harness.answers import say
 from harness.machine import Machine
 from harness.memory import Footprint
-from harness.rounds import take_turns
+from harness.verdicts import Row, echo, echo_cost, table
 from harness.worker import Worker
-from trio_wknet._load.cpu import CpuMeter
 from trio_wknet._load.options import LoadOptions
 from trio_wknet._load.run import LoadProgress, LoadResult, run_load
 from trio_wknet._load.target import reserve_descriptors
@@ -157,16 +154,6 @@ def most_resident(worker: Worker) -> int:
 # --- what is measured --------------------------------------------------------------------------
 
 
-@attrs.frozen(kw_only=True)
-class Row:
-    """A figure, and the bound that is wanted."""
-
-    what: str
-    value: float
-    bound: str
-    met: bool
-
-
 def flooded(kind: str, count: int, reactors: int) -> list[Row]:
     """Memory stays bounded, and honest clients are served."""
     with server(kind, reactors) as (worker, honest, hostile):
@@ -208,33 +195,6 @@ def flooded(kind: str, count: int, reactors: int) -> list[Row]:
     ]
 
 
-def echo_cost(rounds: int, reactors: int, report: Callable[[str], object]) -> list[Row]:
-    """Closed loop, bounded and not in turn: CPU of a message, and messages a second."""
-
-    def one(kind: str) -> tuple[float, float]:
-        with server(kind, reactors) as (worker, port, _):
-            meter = CpuMeter(worker.pid)
-            options = LoadOptions(HOST, port, connections=HONEST, duration=2, warmup=0.5)
-            result = run_load(options, on_progress=meter.note)
-            return meter.per_message or 0.0, result.messages_per_second
-
-    found = take_turns(("off", "deaf"), rounds, one, report)
-    pairs = list(zip(found["off"], found["deaf"], strict=True))
-    cpu = median(off[0] / on[0] for off, on in pairs)
-    rate = median(on[1] / off[1] for off, on in pairs)
-    return [
-        Row(what="echo, CPU of a message: off to on", value=cpu, bound="0.98", met=cpu >= 0.98),
-        Row(what="echo, messages a second: on to off", value=rate, bound="0.98", met=rate >= 0.98),
-    ]
-
-
-def table(rows: list[Row]) -> Table:
-    shown = Table("what", "is", "wanted", "met")
-    for row in rows:
-        shown.add_row(row.what, f"{row.value:,.2f}", row.bound, "yes" if row.met else "no")
-    return shown
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure what a budget is for, and its cost.")
     parser.add_argument("--connections", type=int, default=20_000, help="that send 1 MiB each")
@@ -252,6 +212,11 @@ def main() -> None:
     if given.attack:
         attack(given.port, given.count)
         return
+
+    def one(form: str) -> tuple[float, float]:
+        with server(form, given.reactors) as (worker, port, _):
+            return echo(HOST, port, worker.pid, HONEST)
+
     console = Console(stderr=True)
     rows: list[Row] = []
     count = min(given.connections, limit() - SPARE)
@@ -260,7 +225,7 @@ def main() -> None:
     for kind in ("deaf", "echo"):
         console.print(f"clients of a server that is {kind}")
         rows += flooded(kind, count, given.reactors)
-    rows += echo_cost(given.rounds, given.reactors, console.print)
+    rows += echo_cost("off", "deaf", given.rounds, one, console.print)
     Console().print(table(rows))
     if given.json:
         Machine.here().save(given.json, [attrs.asdict(row) for row in rows])
