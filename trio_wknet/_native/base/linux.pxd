@@ -106,6 +106,7 @@ cdef extern from *:
     #include <fcntl.h>
     """
     enum:
+        F_DUPFD_CLOEXEC
         F_SETPIPE_SZ
         O_CLOEXEC
         O_NONBLOCK
@@ -219,6 +220,34 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_destroy(pthread_mutex_t *m)
     int pthread_mutex_lock(pthread_mutex_t *m)
     int pthread_mutex_unlock(pthread_mutex_t *m)
+    ctypedef struct pthread_t:
+        pass
+    ctypedef struct pthread_attr_t:
+        pass
+    enum:
+        PTHREAD_CREATE_DETACHED
+    int pthread_attr_init(pthread_attr_t *attr)
+    int pthread_attr_destroy(pthread_attr_t *attr)
+    int pthread_attr_setdetachstate(pthread_attr_t *attr, int state)
+    int pthread_create(pthread_t *thread, const pthread_attr_t *attr,
+                       void *(*run)(void *) noexcept nogil, void *argument)
+
+
+cdef extern from "<signal.h>" nogil:
+    ctypedef struct sigset_t:
+        pass
+    enum:
+        SIG_SETMASK
+    int sigfillset(sigset_t *set)
+    int pthread_sigmask(int how, const sigset_t *set, sigset_t *old)
+
+
+cdef extern from "<sys/resource.h>" nogil:
+    struct rlimit:
+        uint64_t rlim_cur
+    enum:
+        RLIMIT_NOFILE
+    int getrlimit(int resource, rlimit *limit)
 
 
 # What a mutex leaves of 48 bytes, its size on aarch64 with glibc. It has 40 on

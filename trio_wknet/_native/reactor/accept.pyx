@@ -46,6 +46,7 @@ from ..base.linux cimport (
 )
 from .admission cimport ADMITTED, EXEMPT, Reason
 from .closing cimport close_now, on_closing_event
+from .descriptors cimport descriptors_note
 from .hub cimport Hub, Reactor, least_loaded, notify
 from .idle cimport strictest
 from .keep_alive cimport note_keep_alive
@@ -109,6 +110,7 @@ cdef void watch(Reactor *reactor, Slot *slot) noexcept nogil:
         wait_for_resources(reactor, slot, error)
         return
     end_shortage(reactor, slot)
+    descriptors_note(slot.fd)
     if slot.state != NEW:       # closing, with a deadline of its own
         timeout_set(reactor, slot)
         on_closing_event(reactor, slot)

@@ -9,6 +9,7 @@ from ..base.linux cimport (
 )
 from .admission cimport place_free
 from .budget cimport budget_end, budget_set
+from .descriptors cimport descriptors_begin
 from .hub cimport EVENTS, RECEIVE_BUFFER, TIMER_TAG, WAKE_TAG, Budget, Hub, Reactor, hub_now
 from .lists cimport list_init
 from .pool cimport Pool, pool_drop, pool_free, pool_new, pool_take
@@ -97,6 +98,7 @@ cdef Hub *hub_new(
     cdef Hub *hub = <Hub *>calloc(1, sizeof(Hub))
     if hub == NULL:
         return NULL
+    descriptors_begin()
     hub.in_loop = in_loop
     hub.round_robin = round_robin
     hub.wakefd = -1
