@@ -1,10 +1,15 @@
 """Redis servers for tests: each on a free port, in a folder of its own, and without anything kept
-unless a test says so."""
+unless a test says so. ``REDIS_SERVER`` in the environment names another one than that on the PATH:
+``REDIS_SERVER=/opt/valkey/bin/valkey-server pytest tests/test_contrib_redis.py``."""
 
 from __future__ import annotations
 
+import os
+import random
+import shutil
 import signal
 import socket
+import struct
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -20,25 +25,31 @@ from coredis.exceptions import RedisError
 from trio_wknet.contrib.redis._connection import ask
 
 HOST = "127.0.0.1"
+EXECUTABLE = os.environ.get("REDIS_SERVER") or shutil.which("redis-server")
 
 
 def free_port() -> int:
-    with socket.create_server((HOST, 0)) as listener:
-        return int(listener.getsockname()[1])
+    """Below those that the kernel gives to others: while a server is away, nobody gets its port.
+    The bus of a Redis Cluster has the port that is 10000 more."""
+    while True:
+        port = random.randrange(12_000, 22_000)
+        with suppress(OSError):
+            socket.create_server((HOST, port)).close()
+            socket.create_server((HOST, port + 10_000)).close()
+            return port
 
 
 class RedisServer:
     """One that can be killed, stopped and started again, on the same port, in the same folder."""
 
-    def __init__(
-        self, *options: str, folder: Path, port: int | None = None, file: Path | None = None
-    ) -> None:
-        self.port = free_port() if port is None else port
+    def __init__(self, *options: str, folder: Path, file: Path | None = None) -> None:
+        self.port = free_port()
         self.location = TCPLocation(HOST, self.port)
         self.url = f"redis://{HOST}:{self.port}"
         self._folder = folder
         self._options = options
-        self._command = ["redis-server", *([] if file is None else [str(file), "--sentinel"])]
+        assert EXECUTABLE is not None
+        self._command = [EXECUTABLE, *([] if file is None else [str(file), "--sentinel"])]
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -90,10 +101,10 @@ class RedisServer:
 
 
 @contextmanager
-def redis_server(*options: str, port: int | None = None) -> Iterator[RedisServer]:
+def redis_server(*options: str) -> Iterator[RedisServer]:
     with (
         tempfile.TemporaryDirectory() as folder,
-        RedisServer(*options, folder=Path(folder), port=port) as server,
+        RedisServer(*options, folder=Path(folder)) as server,
     ):
         yield server
 
@@ -118,21 +129,7 @@ def cluster_servers(count: int = 3) -> Iterator[list[RedisServer]]:
     options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "1000")
     more = ("--cluster-require-full-coverage", "no")
     with ExitStack() as stack:
-        yield [
-            stack.enter_context(redis_server(*options, *more, port=port))
-            for port in _cluster_ports(count)
-        ]
-
-
-def _cluster_ports(count: int) -> list[int]:
-    """Their bus has the port that is 10000 more."""
-    found: list[int] = []
-    while len(found) < count:
-        port = free_port()
-        port = port if port < 55000 else port - 12000
-        if port not in found:
-            found.append(port)
-    return found
+        yield [stack.enter_context(redis_server(*options, *more)) for _ in range(count)]
 
 
 async def make_cluster(servers: list[RedisServer]) -> None:
@@ -160,17 +157,30 @@ async def agreed(
 
 
 class ScriptedBroker:
-    """Answers as a test says, and notes what it was asked."""
+    """Answers as a test says, and notes what it was asked. An answer that ends with `CUT` is its
+    last on that connection."""
 
+    CUT = b"<cut>"
     HELLO = (
         b"%4\r\n$7\r\nversion\r\n$5\r\n7.0.0\r\n$5\r\nproto\r\n:3\r\n"
         b"$2\r\nid\r\n:1\r\n$4\r\nmode\r\n$10\r\nstandalone\r\n"
     )
 
-    def __init__(self, answer: Callable[[list[bytes]], bytes | None]) -> None:
+    def __init__(self, answer: Callable[[list[bytes]], bytes], *, hello: bool = False) -> None:
         self.asked: list[list[bytes]] = []
+        self.connection: object = None  # that of the command which is answered
+        self.refuses = False
+        self.refused = 0
         self._answer = answer
+        self._hello = hello  # whether it is asked for the answer to that, too
+        self._streams: list[trio.SocketStream] = []
         self.url = ""
+
+    def cut(self) -> None:
+        """Have all connections lost, by a reset."""
+        for stream in self._streams:
+            stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            stream.socket.close()
 
     async def serve(self, *, task_status: trio.TaskStatus[None]) -> None:
         listeners = await trio.open_tcp_listeners(0, host=HOST)
@@ -180,18 +190,29 @@ class ScriptedBroker:
             task_status.started()
 
     async def _handle(self, stream: trio.SocketStream) -> None:
+        if self.refuses:
+            self.refused += 1
+            await stream.aclose()
+            return
+        self._streams.append(stream)
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            await self._serve_one(stream)
+        self._streams.remove(stream)
+
+    async def _serve_one(self, stream: trio.SocketStream) -> None:
         rest = b""
         async with stream:
-            with suppress(trio.BrokenResourceError):
-                async for data in stream:
-                    rest += data
-                    while (found := self._command_in(rest)) is not None:
-                        command, rest = found
-                        self.asked.append(command)
-                        answer = self.HELLO if command[0] == b"HELLO" else self._answer(command)
-                        if answer is None:
-                            return
-                        await stream.send_all(answer)
+            async for data in stream:
+                rest += data
+                while (found := self._command_in(rest)) is not None:
+                    command, rest = found
+                    self.asked.append(command)
+                    self.connection = stream
+                    usual = command[0] == b"HELLO" and not self._hello
+                    answer = self.HELLO if usual else self._answer(command)
+                    await stream.send_all(answer.removesuffix(self.CUT))
+                    if answer.endswith(self.CUT):
+                        return
 
     @staticmethod
     def _command_in(data: bytes) -> tuple[list[bytes], bytes] | None:

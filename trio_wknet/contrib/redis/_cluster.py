@@ -198,8 +198,8 @@ class Cluster:
         shards = list(self._layout.shards)
         return ClusterStatistics(
             **attrs.asdict(self._counts),
-            queued=sum(len(it.outbox) for it in shards),
-            queued_bytes=sum(it.outbox.size for it in shards),
+            queued=sum(map(len, self._layout.outboxes)),
+            queued_bytes=sum(it.size for it in self._layout.outboxes),
             gaps=self._gaps.count,
             subscriptions=sum(len(it.confirmed) for it in shards),
             connected=bool(shards) and all(it.session is not None for it in shards),
@@ -276,7 +276,7 @@ class Cluster:
 
     def _on_published(self, count: int) -> None:
         self._counts.published += count
-        if count and not any(it.outbox for it in self._layout.shards):
+        if count and not any(self._layout.outboxes):
             self._gaps.end(None, "dropped")
 
     def _on_dropped(self, count: int, why: str) -> None:
@@ -293,7 +293,7 @@ class Cluster:
 
     def _on_up(self, shard: Shard) -> None:
         """It is connected, and everything is subscribed that is wanted there."""
-        if shard.was_up:
+        if shard.was_before:
             self._counts.reconnects += 1
             logger.info("the broker is back")
         if self._single:
@@ -301,10 +301,11 @@ class Cluster:
 
     def _on_down(self, shard: Shard, failure: BaseException) -> None:
         detail = describe(failure)
-        if shard.was_up and self._single:
+        if shard.was_of_use and self._single:
             self._gaps.begin(None, "disconnected", detail)
-        elif shard.was_up:
-            for channel in shard.wanted:
+        elif shard.was_of_use:
+            # What is called here may make members leave.
+            for channel in list(shard.wanted):
                 if channel in self._joined:
                     self._gaps.begin(self._joined[channel]._key, "disconnected", detail)
         self._layout.look_again()
@@ -317,7 +318,7 @@ class Cluster:
             self._gaps.end(group._key, "disconnected", "moved", "refused")
         self._wake(channel)
 
-    def _on_moved(self, shard: Shard, channels: Iterable[bytes]) -> None:
+    def _on_moved(self, channels: Iterable[bytes]) -> None:
         for channel in channels:
             if channel in self._joined:
                 key = self._joined[channel]._key
@@ -425,6 +426,7 @@ class Cluster:
             await self._layout.known.wait()
             for shard in list(self._layout.shards):
                 await shard.tried.wait()
+        await trio.lowlevel.checkpoint_if_cancelled()  # or there may be no session because of that
         # Some servers of a Redis Cluster may be away: what is there is served.
         failures = [it.failure for it in self._layout.shards if it.session is None]
         if len(failures) == len(list(self._layout.shards)):
@@ -439,8 +441,10 @@ class Cluster:
 
     def _close(self) -> None:
         self._closed = True
+        self._readers.close()
+        for outbox in self._layout.outboxes:
+            self._counts.dropped += len(outbox.take_all())
         for shard in self._layout.shards:
-            self._counts.dropped += len(shard.outbox)
             shard.close()
         for channel in list(self._waiters):
             self._wake(channel)

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import trio
+from anyio import BrokenResourceError, ClosedResourceError
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 from coredis.connection import (
     BaseConnection,
@@ -21,7 +22,7 @@ from coredis.connection import (
     UnixDomainSocketConnection,
     UnixDomainSocketLocation,
 )
-from coredis.exceptions import RedisError
+from coredis.exceptions import BusyLoadingError, ConnectionError, InvalidResponse, RedisError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -34,8 +35,9 @@ if TYPE_CHECKING:
     OnPush: TypeAlias = "Callable[[list[Any]], None]"
 
 Settings: TypeAlias = "Mapping[str, Any]"
-# What goes wrong with a connection. TimeoutError, an OSError, is what coredis raises.
-FAILURES = (RedisError, OSError, trio.TooSlowError, EOFError)
+# What goes wrong with a connection. TimeoutError, an OSError, is what coredis raises; AnyIO's two
+# are raised while coredis takes a connection down that it still calls usable.
+FAILURES = (RedisError, OSError, trio.TooSlowError, BrokenResourceError, ClosedResourceError)
 
 _ours: ContextVar[bool] = ContextVar("a connection of trio_wknet's", default=False)
 
@@ -125,6 +127,41 @@ def _close_queues(connection: BaseConnection) -> None:
             it.close()
 
 
+def is_answer(failure: BaseException) -> bool:
+    """Whether the server said so; otherwise the connection was lost, or it took too long."""
+    if isinstance(failure, ConnectionError):
+        return isinstance(failure, BusyLoadingError)
+    return isinstance(failure, RedisError) and not isinstance(failure, InvalidResponse)
+
+
+async def request(
+    connection: BaseConnection,
+    name: bytes,
+    *arguments: bytes | str | int,
+    seconds: float | None = None,
+    disconnect: bool = False,
+) -> Any:
+    """Have a command carried out, and wait for the answer, for so many seconds at most.
+
+    When a connection is lost coredis has requests fail with whatever it was lost by: if it was
+    not the protocol that was received, a ValueError, for example.
+
+    Raises:
+      RedisError: it is the answer.
+      OSError: there was none.
+    """
+    try:
+        return await connection.create_request(
+            name, *arguments, timeout=seconds, disconnect_on_cancellation=disconnect
+        )
+    except OSError:
+        raise
+    except Exception as exc:
+        if is_answer(exc):
+            raise
+        raise ConnectionResetError(describe(exc)) from exc
+
+
 async def ask(location: Location, settings: Settings, *command: bytes | str | int) -> Any:
     """One command on a connection of its own.
 
@@ -139,7 +176,7 @@ async def ask(location: Location, settings: Settings, *command: bytes | str | in
             await nursery.start(hold, connection, lambda exc: None)
             name, *arguments = command
             assert isinstance(name, bytes)
-            answer = await connection.create_request(name, *arguments)
+            answer = await request(connection, name, *arguments)
         except FAILURES as exc:
             failure = exc
         nursery.cancel_scope.cancel()

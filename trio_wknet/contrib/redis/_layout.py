@@ -26,6 +26,7 @@ logger = logging.getLogger("trio_wknet.contrib.redis")
 
 PAUSE = 0.1  # seconds between two looks at which server has what
 RETRY = 0.5  # the same, while a server is away
+FULL = "too much waits for a server that has its slot"
 
 
 @attrs.frozen(kw_only=True)
@@ -42,6 +43,8 @@ class Layout(Protocol):
 
     @property
     def shards(self) -> Iterable[Shard]: ...
+    @property
+    def outboxes(self) -> Iterable[Outbox]: ...
     def shard_of(self, channel: bytes) -> Shard | None: ...
     async def run(self, nursery: trio.Nursery) -> None: ...
     def want(self, channel: bytes) -> None: ...
@@ -66,6 +69,7 @@ class OneServer:
             max_delay=bounds.max_backoff,
         )
         self.shards = [self._shard]
+        self.outboxes = [self._shard.outbox]
         self.known = trio.Event()
         self.known.set()
 
@@ -116,6 +120,10 @@ class RedisCluster:
     def shards(self) -> Iterable[Shard]:
         return self._by_location.values()
 
+    @property
+    def outboxes(self) -> Iterable[Outbox]:
+        return [self._homeless, *(it.outbox for it in self.shards)]
+
     def shard_of(self, channel: bytes) -> Shard | None:
         return self._slots[slot_of(channel)]
 
@@ -139,7 +147,7 @@ class RedisCluster:
     def publish_again(self, message: tuple[bytes, bytes]) -> None:
         """Once it is known where to: at once, it would be sent back just as fast."""
         if dropped := self._homeless.put(message):
-            self._owner._on_dropped(dropped, "too much waits for a server that has its slot")
+            self._owner._on_dropped(dropped, FULL)
         self.look_again()
 
     def look_again(self) -> None:
@@ -178,22 +186,28 @@ class RedisCluster:
             shard.scope.cancel()
             shard.close()
         self._slots = [None if it in gone else it for it in self._slots]
+        left = [message for shard in gone for message in shard.outbox.take_all()]
+        if dropped := sum(map(self._homeless.put, left)):
+            self._owner._on_dropped(dropped, FULL)
         for channel, old in list(self._routes.items()):
-            self._reroute(channel, old)
-        for shard in gone:
-            for message in shard.outbox.take(len(shard.outbox), shard.outbox.size + 1):
-                self._homeless.put(message)
+            # What on_gap was called for may have made members of others leave.
+            if channel in self._routes:
+                self._reroute(channel, old)
 
     def _reroute(self, channel: bytes, old: Shard | None) -> None:
         new = self.shard_of(channel)
+        # The server that lost it need not have said so: it may be cut off, or older than 7.
+        moved = old is not None and old is not new and channel in old.confirmed
         if old is not new and old is not None:
             old.unwant(channel)
         if new is not None and channel not in new.confirmed:
             new.want(channel)
         self._routes[channel] = new
+        if moved:
+            self._owner._on_moved([channel])
 
     def _send_homeless(self) -> None:
-        for message in self._homeless.take(len(self._homeless), self._homeless.size + 1):
+        for message in self._homeless.take_all():
             self.publish(message)
 
     def _make(self, location: Location) -> Shard:

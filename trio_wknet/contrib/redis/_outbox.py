@@ -61,6 +61,10 @@ class Outbox:
         self.size -= size
         return taken
 
+    def take_all(self) -> list[tuple[bytes, bytes]]:
+        """Take what is there."""
+        return self.take(len(self._messages), self.size + 1)
+
     async def wait_filled(self) -> None:
         """Wait until there is one."""
         if not self._messages:

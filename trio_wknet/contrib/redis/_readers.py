@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import trio
+from coredis.exceptions import RedisError
 
-from trio_wknet.contrib.redis._connection import hold, make_connection
+from trio_wknet.contrib.redis._connection import hold, make_connection, request
 
 if TYPE_CHECKING:
     from coredis.connection import BaseConnection, Location
@@ -22,6 +23,12 @@ class Readers:
         self._settings = settings
         self._timeout = timeout
         self._idle: list[BaseConnection] = []
+        self._opening: set[trio.CancelScope] = set()
+
+    def close(self) -> None:
+        """Give up what is being opened: it would keep the nursery open, too."""
+        for scope in self._opening:
+            scope.cancel()
 
     async def ask(self, location: Location, name: bytes, *arguments: bytes | str | int) -> Any:
         """Have a command carried out that waits for at most `timeout` seconds at the server.
@@ -32,18 +39,17 @@ class Readers:
         connection = await self._open(location)
         answered = False
         try:
-            answer = await connection.create_request(
-                name, *arguments, timeout=2 * self._timeout, raise_exceptions=False
-            )
+            answer = await request(connection, name, *arguments, seconds=2 * self._timeout)
             answered = True
+        except RedisError:
+            answered = True
+            raise
         finally:
-            # Without an answer, the next command on it would get that of this one.
+            # Without an answer it may hang, and the next command on it would, too.
             if answered and connection.usable and len(self._idle) < IDLE:
                 self._idle.append(connection)
             else:
                 connection.invalidate()
-        if isinstance(answer, BaseException):
-            raise answer
         return answer
 
     async def _open(self, location: Location) -> BaseConnection:
@@ -52,6 +58,10 @@ class Readers:
             if connection.location == location:
                 return self._idle.pop(index)
         connection = make_connection(location, self._settings)
-        with trio.fail_after(self._timeout):
-            await self._nursery.start(hold, connection, lambda exc: None)
+        with trio.fail_after(self._timeout) as scope:
+            self._opening.add(scope)
+            try:
+                await self._nursery.start(hold, connection, lambda exc: None)
+            finally:
+                self._opening.remove(scope)
         return connection

@@ -24,14 +24,20 @@ from coredis.exceptions import (
     AskError,
     BusyLoadingError,
     ClusterDownError,
-    ConnectionError,
     ReadOnlyError,
     RedisError,
     TryAgainError,
     UnblockedError,
 )
 
-from trio_wknet.contrib.redis._connection import FAILURES, hold, make_connection
+from trio_wknet.contrib.redis._connection import (
+    FAILURES,
+    describe,
+    hold,
+    is_answer,
+    make_connection,
+    request,
+)
 from trio_wknet.contrib.redis._errors import BrokerRefused
 from trio_wknet.contrib.redis._outbox import Outbox
 
@@ -52,13 +58,17 @@ FIRST_DELAY = 0.05  # seconds, before the first attempt to connect again
 # Another server has the key now, or will have it.
 ELSEWHERE = (AskError, ReadOnlyError, ClusterDownError, TryAgainError)
 # The server is there, but not yet, or not any more, of use.
-NOT_NOW = (*ELSEWHERE, BusyLoadingError, ConnectionError, OSError, UnblockedError)
+NOT_NOW = (*ELSEWHERE, BusyLoadingError, UnblockedError)
 MASTER_AWAY = ("MASTERDOWN", "NOREPLICAS")
 
 
 def passes(failure: BaseException) -> bool:
     """Whether a command that failed so may succeed later."""
-    return isinstance(failure, NOT_NOW) or str(failure).startswith(MASTER_AWAY)
+    return (
+        not is_answer(failure)
+        or isinstance(failure, NOT_NOW)
+        or str(failure).startswith(MASTER_AWAY)
+    )
 
 
 class Owner(Protocol):
@@ -69,7 +79,7 @@ class Owner(Protocol):
     def _on_up(self, shard: Shard) -> None: ...
     def _on_down(self, shard: Shard, failure: BaseException) -> None: ...
     def _on_confirmed(self, channel: bytes) -> None: ...
-    def _on_moved(self, shard: Shard, channels: Iterable[bytes]) -> None: ...
+    def _on_moved(self, channels: Iterable[bytes]) -> None: ...
     def _on_refused(self, channel: bytes, failure: BrokerRefused) -> None: ...
     def _on_published(self, count: int) -> None: ...
     def _on_dropped(self, count: int, why: str) -> None: ...
@@ -167,7 +177,9 @@ class Shard:
         self._commands = trio.Semaphore(COMMANDS_AT_ONCE)
         self._up_changed = trio.Event()
         self._ending: BaseException | None = None
-        self.was_up = False  # at least once
+        # Somebody may rely on it: everything was subscribed once, or a group is.
+        self.was_of_use = False
+        self.was_before = False  # before this session
 
     # --- subscriptions -----------------------------------------------------------
 
@@ -188,15 +200,16 @@ class Shard:
     async def _keep_subscribed(self, connection: BaseConnection) -> None:
         """Make what the server has what is wanted, for as long as the session lasts."""
         while True:
+            # First of all: what changes from here on, also where on_resume is called, sets it.
+            self._changed = trio.Event()
             while self._dirty:
                 some = list(islice(self._dirty, KEYS_AT_ONCE))
                 self._dirty.difference_update(some)
                 await self._subscribe(connection, some)
             if self.failure is not None:
                 self.failure = None
+                self.was_of_use = True
                 self._owner._on_up(self)
-                self.was_up = True
-            self._changed = trio.Event()
             with trio.move_on_after(self._timeout) as idle:
                 await self._changed.wait()
             if idle.cancelled_caught:
@@ -237,24 +250,20 @@ class Shard:
         An error is the answer to nothing that coredis knows of. So the first one takes the place
         of the answer to PING, and what follows it, that answer too, is what coredis calls
         streamed."""
-        ping = connection.create_request(
-            b"PING", timeout=self._timeout, raise_exceptions=False, disconnect_on_cancellation=True
-        )
-        answer: Any = await ping
-        if isinstance(answer, FAILURES) and not isinstance(answer, RedisError):
-            raise answer
-        # A server that loads what it kept refuses PING itself, and nothing follows.
-        if isinstance(answer, ConnectionError):
-            raise answer
-        failures: list[BaseException] = []
-        if isinstance(answer, BaseException):
-            failures.append(answer)
-            with trio.fail_after(self._timeout):
-                async with aclosing(connection.streamed_messages) as rest:
-                    async for answer in rest:
-                        if not isinstance(answer, BaseException):
-                            break
-                        failures.append(answer)
+        try:
+            await request(connection, b"PING", seconds=self._timeout, disconnect=True)
+        except BusyLoadingError:
+            raise  # a server that loads what it kept refuses PING itself, and nothing follows
+        except RedisError as exc:
+            failures: list[BaseException] = [exc]
+        else:
+            return []
+        with trio.fail_after(self._timeout):
+            async with aclosing(connection.streamed_messages) as rest:
+                async for answer in rest:
+                    if not isinstance(answer, BaseException):
+                        break
+                    failures.append(answer)
         return failures
 
     async def _cope(
@@ -264,7 +273,7 @@ class Shard:
         refused = [it for it in joining if it not in self.confirmed]
         self._asked.difference_update(refused)
         if all(isinstance(it, ELSEWHERE) for it in failures):
-            self._owner._on_moved(self, refused)
+            self._owner._on_moved(refused)
         elif any(passes(it) for it in failures):
             raise failures[0]
         elif len(refused) > 1:
@@ -284,13 +293,14 @@ class Shard:
                 self._owner._on_message(channel, content)
             elif kind in (b"subscribe", b"ssubscribe"):
                 self.confirmed.add(channel)
+                self.was_of_use = True
                 self._owner._on_confirmed(channel)
             elif kind == b"sunsubscribe" and channel not in self._leaving:
                 # Its slot went to another server.
                 self._asked.discard(channel)
                 self.confirmed.discard(channel)
                 if channel in self.wanted:
-                    self._owner._on_moved(self, [channel])
+                    self._owner._on_moved([channel])
         except Exception as exc:
             self._owner._on_malformed(exc)
 
@@ -314,9 +324,7 @@ class Shard:
                 await self.outbox.wait_filled()
             if idle.cancelled_caught:
                 # Nobody else finds out that this connection hangs, and the other does not.
-                await connection.create_request(
-                    b"PING", timeout=self._timeout, disconnect_on_cancellation=True
-                )
+                await request(connection, b"PING", seconds=self._timeout, disconnect=True)
                 continue
             # One batch at a time: what comes while the server has one goes with the next, so a
             # message by itself goes at once, and many cost little each.
@@ -326,7 +334,7 @@ class Shard:
         messages = self.outbox.take(BATCH_COUNT, BATCH_BYTES)
         commands = [_Publish(self._verbs.publish, it) for it in messages]
         try:
-            request = connection.create_request_batch(cast("Any", commands), timeout=self._timeout)
+            batch = connection.create_request_batch(cast("Any", commands), timeout=self._timeout)
         except FAILURES:
             # It was lost, and nothing was sent.
             if dropped := self.outbox.put_back(messages):
@@ -335,14 +343,15 @@ class Shard:
         self._in_flight = len(messages)
         answers: list[Any] = []
         try:
-            answers = await request
+            answers = await batch
         finally:
             # Cancelled: the session ended. Some may have been published.
             self._in_flight = 0
             self._room.unpark_all()
             self._count(answers or [Down()] * len(messages), messages)
-        if any(isinstance(it, OSError) for it in answers):
-            raise TimeoutError("the broker did not answer in time")
+        for it in answers:
+            if isinstance(it, BaseException) and not is_answer(it):
+                raise ConnectionResetError(describe(it)) from it
 
     def _count(self, answers: list[Any], messages: list[tuple[bytes, bytes]]) -> None:
         published = unconfirmed = 0
@@ -351,9 +360,7 @@ class Shard:
                 published += 1
             elif isinstance(answer, ELSEWHERE):
                 self._owner._publish_again(message)  # it was not
-            elif isinstance(answer, (OSError, Down)) or (
-                isinstance(answer, ConnectionError) and not isinstance(answer, BusyLoadingError)
-            ):
+            elif not is_answer(answer):
                 unconfirmed += 1
             else:
                 self._owner._on_dropped(1, str(answer))
@@ -390,17 +397,14 @@ class Shard:
     async def _call(self, connection: BaseConnection, command: _Command) -> None:
         command.failure = Down()  # if this is cancelled
         try:
-            command.answer = await connection.create_request(
-                command.name, *command.arguments, timeout=self._timeout
+            command.answer = await request(
+                connection, command.name, *command.arguments, seconds=self._timeout
             )
             command.failure = None
-        except (ConnectionError, OSError) as exc:
-            if isinstance(exc, BusyLoadingError):
-                command.failure = exc
-            else:
-                self._end(exc)
         except RedisError as exc:
             command.failure = exc
+        except OSError as exc:
+            self._end(exc)
         finally:
             command.done.set()
             self._commands.release()
@@ -426,15 +430,27 @@ class Shard:
         """Connect, and work until a connection is lost. Return whether everything was
         subscribed before."""
         self._ending = None
+        session: _Session | None = None
         try:
             async with trio.open_nursery() as nursery:
                 session = await self._open(nursery)
                 if session is not None:
-                    self._begin(session, settling if self.was_up else 0)
+                    self._begin(session, settling)
+                    await self._wait_for_the_end()
         finally:
-            lasted = self._close()
+            lasted = session is not None and self.failure is None
+            self._close()
             self.tried.set()
         return lasted
+
+    async def _wait_for_the_end(self) -> None:
+        """As long as this waits, `call` can start a task in the session's nursery: a nursery is
+        closed when its block and all its tasks have ended, which is before the task that has it
+        goes on. Others may run in between, and shall find no session then."""
+        try:
+            await trio.sleep_forever()
+        finally:
+            self.session = None
 
     async def _open(self, nursery: trio.Nursery) -> _Session | None:
         self._session_scope = nursery.cancel_scope
@@ -453,6 +469,9 @@ class Shard:
         return _Session(nursery, location, subscriber, commander)
 
     def _begin(self, session: _Session, settling: float) -> None:
+        self.was_before = self.was_of_use
+        if not self.was_before:
+            settling = 0
         self._dirty = set(self.wanted)
         self.failure = self.failure or Down()
         self.session = session
@@ -472,12 +491,13 @@ class Shard:
         """End the session. The first reason counts."""
         if self._ending is None:
             self._ending = failure
+            self.session = None
             self._session_scope.cancel()
 
-    def _close(self) -> bool:
-        lasted = self.session is not None and self.failure is None
-        self.session = None
-        self._up_changed = trio.Event()
+    def _close(self) -> None:
+        # After an attempt that failed it is what those wait for who came before it, still.
+        if self._up_changed.is_set():
+            self._up_changed = trio.Event()
         self._room.unpark_all()
         self._asked.clear()
         self.confirmed.clear()
@@ -485,7 +505,6 @@ class Shard:
         if self._ending is not None:
             self.failure = self._ending
             self._owner._on_down(self, self._ending)
-        return lasted
 
     def close(self) -> None:
         """Wake those who wait for a session: there will be none."""
