@@ -319,6 +319,38 @@ def test_the_oldest_are_dropped_from_a_full_outbox() -> None:
     assert outbox.put((b"c", b"next")) == 1
 
 
+# -- commands of one's own ---------------------------------------------------------------
+
+
+async def test_execute(broker: RedisServer) -> None:
+    async with node(broker.url) as one:
+        execute = one.cluster.execute
+        assert await execute("HSET", "executed", "field", b"\xff", "number", 7) == 2
+        assert await execute("HGETALL", "executed") == {b"field": b"\xff", b"number": b"7"}
+        assert await broker.ask(b"HGET", "executed", "number") == b"7", "the key is as it is"
+        assert await execute("GET", "missing") is None
+        with pytest.raises(BrokerRefused, match="wrong kind of value"):
+            await execute("GET", "executed")
+        assert await execute("DEL", "executed") == 1
+        for wrong in (7, b"GET", None):
+            with pytest.raises(TypeError, match="command must be a str"):
+                await execute(wrong, "key")  # type: ignore[arg-type]
+            with pytest.raises(TypeError, match="key must be a str"):
+                await execute("GET", wrong)  # type: ignore[arg-type]
+    with pytest.raises(trio.ClosedResourceError):
+        await execute("GET", "missing")
+
+
+async def test_execute_waits_for_the_broker_for_as_long_as_it_may(broker: RedisServer) -> None:
+    async with node(broker.url, response_timeout=0.2) as one:
+        broker.stop()
+        try:
+            with pytest.raises(BrokerUnavailable):
+                await one.cluster.execute("GET", "missing")
+        finally:
+            broker.go_on()
+
+
 # -- logs ------------------------------------------------------------------------------
 
 

@@ -189,6 +189,36 @@ class Cluster:
             _ensure_integer("max_length", max_length, 1)
         return Log._of(self, key, f"{self._prefix}log:{key}".encode(), max_length)
 
+    async def execute(self, command: str, key: str, *arguments: bytes | str | int) -> Any:
+        """Have the broker carry out a command of your own about one key, on the connections that
+        are there anyway. A checkpoint.
+
+        If the broker goes away, this tries again until the cluster's ``response_timeout`` is over:
+        the command may be carried out more than once. It must not be one that waits, such as
+        ``BLPOP``, nor one that changes the connection, such as ``SUBSCRIBE``.
+
+        Args:
+          command: such as ``"HSET"``.
+          key: its first argument; in a Redis Cluster the server that has it is asked. It is taken
+              as it is: ``prefix`` is not put before it.
+          arguments: those that follow it.
+
+        Returns:
+          The answer as RESP3 has it: `bytes`, `int`, `float`, `bool`, None, or a `list`, `dict` or
+          `set` of them.
+
+        Raises:
+          BrokerUnavailable: the broker did not answer in time.
+          BrokerRefused: it refused the command.
+          TypeError: ``command`` or ``key`` is not a `str`.
+          trio.ClosedResourceError: the cluster is closed, before or during the call.
+        """
+        self._ensure_open()
+        if not isinstance(command, str):
+            raise TypeError(f"command must be a str, not {command!r}")
+        _ensure_key(key)
+        return await self._call(key.encode(), command.encode(), key, *arguments)
+
     def statistics(self) -> ClusterStatistics:
         """What this node has done so far, and does. Not a checkpoint.
 
