@@ -320,7 +320,8 @@ async def entered(tabs: Browser, url: str, name: str, size: dict[str, Any]) -> P
         "document.readyState == 'complete' && !document.querySelector('#door').hidden"
     )
     await page.run(f"$('#name').value = {json.dumps(name)}; $('#door form').requestSubmit()")
-    await page.brings("$('#state')?.classList.contains('on') && talk('#lobby').who.has(me)")
+    await page.brings("$('#state')?.classList.contains('on')")
+    await page.brings("peopleIn(talk('#lobby')).includes(me)")
     return page
 
 
@@ -329,7 +330,7 @@ async def test_two_pages_talk_through_the_service(browser: str, tmp_path: Path) 
     IM_SCREENSHOTS names."""
     two = shutil.which("redis-server") and importlib.util.find_spec("coredis")
     served = [sys.executable, "-m", "examples.im", "--no-browser", "--port=0", "--web-port=0"]
-    served += ["--nodes=2"] if two else [f"--history={tmp_path / 'im.db'}"]
+    served += [f"--history={tmp_path / 'im.db'}", *["--nodes=2"] * bool(two)]
     places = [str(Path(trio_wknet.__file__).parent.parent), str(ROOT), os.environ.get("PYTHONPATH")]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, places))}
     pictures = Path(os.environ.get("IM_SCREENSHOTS", tmp_path))
@@ -340,8 +341,6 @@ async def test_two_pages_talk_through_the_service(browser: str, tmp_path: Path) 
             process(command(browser, tmp_path / "profile", *options), stderr=PIPE) as chromium,
         ):
             url = await url_in(server.stdout, "the page is ")
-            if two:
-                await url_in(server.stdout, "node 2 is process ")
             tools = await url_in(chromium.stderr, "DevTools listening on ")
             async with open_websocket(tools, options=LARGE) as socket:
                 tabs = Browser(socket)

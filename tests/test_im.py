@@ -16,12 +16,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import httpx
 import pytest
+import trio
 import websockets.exceptions
 import websockets.sync.client
 
@@ -40,9 +42,7 @@ rooms = (f"room-{number}" for number in itertools.count())
 class Service:
     """A running one."""
 
-    pids: Sequence[int] = ()
-
-    def __init__(self, *arguments: str, before: str = "") -> None:
+    def __init__(self, *arguments: str, nodes: int = 0) -> None:
         places = [str(HERE), str(ROOT), os.environ.get("PYTHONPATH")]
         path = os.pathsep.join(filter(None, places))
         self.process = subprocess.Popen(
@@ -53,8 +53,12 @@ class Service:
             stderr=subprocess.PIPE,
             bufsize=0,  # nothing hides from select
         )
-        if before:
-            self.line(before)
+        self.pids: dict[str, int] = {}
+        if nodes:
+            self.started("Redis")
+            self.redis = self.line("Redis is ")
+            for number in range(nodes):
+                self.started(f"node {number + 1}")
         said = self.line("listening on ")
         self.address: tuple[str, int] = ast.literal_eval(said)
         self.page = self.line("the page is ")
@@ -69,17 +73,18 @@ class Service:
             raise AssertionError(words + self.process.communicate()[1].decode())
         return words.removeprefix(before)
 
-    def token(self, name: str) -> str:
-        answer = httpx.get(f"{self.page}token", params={"name": name})
-        assert answer.status_code == 200, answer.text
-        return str(answer.json()["token"])
+    def started(self, name: str, after: str = "") -> None:
+        """Wait until a process has, perhaps after it ended."""
+        if after:
+            assert self.line(f"{name} has ended: ") == after
+        self.pids[name] = int(self.line(f"{name} is process "))
 
     def node_of(self, client: Client) -> int:
         """The process that has the other end of its connection."""
         sock = client.sock if isinstance(client, TcpClient) else client.socket.socket
         ours, theirs = sock.getsockname(), sock.getpeername()
         inodes = {line.split()[9] for line in tcp_lines() if ends(line) == (theirs, ours)}
-        for pid in self.pids:
+        for pid in self.pids.values():
             for entry in Path(f"/proc/{pid}/fd").iterdir():
                 with suppress(FileNotFoundError):
                     if entry.readlink().name.removeprefix("socket:[").rstrip("]") in inodes:
@@ -92,7 +97,9 @@ class Service:
 
     def ended(self) -> None:
         output, errors = self.process.communicate(timeout=PATIENCE)
-        assert errors.decode() == ""
+        # It may have waited for Redis.
+        said = [line for line in errors.decode().splitlines() if not line.startswith("WARNING:im:")]
+        assert not said, said
         assert self.process.returncode == 0, output
 
 
@@ -110,8 +117,8 @@ def ends(line: str) -> tuple[tuple[str, int], ...]:
 
 
 @contextmanager
-def serving(*arguments: str, before: str = "") -> Iterator[Service]:
-    service = Service(*arguments, before=before)
+def serving(*arguments: str, nodes: int = 0) -> Iterator[Service]:
+    service = Service(*arguments, nodes=nodes)
     try:
         yield service
     finally:
@@ -217,7 +224,7 @@ def connect(service: Service) -> Iterator[Callable[..., Client]]:
         client = KINDS[kind](service)
         clients.append(client)
         if name:
-            logged_in(client, service.token(name), after)
+            logged_in(client, name, after)
         return client
 
     yield connected
@@ -225,9 +232,13 @@ def connect(service: Service) -> Iterator[Callable[..., Client]]:
         client.close()
 
 
-def logged_in(client: Client, token: str, after: str | None = None) -> list[dict[str, Any]]:
+def token(name: str) -> str:
+    return f"the-secret-of-{name}"
+
+
+def logged_in(client: Client, name: str, after: str | None = None) -> list[dict[str, Any]]:
     """Log in; the private messages that came before the welcome."""
-    client.send(type="login", token=token, after=after)
+    client.send(type="login", name=name, token=token(name), after=after)
     return [*until(client, "welcome")][:-1]
 
 
@@ -275,33 +286,39 @@ def test_a_room_by_tcp_and_websocket(connect: Callable[..., Client]) -> None:
     assert outsider.receive() == {"type": "error", "why": f"you are not in {room}"}
 
 
+def everybody_is_in(client: Client, room: str, *expected: str) -> None:
+    """Wait until these are in a room, by the last word of each node."""
+    parts: dict[str, list[str]] = {}
+    while sorted(itertools.chain(*parts.values())) != sorted(expected):
+        said = next_of(client, "presence")
+        if said["room"] == room:
+            assert said["count"] == len(said["who"])
+            parts[said["node"]] = said["who"]
+
+
 def test_presence(connect: Callable[..., Client], kind: str) -> None:
     room, ann, bob = next(rooms), next(names), next(names)
     first = connect("tcp", ann)
     joined(first, room)
+    everybody_is_in(first, room, ann)
     second = connect(kind, bob)
-    second.send(type="join", room=room)
-    there = next_of(second, "joined")
-    assert (there["who"], there["count"]) == (sorted([ann, bob]), 2)
-
-    def told(client: Client, field: str, name: str) -> bool:
-        return any(name in m.get(field, ()) for m in iter(client.receive, None))
-
-    assert told(first, "came", bob)
+    joined(second, room)
+    everybody_is_in(second, room, ann, bob)
+    everybody_is_in(first, room, ann, bob)
     second.send(type="leave", room=room)
     assert next_of(second, "left") == {"type": "left", "room": room}
-    assert told(first, "left", bob)
+    everybody_is_in(first, room, ann)
     joined(second, room)
-    assert told(first, "came", bob)
+    everybody_is_in(first, room, ann, bob)
     second.close()
-    assert told(first, "left", bob)
+    everybody_is_in(first, room, ann)
 
 
 def test_private_messages_reach_every_connection_of_both(connect: Callable[..., Client]) -> None:
     ann, bob, eve = next(names), next(names), next(names)
     phone, other = connect("web", ann), connect("tcp", eve)
     desk = connect("tcp", bob)
-    desk.send(type="tell", to=ann, text="a secret", ref=1)
+    desk.send(type="tell", to=ann, text="a secret", ref="1")
     assert next_of(phone, "told") | {"id": 0} == next_of(desk, "told") | {"id": 0}
     other.send(type="ping")
     assert other.receive() == {"type": "pong"}
@@ -311,18 +328,15 @@ def test_private_messages_reach_every_connection_of_both(connect: Callable[..., 
     assert desk.receive() == {"type": "pong"}  # it came once
 
 
-def test_private_messages_wait_for_who_is_away(
-    service: Service, connect: Callable[..., Client], kind: str
-) -> None:
+def test_private_messages_wait_for_who_is_away(connect: Callable[..., Client], kind: str) -> None:
     ann, bob = next(names), next(names)
     sender = connect(kind, ann)
     for text in ("one", "two"):
         sender.send(type="tell", to=bob, text=text)
         next_of(sender, "told")
-    token = service.token(bob)
-    found = logged_in(connect(kind), token)
+    found = logged_in(connect(kind), bob)
     assert texts(found) == ["one", "two"]
-    assert texts(logged_in(connect(kind), token, found[0]["id"])) == ["two"]
+    assert texts(logged_in(connect(kind), bob, found[0]["id"])) == ["two"]
 
 
 def test_history_after_a_reconnect(connect: Callable[..., Client], kind: str) -> None:
@@ -340,45 +354,61 @@ def test_history_after_a_reconnect(connect: Callable[..., Client], kind: str) ->
     assert joined(back, room, said[59]["id"]) == []
 
 
-def test_history_outlives_the_service(tmp_path: Path) -> None:
-    with serving(*arguments(tmp_path)) as first:
-        token = first.token("ann")
-        with closing(TcpClient(first.address)) as ann, closing(WebClient(first.page)) as web:
-            for client in (ann, web):
-                logged_in(client, token)
-                joined(client, "lobby")
-            ann.send(type="say", room="lobby", text="before")
-            said = next_of(ann, "said")
-            first.end(signal.SIGINT)
-            for client in (ann, web):
-                assert next_of(client, "bye")["why"] == "this server ends; connect again"
-                assert client.is_ended()
-    with serving(*arguments(tmp_path)) as second, closing(TcpClient(second.address)) as ann:
-        logged_in(ann, token)  # it is still good, and the name is still taken
-        assert httpx.get(f"{second.page}token", params={"name": "ann"}).status_code == 409
-        assert joined(ann, "lobby") == [said]
-
-
-@pytest.mark.parametrize("token", [None, 7, "", "ann.99999999999.0", "a.b.c", "\ud800.1.2"])
-def test_a_bad_token(connect: Callable[..., Client], kind: str, token: object) -> None:
-    client = connect(kind)
-    client.send(type="login", token=token)
-    client.send(type="ping")  # is not obeyed any more
-    assert client.receive() == {"type": "bye", "why": "the token is not valid"}
-    assert client.is_ended()
-
-
-def test_an_old_token(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_history_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT)
-    tokens = importlib.import_module("examples.im.tokens")
-    assert tokens.name_of(b"secret", tokens.issue(b"secret", "ann")) == "ann"
-    for token, why in [
-        (tokens.issue(b"secret", "ann", -1), "expired"),
-        (tokens.issue(b"another", "ann"), "not valid"),
-        (tokens.issue(b"secret", "ann").replace("ann", "bob"), "not valid"),
-    ]:
-        with pytest.raises(Exception, match=why):
-            tokens.name_of(b"secret", token)
+    store = importlib.import_module("examples.im.store")
+    monkeypatch.setattr(store, "KEPT", 3)
+
+    async def main() -> list[str]:
+        async with trio_wknet.open_engine(0) as engine:
+            async with store.open_local(str(tmp_path / "im.db"), engine) as kept:
+                for number in range(5):
+                    await kept.append([("room:a", f'{{"text":{number}}}')] * 2)
+                    await kept.append([("room:b", "{}")])
+                return list(await kept.since("room:a", "7"))
+
+    found = [json.loads(text) for text in trio.run(main)]
+    assert [(one["id"], one["text"]) for one in found] == [("8", 3), ("9", 4), ("10", 4)]
+
+
+@contextmanager
+def at_both_doors(service: Service, name: str) -> Iterator[list[Client]]:
+    """Clients by TCP and by WebSocket of one who is in the lobby."""
+    with ExitStack() as stack:
+        clients = [stack.enter_context(closing(kind(service))) for kind in KINDS.values()]
+        for client in clients:
+            logged_in(client, name)
+            joined(client, "lobby")
+        yield clients
+
+
+def test_history_outlives_the_service(tmp_path: Path) -> None:
+    with (
+        serving(*arguments(tmp_path)) as first,
+        at_both_doors(first, "ann") as clients,
+    ):
+        clients[0].send(type="say", room="lobby", text="before")
+        said = next_of(clients[0], "said")
+        first.end(signal.SIGINT)
+        for client in clients:
+            assert next_of(client, "bye")["why"] == "this server ends; connect again"
+            assert client.is_ended()
+    with serving(*arguments(tmp_path)) as second, closing(TcpClient(second.address)) as ann:
+        ann.send(type="login", name="ann", token="x" * 16)  # the name is still taken
+        assert ann.receive() == {"type": "bye", "why": "this name is taken"}
+        with closing(TcpClient(second.address)) as ann:
+            logged_in(ann, "ann")
+            assert joined(ann, "lobby") == [said]
+
+
+def test_a_name_that_is_taken(connect: Callable[..., Client], kind: str) -> None:
+    ann, bob = next(names), next(names)
+    connect("tcp", ann)
+    client = connect(kind)
+    client.send(type="login", name=ann, token=token(bob))
+    client.send(type="ping")  # is not obeyed any more
+    assert client.receive() == {"type": "bye", "why": "this name is taken"}
+    assert client.is_ended()
 
 
 GARBAGE = [b"", b"\xff\x00", b"{", b"[]", b"7", b'{"type": []}', b"[" * 5000, b'"login"']
@@ -409,6 +439,9 @@ def test_who_is_not_logged_in_may_do_nothing(connect: Callable[..., Client], kin
 REFUSED: list[dict[str, Any]] = [
     {"type": "shout"},
     {"type": "join"},
+    {"type": "login", "token": "x" * 16},
+    {"type": "login", "name": "ann", "token": "short"},
+    {"type": "login", "name": "ann", "token": 7},
     {"type": "join", "room": "a b"},
     {"type": "join", "room": "x" * 33},
     {"type": "join", "room": "lobby", "after": "x"},
@@ -424,10 +457,10 @@ REFUSED: list[dict[str, Any]] = [
 ]
 
 
-def test_what_is_refused_is_told(service: Service, connect: Callable[..., Client]) -> None:
+def test_what_is_refused_is_told(connect: Callable[..., Client]) -> None:
     """And the connection goes on."""
     client = connect("web", next(names))
-    for message in [*REFUSED, {"type": "login", "token": service.token(next(names))}]:
+    for message in REFUSED:
         client.send(**message)
         assert client.receive()["type"] == "error", message
     client.send(type="ping")
@@ -438,13 +471,15 @@ def test_a_slow_client_is_closed_and_the_others_get_everything(
     service: Service, connect: Callable[..., Client]
 ) -> None:
     room, deaf_name = next(rooms), next(names)
-    ann, bob = connect("tcp", next(names)), connect("web", next(names))
+    who = [next(names), next(names), deaf_name]
+    ann, bob = connect("tcp", who[0]), connect("web", who[1])
     deaf = TcpClient(service.address, SO_RCVBUF=4096)
-    logged_in(deaf, service.token(deaf_name))
+    logged_in(deaf, deaf_name)
     for client in (ann, bob, deaf):
         joined(client, room)
-    left, count = False, 0
-    while not left:
+    everybody_is_in(ann, room, *who)
+    there, count = True, 0
+    while there:
         count += 50
         for _ in range(50):
             ann.send(type="say", room=room, text="x" * 2000)
@@ -453,7 +488,7 @@ def test_a_slow_client_is_closed_and_the_others_get_everything(
             while heard < 50:
                 message = client.receive()
                 heard += message["type"] == "said"
-                left = left or deaf_name in message.get("left", ())
+                there = there and deaf_name in message.get("who", who)
         assert count < 20_000, "it is still there"
     assert deaf.is_ended()
     deaf.close()
@@ -461,28 +496,25 @@ def test_a_slow_client_is_closed_and_the_others_get_everything(
 
 def test_a_hand_over_to_the_next_version(tmp_path: Path) -> None:
     """Both listen on the same ports; the first one sends its clients to the second."""
-    with serving(*arguments(tmp_path, "--reuse-port")) as first:
+    with (
+        serving(*arguments(tmp_path, "--reuse-port")) as first,
+        at_both_doors(first, "ann") as clients,
+    ):
         ports = (f"--port={first.address[1]}", f"--web-port={httpx.URL(first.page).port}")
-        token = first.token("ann")
-        with closing(TcpClient(first.address)) as ann, closing(WebClient(first.page)) as web:
-            for client in (ann, web):
-                logged_in(client, token)
-                joined(client, "lobby")
-            ann.send(type="say", room="lobby", text="before")
-            last = next_of(ann, "said")["id"]
-            with serving(*arguments(tmp_path, "--reuse-port"), *ports) as second:
-                assert (second.address, second.page) == (first.address, first.page)
-                first.process.send_signal(signal.SIGTERM)
-                assert ann.is_ended()
-                assert web.is_ended()
-                first.ended()
-                for kind in KINDS.values():
-                    with closing(kind(second)) as again:
-                        logged_in(again, token)
-                        assert joined(again, "lobby", last) == []
-                        again.send(type="say", room="lobby", text="after")
-                        last = next_of(again, "said")["id"]
-                        assert "before" in texts(joined(again, "lobby"))
+        clients[0].send(type="say", room="lobby", text="before")
+        last = next_of(clients[0], "said")["id"]
+        with serving(*arguments(tmp_path, "--reuse-port"), *ports) as second:
+            assert (second.address, second.page) == (first.address, first.page)
+            first.process.send_signal(signal.SIGTERM)
+            for client in clients:
+                assert client.is_ended()
+            first.ended()
+            with at_both_doors(second, "ann") as clients:
+                for again in clients:
+                    assert joined(again, "lobby", last) == []
+                clients[1].send(type="say", room="lobby", text="after")
+                assert {next_of(each, "said")["text"] for each in clients} == {"after"}
+                assert texts(joined(again, "lobby")) == ["before", "after"]
 
 
 REDIS = pytest.mark.skipif(
@@ -491,19 +523,17 @@ REDIS = pytest.mark.skipif(
 )
 
 
-def on_both_nodes(nodes: Service, room: str) -> tuple[list[Client], list[str]]:
-    """Clients in a room, not all of them on the same node."""
-    clients: list[Client] = []
-    people: list[str] = []
-    where = set[int]()
-    while len(where) < 2:
-        client = KINDS["web" if len(clients) % 2 else "tcp"](nodes)
-        people.append(next(names))
-        clients.append(client)
-        logged_in(client, nodes.token(people[-1]))
-        joined(client, room)
-        where.add(nodes.node_of(client))
-    return clients, people
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """Two, with a Redis of their own. A node that is silent for two seconds is forgotten."""
+    options = arguments(tmp_path_factory.mktemp("nodes"), "--nodes=2")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IM_PRESENCE", "2")
+        with serving(*options, nodes=2) as running:
+            yield running
+            running.end(signal.SIGINT)
+            for pid in running.pids.values():
+                wait_gone(pid)
 
 
 def wait_gone(pid: int) -> None:
@@ -514,43 +544,214 @@ def wait_gone(pid: int) -> None:
         time.sleep(0.01)
 
 
+class Member(Thread):
+    """One who is in a room of a node, says something all the time, and hears everything."""
+
+    def __init__(self, nodes: Service, room: str) -> None:
+        super().__init__(daemon=True)
+        self.room, self.name = room, next(names)
+        self.client = TcpClient(nodes.address)
+        logged_in(self.client, self.name)
+        joined(self.client, room)
+        self.node = nodes.node_of(self.client)
+        self.heard: list[dict[str, Any]] = []
+        self.last = ""  # id that it has got
+        self.acknowledged: list[str] = []
+        self.silent = False
+        self.start()
+
+    def run(self) -> None:
+        """Talk: the next word when the last one was heard, or some others."""
+        self.say()
+        with suppress(EOFError, OSError):
+            while True:
+                message = self.client.receive()
+                self.heard.append(message)
+                if message["type"] == "said":
+                    self.last = message["id"]
+                    if message["from"] == self.name:
+                        self.acknowledged.append(message["ref"])
+                        self.say()
+
+    def say(self) -> None:
+        if not self.silent:
+            ref = f"{self.name}/{len(self.acknowledged)}"
+            self.client.send(type="say", room=self.room, text="x", ref=ref)
+
+    def wait(self, condition: Callable[[], object], why: str) -> None:
+        patience = time.monotonic() + PATIENCE
+        while not condition():
+            assert self.is_alive(), f"it was disconnected: {self.heard[-3:]}"
+            assert time.monotonic() < patience, why
+            time.sleep(0.005)
+
+    def wait_further(self, count: int = 20) -> None:
+        """Until it has got through as many times more."""
+        goal = len(self.acknowledged) + count
+        self.wait(lambda: len(self.acknowledged) >= goal, "nothing gets through")
+
+    def count(self, type: str) -> int:
+        return sum(message["type"] == type for message in self.heard)
+
+    def end(self) -> None:
+        """It is cut off when it hears no more."""
+        self.silent = True
+        with suppress(OSError):
+            self.client.sock.shutdown(socket.SHUT_RDWR)
+        self.join(PATIENCE)
+        assert not self.is_alive()
+        self.client.close()
+
+
+@pytest.fixture
+def members(nodes: Service) -> Iterator[Callable[[str], list[Member]]]:
+    """Some on each node, in a room, who talk."""
+    there: list[Member] = []
+
+    def enter(room: str) -> list[Member]:
+        while len({member.node for member in there}) < 2 or len(there) < 4:
+            there.append(Member(nodes, room))
+        return there
+
+    yield enter
+    for member in there:
+        member.end()
+
+
+def kept_in(nodes: Service, room: str) -> set[str]:
+    """The refs of what Redis has."""
+    from coredis.connection import TCPLocation
+
+    from trio_wknet.contrib.redis._connection import ask
+
+    url = httpx.URL(nodes.redis)
+    location, name = TCPLocation(url.host, url.port or 0), f"im:log:room:{room}"
+    answer = trio.run(ask, location, {}, b"XRANGE", name, "-", "+")
+    return {json.loads(fields[1])["ref"] for _, fields in answer}
+
+
 @REDIS
-def test_two_nodes() -> None:
-    with serving("--port=0", "--web-port=0", "--nodes=2", before="Redis is ") as nodes:
-        first, second = nodes.pids = [int(nodes.line(f"node {n} is process ")) for n in (1, 2)]
-        clients, people = on_both_nodes(nodes, "lobby")
-        try:
-            for client, name in zip(clients, people, strict=True):
-                client.send(type="say", room="lobby", text=f"from {name}")
-                assert {next_of(each, "said")["text"] for each in clients} == {f"from {name}"}
-            clients[0].send(type="tell", to=people[-1], text="a secret")
-            assert next_of(clients[-1], "told")["text"] == "a secret"
-            with closing(KINDS["tcp"](nodes)) as late:
-                logged_in(late, nodes.token(next(names)))
-                late.send(type="join", room="lobby")
-                *before, there = until(late, "joined")
-                assert texts([m for m in before if m["type"] == "said"]) == [
-                    f"from {name}" for name in people
-                ]
-                known = set(there["who"])
-                while not set(people) <= known:  # those who came lately are told of
-                    known |= set(next_of(late, "presence")["came"])
-            # The next version takes over, node by node.
-            nodes.process.send_signal(signal.SIGHUP)
-            for client in clients:
-                assert client.is_ended()
-                client.close()
-            third, fourth = (int(nodes.line(f"node {n} is process ")) for n in (1, 2))
-            assert len({first, second, third, fourth}) == 4
-            for pid in (first, second):  # or the kernel may still give it a client
-                wait_gone(pid)
-            with closing(KINDS["web"](nodes)) as again:
-                logged_in(again, nodes.token(next(names)))
-                assert texts(joined(again, "lobby")) == [f"from {name}" for name in people]
-        finally:
-            for client in clients:
-                client.close()
-        nodes.end()
+def test_redis_is_killed_under_load(nodes: Service, members: Callable[[str], list[Member]]) -> None:
+    room = next(rooms)
+    talking = members(room)
+    for member in talking:
+        member.wait_further()
+    os.kill(nodes.pids["Redis"], signal.SIGKILL)
+    nodes.started("Redis", after="-9; again in 0.1 s")
+    for member in talking:  # nobody is disconnected, and all are told
+        member.wait(lambda: member.count("gap"), "it is not told of the gap")  # noqa: B023
+        member.wait_further()
+    acknowledged = {ref for member in talking for ref in member.acknowledged}
+    assert acknowledged <= kept_in(nodes, room)
+    with closing(TcpClient(nodes.address)) as late:
+        logged_in(late, next(names))
+        assert len(joined(late, room)) >= 50  # with what is said meanwhile
+
+
+@REDIS
+def test_a_node_is_killed(nodes: Service, members: Callable[[str], list[Member]]) -> None:
+    room = next(rooms)
+    talking = members(room)
+    dying = nodes.pids["node 2"]
+    survivors = [member for member in talking if member.node != dying]
+    lost = {member.name for member in talking} - {member.name for member in survivors}
+    for member in talking:
+        member.wait_further()
+    os.kill(dying, signal.SIGKILL)
+    nodes.started("node 2", after="-9; again in 0.1 s")
+    for member in survivors:
+        member.wait_further()
+    with closing(TcpClient(nodes.address)) as witness:
+        logged_in(witness, next(names))
+        there = lost
+        while there & lost:  # they are not believed to be there for long
+            witness.send(type="join", room=room)
+            said = [*until(witness, "joined")]
+            there = {name for message in said for name in message.get("who", ())}
+        survivors[0].wait_further()
+        assert {member.name for member in survivors} <= there
+
+
+@REDIS
+def test_a_node_is_drained_under_load(
+    nodes: Service, members: Callable[[str], list[Member]]
+) -> None:
+    room = next(rooms)
+    talking = members(room)
+    for member in talking:
+        member.wait_further()
+    ending = nodes.pids["node 1"]
+    os.kill(ending, signal.SIGTERM)
+    nodes.started("node 1", after="0; again in 0.1 s")
+    for member in talking:
+        if member.node == ending:
+            member.join(PATIENCE)
+            assert not member.is_alive()
+            assert member.heard[-1] == {"type": "bye", "why": "this server ends; connect again"}
+            with closing(TcpClient(nodes.address)) as again:
+                logged_in(again, member.name)
+                for message in joined(again, room, member.last):
+                    assert message["ref"] not in member.acknowledged
+        else:
+            member.wait_further()
+    assert {ref for member in talking for ref in member.acknowledged} <= kept_in(nodes, room)
+
+
+def test_what_dies_again_and_again_is_started_more_slowly(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(ROOT)
+    module = importlib.import_module("examples.im.nodes")
+    monkeypatch.setattr(module, "PAUSE", 0.001)
+    monkeypatch.setattr(module, "LONGEST", 0.003)
+    said = ""
+
+    async def main() -> None:
+        nonlocal said
+        command = ["sh", "-c", "echo it listens; exit 3"]
+        with trio.fail_after(PATIENCE):
+            async with trio.open_nursery() as nursery:
+                scope = await nursery.start(module.keep_running, "it", command, b"listens")
+                while said.count("ended") < 4:
+                    await trio.sleep(0.001)
+                    said += capsys.readouterr().out
+                scope.cancel()
+
+    trio.run(main)
+    lines = [line for line in said.splitlines() if "ended" in line]
+    pauses = [0.001, 0.002, 0.003, 0.003]
+    assert lines[:4] == [f"it has ended: 3; again in {pause} s" for pause in pauses]
+
+
+@REDIS
+def test_two_nodes_and_the_next_version(nodes: Service) -> None:
+    room, clients, people = next(rooms), list[Client](), list[str]()
+    with ExitStack() as stack:
+        while len({nodes.node_of(client) for client in clients}) < 2 or len(clients) < 3:
+            kind = "web" if len(clients) % 2 else "tcp"
+            clients.append(stack.enter_context(closing(KINDS[kind](nodes))))
+            people.append(next(names))
+            logged_in(clients[-1], people[-1])
+            joined(clients[-1], room)
+        for client, name in zip(clients, people, strict=True):
+            client.send(type="say", room=room, text=f"from {name}")
+            assert {next_of(each, "said")["text"] for each in clients} == {f"from {name}"}
+        clients[0].send(type="tell", to=people[-1], text="a secret")
+        assert next_of(clients[-1], "told")["text"] == "a secret"
+        everybody_is_in(clients[0], room, *people)
+        # The next version takes over, node by node.
+        before = dict(nodes.pids)
+        nodes.process.send_signal(signal.SIGHUP)
+        for number in (1, 2):
+            nodes.started(f"node {number}")
+        for client in clients:
+            assert next_of(client, "bye")
+            assert client.is_ended()
+        for number in (1, 2):  # or the kernel may still give it a client
+            wait_gone(before[f"node {number}"])
+        again = stack.enter_context(closing(KINDS["web"](nodes)))
+        logged_in(again, people[0])
+        assert texts(joined(again, room)) == [f"from {name}" for name in people]
 
 
 def test_the_page(service: Service) -> None:
@@ -561,17 +762,18 @@ def test_the_page(service: Service) -> None:
     assert httpx.get(f"{service.page}other").status_code == 404
     if importlib.util.find_spec("prometheus_client"):
         assert "wknet_connections" in httpx.get(f"{service.page}metrics").text
-    for name in ("", "a b", "x" * 33):
-        assert httpx.get(f"{service.page}token", params={"name": name}).status_code == 400
 
 
-def test_the_load(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_load(service: Service, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     monkeypatch.syspath_prepend(ROOT)
-    port, web_port = service.address[1], httpx.URL(service.page).port
-    assert web_port is not None
-    load = importlib.import_module("examples.im.load")
-    options = {"users": 10, "rooms": 2, "rate": 200, "seconds": 0.2, "warmup": 0, "text": 100}
-    found = load.run(load.Load(host="127.0.0.1", port=port, web_port=web_port, **options))
-    assert (found.said, found.expected, found.lost) == (40, 200, 0)
-    assert found.deliveries > 0
+    module = importlib.import_module("examples.im.load")
+    web_port = httpx.URL(service.page).port if kind == "web" else 0
+    where = {"host": "127.0.0.1", "port": service.address[1], "web_port": web_port}
+    load = module.Load(**where, users=10, rooms=2, text=100, processes=1)
+    with module.crowd(load) as pipes:
+        found = module.talk(load, pipes, rate=200, seconds=0.2, warmup=0)
+    assert found.said == 200
+    assert found.expected == 1000
+    assert found.lost == 0
+    assert found.arrived == 1
     assert 0 < found.p50 <= found.p99

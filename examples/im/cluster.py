@@ -1,4 +1,4 @@
-"""The store for several nodes: groups and logs that they share through Redis, and who is on which
+"""The store of several nodes: groups and logs that they share through Redis, and who is on which
 node. Redis may go away: nobody is disconnected, what is said waits until it can be kept, and who
 may have missed something is told so, and reads it from the log.
 """
@@ -6,78 +6,66 @@ may have missed something is told so, and reads it from the log.
 from __future__ import annotations
 
 import logging
-import math
 import secrets
 import time
-from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any
 
 import trio
-from coredis import PureToken, Redis
-from coredis.exceptions import RedisError
 
 from trio_wknet import Engine
-from trio_wknet.contrib.redis import BrokerError, BrokerUnavailable, Cluster, Gap, open_cluster
+from trio_wknet.contrib.redis import BrokerError, Cluster, Gap, open_cluster
 
-from .protocol import Refused, encode, with_id
+from .protocol import encode, with_id
 from .store import KEPT, SHOWN, Member
-
-LIFE = 45.0  # seconds after which a node that is silent is not believed any more
-REFRESH = LIFE / 3
-UNREACHABLE = (RedisError, OSError, EOFError, trio.TooSlowError)
 
 log = logging.getLogger("im")
 
 
 class ClusterStore:
-    def __init__(self, cluster: Cluster, redis: Any) -> None:
+    def __init__(self, cluster: Cluster) -> None:
+        self.node = secrets.token_hex(4)
         self._cluster = cluster
-        self._redis = redis
-        self._node = secrets.token_hex(4)
-        self._here: defaultdict[str, set[str]] = defaultdict(set)
 
-    async def secret(self) -> bytes:
-        await self._redis.set("im:secret", secrets.token_hex(), condition=PureToken.NX)
-        return str(await self._redis.get("im:secret")).encode()
+    async def once(self, key: str, value: str) -> str:
+        await self._patiently(self._cluster.execute, "SET", f"im:{key}", value, "NX")
+        return str(await self._patiently(self._cluster.execute, "GET", f"im:{key}"), "utf-8")
 
-    async def claim(self, name: str) -> bool:
-        return bool(await self._redis.sadd("im:names", [name]))
+    async def _patiently(self, ask: Callable[..., Awaitable[Any]], *arguments: str) -> Any:
+        while True:
+            try:
+                return await ask(*arguments)
+            except BrokerError as exc:  # it has tried for some seconds
+                log.warning("Redis is waited for: %s", exc)
+                await trio.sleep(1)
 
     # --- messages ----------------------------------------------------------------
 
     async def append(self, messages: Sequence[tuple[str, str]]) -> list[str]:
         """In order within a key; keys do not wait for each other."""
         ids = [""] * len(messages)
-        places: defaultdict[str, list[int]] = defaultdict(list)
-        for place, (key, _) in enumerate(messages):
-            places[key].append(place)
 
-        async def append_to(key: str) -> None:
-            for place in places[key]:
-                ids[place] = await self._append(key, messages[place][1])
+        async def keep(key: str) -> None:
+            append = self._cluster.log(key, max_length=KEPT).append
+            for place, (its, message) in enumerate(messages):
+                if its == key:
+                    ids[place] = await self._patiently(append, message)
 
         async with trio.open_nursery() as nursery:
-            for key in places:
-                nursery.start_soon(append_to, key)
+            for key in {key for key, _ in messages}:
+                nursery.start_soon(keep, key)
         return ids
 
-    async def _append(self, key: str, message: str) -> str:
-        while True:
-            try:
-                return await self._cluster.log(key, max_length=KEPT).append(message)
-            except BrokerUnavailable as exc:  # it has tried for some seconds
-                log.warning("what is said waits for Redis: %s", exc)
-
     async def since(self, key: str, after: str | None) -> list[str]:
-        try:
-            with trio.fail_after(REFRESH):
-                await self._cluster.group(key).wait_subscribed()  # then nothing falls in between
-                last = await self._cluster.log(key).read_last(SHOWN)
-        except (BrokerError, trio.TooSlowError):
-            raise Refused("what was said before cannot be read now") from None
-        return [with_id(id, text.decode()) for id, text in last if _number(id) > _number(after)]
+        with suppress(RuntimeError):  # who joined has left meanwhile
+            await self._cluster.group(key).wait_subscribed()  # so that nothing falls in between
+        kept = self._cluster.log(key)
+        read = partial(kept.read_last, SHOWN)
+        if after:
+            read = partial(kept.read, after=after, max_count=2 * KEPT)
+        return [with_id(id, text.decode()) for id, text in (await self._patiently(read))[-SHOWN:]]
 
     def join(self, key: str, member: Member) -> None:
         self._cluster.group(key).add(member)
@@ -90,48 +78,22 @@ class ClusterStore:
 
     # --- presence ------------------------------------------------------------------
 
-    async def note(self, room: str, came: Iterable[str], left: Iterable[str]) -> None:
-        self._here[room].update(came)
-        self._here[room].difference_update(left)
-        with suppress(*UNREACHABLE):
-            await self._believe(room, came)
-            if gone := [f"{self._node}/{name}" for name in left]:
-                await self._redis.zrem(f"im:who:{room}", gone)
+    async def note(self, parts: dict[str, str], life: float) -> None:
+        async with trio.open_nursery() as nursery:
+            for room, said in parts.items():
+                if len(self._cluster.group(f"room:{room}")):
+                    value = f"{time.time() + life} {said}"
+                    nursery.start_soon(self._ask, "HSET", room, self.node, value)
+                else:
+                    nursery.start_soon(self._ask, "HDEL", room, self.node)
 
-    async def others(self, room: str) -> set[str]:
-        with suppress(*UNREACHABLE):
-            all_ = await self._redis.zrangebyscore(f"im:who:{room}", time.time(), math.inf)
-            there = [str(each).split("/") for each in all_]
-            return {name for node, name in there if node != self._node}
-        return set()
+    async def others(self, room: str) -> list[str]:
+        noted = [value.decode().partition(" ") for value in await self._ask("HVALS", room) or []]
+        return [said for until, _, said in noted if time.time() < float(until)]
 
-    async def _believe(self, room: str, names: Iterable[str]) -> None:
-        until = time.time() + LIFE
-        if alive := {f"{self._node}/{name}": until for name in names}:
-            await self._redis.zadd(f"im:who:{room}", alive)
-
-    async def refresh(self) -> None:
-        """Say again who is here, and say of those of dead nodes that they have left."""
-        while True:
-            await trio.sleep(REFRESH)
-            for room, names in [*self._here.items()]:
-                with suppress(*UNREACHABLE):
-                    await self._believe(room, names)
-                    await self._bury(room)
-
-    async def _bury(self, room: str) -> None:
-        key = f"im:who:{room}"
-        for dead in await self._redis.zrangebyscore(key, -math.inf, time.time()):
-            name = str(dead).partition("/")[2]
-            if not await self._redis.zrem(key, [dead]):
-                continue  # another node was first
-            if name not in await self.others(room) | self._here[room]:
-                said = encode(type="presence", room=room, came=[], left=[name])
-                await self.broadcast(f"room:{room}", said)
-
-
-def _number(id: str | None) -> tuple[int, ...]:
-    return tuple(map(int, (id or "0").split("-")))
+    async def _ask(self, command: str, room: str, *arguments: str) -> Any:
+        with suppress(BrokerError):  # it is said again in a while
+            return await self._cluster.execute(command, f"im:who:{room}", *arguments)
 
 
 @asynccontextmanager
@@ -143,12 +105,5 @@ async def open_shared(url: str, engine: Engine) -> AsyncIterator[ClusterStore]:
             if session := conn.context:
                 session.send(encode(type="gap"))
 
-    async with (
-        Redis.from_url(url, decode_responses=True) as redis,
-        open_cluster(url, engine, on_resume=resumed, prefix="im:") as cluster,
-        trio.open_nursery() as nursery,
-    ):
-        store = ClusterStore(cluster, redis)
-        nursery.start_soon(store.refresh)
-        yield store
-        nursery.cancel_scope.cancel()
+    async with open_cluster(url, engine, on_resume=resumed, prefix="im:") as cluster:
+        yield ClusterStore(cluster)

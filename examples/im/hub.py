@@ -1,34 +1,37 @@
-"""The hub: who is in which room, and a message's way from one client to all others.
+"""The hub: a message's way from one client to all others, and who is in which room.
 
 What is said goes into a queue. One task takes all that is there, has it kept in one transaction,
 and then broadcasts each message: so what anybody has seen is kept, and a slow disk makes batches
-larger. When the queue is full, who says something waits, and is not read from meanwhile. Who came
-and who left is told a few times a second, in one message for all of a room.
+larger. When the queue is full, who says something waits, and is not read from meanwhile.
 """
 
 from __future__ import annotations
 
+import os
 from collections import Counter, defaultdict
 from collections.abc import Awaitable
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import trio
 
 from .protocol import NAMES, encode, with_id
-from .store import Member, Store
+
+if TYPE_CHECKING:
+    from .cluster import ClusterStore
+    from .store import LocalStore, Member
 
 QUEUE = 10_000  # messages that wait to be kept
 BATCH = 1000
-TICK = 0.2  # seconds between two words about who is in a room
+TICK = 0.5  # seconds between two words about who is in a room
+LIFE = float(os.environ.get("IM_PRESENCE", "30"))  # seconds that they are believed
 
 
 class Hub:
-    def __init__(self, store: Store, secret: bytes) -> None:
+    def __init__(self, store: LocalStore | ClusterStore) -> None:
         self.store = store
-        self.secret = secret
         self._queue, self._queued = trio.open_memory_channel[tuple[tuple[str, ...], str]](QUEUE)
         self._here: defaultdict[str, Counter[str]] = defaultdict(Counter)  # connections, by name
-        self._told: defaultdict[str, set[str]] = defaultdict(set)  # who is known to be here
         self._changed: set[str] = set()
 
     # --- messages ----------------------------------------------------------------
@@ -71,30 +74,27 @@ class Hub:
         self._here[room][name] -= 1
         self._changed.add(room)
 
-    async def who(self, room: str) -> list[str]:
-        others = await self.store.others(room)
-        return sorted(others | set(+self._here[room]))
-
     async def keep_telling(self) -> None:
+        """Soon about rooms where somebody has come or left, and now and then about all of them:
+        what is not said again, as of a node that has died, is forgotten."""
         while True:
-            await trio.sleep(TICK)
-            await self.tell_changes()
+            until = trio.current_time() + LIFE / 3
+            while trio.current_time() < until:
+                await trio.sleep(TICK)
+                await self.tell_changes()
+            self._changed |= self._here.keys()
 
     async def tell_changes(self) -> None:
-        while self._changed:
-            await self._tell(self._changed.pop())
-
-    async def _tell(self, room: str) -> None:
-        """What has changed since the last time: who reconnects in between has not left."""
-        here, told = set(+self._here[room]), self._told[room]
-        came, left = sorted(here - told)[:NAMES], sorted(told - here)[:NAMES]
-        told.difference_update(left)
-        told.update(came)
-        if told != here:
-            self._changed.add(room)  # there is more to tell than fits a message
-        elif not here:
-            del self._here[room], self._told[room]
-        if came or left:
-            await self.store.note(room, came, left)
-            said = encode(type="presence", room=room, came=came, left=left)
+        parts = {room: self._who(room) for room in self._changed}
+        self._changed.clear()
+        await self.store.note(parts, LIFE)
+        for room, said in parts.items():
             await self.store.broadcast(f"room:{room}", said)
+
+    def _who(self, room: str) -> str:
+        here = self._here[room] = +self._here[room]
+        if not here:
+            del self._here[room]
+        who, node = sorted(here)[:NAMES], self.store.node
+        said = {"node": node, "who": who, "count": len(here), "for": LIFE}
+        return encode(type="presence", room=room, **said)

@@ -2,29 +2,31 @@
 
 By TCP each is a frame, behind its length in four bytes. By WebSocket each is a text.
 
-A client says first who it is. It has more than one connection, if it likes:
+A client says first who it is. It has more than one connection, if it likes. The token is a secret
+of its own: a name belongs to the first who came with it.
 
-    {"type": "login", "token": T, "after": ID}   answer: private messages, and then welcome
-    {"type": "join", "room": R, "after": ID}     answer: the room's messages, and then joined
-    {"type": "leave", "room": R}                 answer: left
+    {"type": "login", "name": NAME, "token": T, "after": ID}   private messages, and then welcome
+    {"type": "join", "room": R, "after": ID}                   the room's messages, and then joined
+    {"type": "leave", "room": R}                               left
     {"type": "say", "room": R, "text": ..., "ref": ...}        to a room that it has joined
     {"type": "tell", "to": NAME, "text": ..., "ref": ...}      to one, who may be away
-    {"type": "ping"}                             answer: pong; at least every 30 seconds, by TCP
+    {"type": "ping"}                                           pong; by TCP every 30 seconds
 
 The service sends:
 
-    {"type": "welcome", "name": NAME, "token": T}              a fresh token
-    {"type": "joined", "room": R, "who": [NAME], "count": N}   of N, some who are there
+    {"type": "welcome"}, {"type": "joined", "room": R}, {"type": "left", "room": R}
+    {"type": "presence", "room": R, "node": NODE, "who": [NAME], "count": N, "for": SECONDS}
     {"id": ID, "type": "said", "room": R, "from": NAME, "text": ..., "at": SECONDS, "ref": ...}
     {"id": ID, "type": "told", "from": NAME, "to": NAME, "text": ..., "at": SECONDS, "ref": ...}
-    {"type": "presence", "room": R, "came": [NAME], "left": [NAME]}
-    {"type": "gap"}                              messages were missing: log in and join again
+    {"type": "gap"}                             messages were missing: log in and join again
     {"type": "error", "why": ...}
-    {"type": "bye", "why": ...}                  and closes; connect again
+    {"type": "bye", "why": ...}                 and closes; connect again
 
 ``after`` is the last id that the client has: it gets what came since. Who says something gets
 it, too, with its ``ref``: then it is kept, and was sent to all. A message may come twice, live
 and in an answer; it has the same id. Ids grow within a room, and within a user's private messages.
+Presence is all who are in a room by that node, some of them by name, until it says something else,
+or nothing for some seconds.
 """
 
 from __future__ import annotations
@@ -36,11 +38,19 @@ from typing import Any
 from trio_wknet import LengthPrefixed
 
 MOST = 65_536  # bytes of a message
-NAMES = 200  # in one message
-TEXT = 2000  # characters of what is said
+NAMES = 100  # in one message
 FRAMING = LengthPrefixed(4, max_frame=MOST)
-NAME = re.compile(r"[\w-]{1,32}")  # of a user, or of a room
-ID = re.compile(r"[0-9]{1,18}(-[0-9]{1,18})?")
+NAME = re.compile(r"[\w-]{1,32}")
+UNICODE = r"[^\ud800-\udfff]"  # JSON can hold halves of surrogate pairs, which UTF-8 cannot
+FIELDS = {
+    "name": NAME,
+    "token": re.compile("[!-~]{16,200}"),
+    "room": NAME,
+    "to": NAME,
+    "after": re.compile("[0-9]{1,18}(-[0-9]{1,18})?"),
+    "text": re.compile(UNICODE + "{1,2000}"),
+    "ref": re.compile(UNICODE + "{0,64}"),
+}
 
 
 class Refused(Exception):
@@ -61,49 +71,17 @@ def with_id(id: str, message: str) -> str:
 
 
 def decode(data: str | bytes) -> dict[str, Any]:
+    """A client's message, whose fields are as they have to be, as far as they are there."""
     try:
         message = json.loads(data)
     except (ValueError, RecursionError):
         raise Misbehaved("that is not JSON") from None
     if not isinstance(message, dict) or not isinstance(message.get("type"), str):
         raise Misbehaved("that is not an object with a type")
+    for field in FIELDS.keys() & message.keys():
+        value = message[field]
+        if value is None:
+            del message[field]
+        elif not isinstance(value, str) or not FIELDS[field].fullmatch(value):
+            raise Refused(f"{field} has to match {FIELDS[field].pattern}")
     return message
-
-
-def name_in(message: dict[str, Any], field: str) -> str:
-    name = message.get(field)
-    if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise Refused(f"{field} must be 1 to 32 letters, digits, _ or -")
-    return name
-
-
-def text_in(message: dict[str, Any]) -> str:
-    text = message.get("text")
-    if not isinstance(text, str) or not 0 < len(text) <= TEXT or not _is_unicode(text):
-        raise Refused(f"text must be 1 to {TEXT} characters")
-    return text
-
-
-def ref_in(message: dict[str, Any]) -> str | int | None:
-    ref = message.get("ref")
-    if isinstance(ref, str) and len(ref) <= 64 and _is_unicode(ref):
-        return ref
-    if ref is None or (isinstance(ref, int) and abs(ref) < 2**53):
-        return ref
-    raise Refused("ref must be a number or at most 64 characters")
-
-
-def after_in(message: dict[str, Any]) -> str | None:
-    after = message.get("after")
-    if after is not None and not (isinstance(after, str) and ID.fullmatch(after)):
-        raise Refused("after must be an id")
-    return after
-
-
-def _is_unicode(text: str) -> bool:
-    """JSON can hold halves of surrogate pairs, which UTF-8 cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

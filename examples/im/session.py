@@ -7,44 +7,32 @@ client sends behind it waits meanwhile: the reactor stops reading, and TCP holds
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Iterable, Iterator
 from contextlib import suppress
+from hashlib import sha256
 from typing import Any
 
 import trio
 
-from trio_wknet import (
-    ConnectionClosed,
-    FrameChannel,
-    FrameTooLong,
-    IncompleteRead,
-    MalformedFrame,
-    WebSocket,
-)
+from trio_wknet import ConnectionClosed, FrameChannel, WebSocket
 
-from . import tokens
 from .hub import Hub
-from .protocol import NAMES, Misbehaved, Refused, after_in, decode, encode, name_in, ref_in, text_in
-from .store import Member
+from .protocol import Misbehaved, Refused, decode, encode
 
 ROOMS = 100  # that one client may be in
 GONE = (ConnectionClosed, trio.BrokenResourceError, trio.ClosedResourceError)
-PEERS_FAULT = (*GONE, FrameTooLong, IncompleteRead, MalformedFrame)
-
-log = logging.getLogger("im")
 
 
 class Session:
-    def __init__(self, hub: Hub, member: Member) -> None:
+    def __init__(self, hub: Hub, member: FrameChannel | WebSocket) -> None:
         self.hub = hub
-        self.member = member
+        self.member: Any = member
         self.name = ""  # until it has logged in
         self.rooms: set[str] = set()
         self.over = False  # nothing is obeyed any more
 
-    # --- callbacks -----------------------------------------------------------------
+    # --- what has come ---------------------------------------------------------------
 
     def take(self, messages: Iterable[str | bytes]) -> Awaitable[None] | None:
         """Obey in order. What is returned has to be waited for before it can go on."""
@@ -56,126 +44,91 @@ class Session:
 
     async def go_on(self, waiting: Awaitable[None], todo: Iterator[str | bytes]) -> None:
         with suppress(*GONE):
-            await self.answered(waiting)
+            await waiting
             for data in todo:
-                if next_one := self.obey(data):
-                    await self.answered(next_one)
-
-    def end(self) -> None:
-        """The connection is closed; it has left its groups by itself."""
-        for room in self.rooms:
-            self.hub.leave(room, self.name, self.member)
-        self.rooms.clear()
-
-    # --- commands --------------------------------------------------------------------
+                if further := self.obey(data):
+                    await further
 
     def obey(self, data: str | bytes) -> Awaitable[None] | None:
-        if self.over:
-            return None
         try:
-            message = decode(data)
-            command = COMMANDS.get(message["type"])
-            if command is None:
-                raise Refused(f"there is no {message['type'][:20]!r}")
-            if not self.name and command is not Session.log_in:
+            return None if self.over else self.carry_out(decode(data))
+        except Misbehaved as exc:
+            self.part(str(exc))
+        except Refused as exc:
+            self.send(encode(type="error", why=str(exc)))
+        return None
+
+    def carry_out(self, message: dict[str, Any]) -> Awaitable[None] | None:
+        match message:
+            case {"type": "login", "name": name, "token": token}:
+                return self.log_in(name, token, message.get("after"))
+            case _ if not self.name:
                 raise Misbehaved("log in first")
-            return command(self, message)
-        except Refused as refused:
-            self.refuse(refused)
-            return None
+            case {"type": "say", "room": room, "text": _} if room in self.rooms:
+                said = self.signed(message, type="said", room=room)
+                return self.hub.post(said, f"room:{room}")
+            case {"type": "tell", "to": to, "text": _}:
+                said = self.signed(message, type="told", to=to)
+                return self.hub.post(said, *{f"user:{self.name}", f"user:{to}"})
+            case {"type": "ping"}:
+                self.send(encode(type="pong"))
+            case {"type": "join", "room": room} if len(self.rooms | {room}) <= ROOMS:
+                return self.join(room, message.get("after"))
+            case {"type": "leave", "room": room} if room in self.rooms:
+                self.leave(room)
+                self.send(encode(type="left", room=room))
+            case {"type": "say" | "leave", "room": room} if room not in self.rooms:
+                raise Refused(f"you are not in {room}")
+            case _:
+                raise Refused("that cannot be done")
+        return None
 
-    async def answered(self, waiting: Awaitable[None]) -> None:
-        try:
-            await waiting
-        except Refused as refused:
-            self.refuse(refused)
-
-    def refuse(self, refused: Refused) -> None:
-        if isinstance(refused, Misbehaved):
-            self.say_goodbye(str(refused))
-        else:
-            self.send(encode(type="error", why=str(refused)))
-
-    def log_in(self, message: dict[str, Any]) -> Awaitable[None]:
-        name = tokens.name_of(self.hub.secret, message.get("token"))
-        if self.name not in ("", name):
-            raise Refused("you are logged in as another")
-        return self.welcome(name, after_in(message))
-
-    async def welcome(self, name: str, after: str | None) -> None:
+    async def log_in(self, name: str, token: str, after: str | None) -> None:
+        """A service that knows its users would ask for the token there."""
+        store, kept = self.hub.store, sha256(token.encode()).hexdigest()
+        if self.name not in ("", name) or await store.once(f"name:{name}", kept) != kept:
+            self.part("this name is taken")
+            return
         self.name = name
         # Joined first: what comes in between is in both, and nothing is in neither.
-        self.hub.store.join(f"user:{name}", self.member)
-        private = await self.hub.store.since(f"user:{name}", after)
-        token = tokens.issue(self.hub.secret, name)
-        await self.send_all(*private, encode(type="welcome", name=name, token=token))
+        store.join(f"user:{name}", self.member)
+        private = await store.since(f"user:{name}", after)
+        await self.send_all(*private, encode(type="welcome"))
 
-    def join(self, message: dict[str, Any]) -> Awaitable[None]:
-        room = name_in(message, "room")
-        if len(self.rooms) >= ROOMS and room not in self.rooms:
-            raise Refused(f"you are in {ROOMS} rooms")
-        return self.joined(room, after_in(message))
+    async def join(self, room: str, after: str | None) -> None:
+        self.rooms.add(room)
+        self.hub.enter(room, self.name, self.member)
+        said = await self.hub.store.since(f"room:{room}", after)
+        others = await self.hub.store.others(room)  # those here are told of in a moment
+        await self.send_all(*said, *others, encode(type="joined", room=room))
 
-    async def joined(self, room: str, after: str | None) -> None:
-        if room not in self.rooms:
-            self.hub.enter(room, self.name, self.member)
-            self.rooms.add(room)
-        messages = await self.hub.store.since(f"room:{room}", after)
-        who = await self.hub.who(room)
-        there = encode(type="joined", room=room, who=who[:NAMES], count=len(who))
-        await self.send_all(*messages, there)
-
-    def leave(self, message: dict[str, Any]) -> None:
-        room = self.room_in(message)
+    def leave(self, room: str) -> None:
         self.rooms.remove(room)
         self.hub.leave(room, self.name, self.member)
-        self.send(encode(type="left", room=room))
-
-    def say(self, message: dict[str, Any]) -> Awaitable[None] | None:
-        room = self.room_in(message)
-        said = self.signed(message, type="said", room=room)
-        return self.hub.post(said, f"room:{room}")
-
-    def tell(self, message: dict[str, Any]) -> Awaitable[None] | None:
-        to = name_in(message, "to")
-        said = self.signed(message, type="told", to=to)
-        return self.hub.post(said, *{f"user:{self.name}", f"user:{to}"})
-
-    def pong(self, message: dict[str, Any]) -> None:
-        self.send(encode(type="pong"))
-
-    def room_in(self, message: dict[str, Any]) -> str:
-        room = name_in(message, "room")
-        if room not in self.rooms:
-            raise Refused(f"you are not in {room}")
-        return room
 
     def signed(self, message: dict[str, Any], **more: str) -> str:
         """What it says, encoded once for everybody."""
-        ref, text = ref_in(message), text_in(message)
-        return encode(**more, **{"from": self.name}, text=text, at=round(time.time(), 3), ref=ref)
+        said = {"from": self.name, "text": message["text"], "at": round(time.time(), 3)}
+        return encode(**more, **said, ref=message.get("ref"))
 
-    # --- sending ---------------------------------------------------------------------
+    # --- what goes out -----------------------------------------------------------------
 
     def send(self, text: str) -> None:
         """Send an answer; who asks and does not read is closed."""
         with suppress(*GONE):
             try:
-                if isinstance(self.member, WebSocket):
-                    self.member.send_nowait(text)
-                else:
-                    self.member.send_nowait(text.encode())
+                self.member.send_nowait(self.formed(text))
             except trio.WouldBlock:
                 self.member.conn.abort()
 
     async def send_all(self, *texts: str) -> None:
         """Send them in one go; waits for a client that is behind."""
-        if isinstance(self.member, WebSocket):
-            await self.member.send_many(texts)
-        else:
-            await self.member.send_many([text.encode() for text in texts])
+        await self.member.send_many([*map(self.formed, texts)])
 
-    def say_goodbye(self, why: str) -> None:
+    def formed(self, text: str) -> str | bytes:
+        return text if isinstance(self.member, WebSocket) else text.encode()
+
+    def part(self, why: str) -> None:
         """Close the connection, behind all that was sent."""
         self.over = True
         self.send(encode(type="bye", why=why))
@@ -184,18 +137,7 @@ class Session:
         else:
             self.member.conn.close_nowait()
 
-
-COMMANDS: dict[str, Callable[[Session, dict[str, Any]], Awaitable[None] | None]] = {
-    "login": Session.log_in,
-    "join": Session.join,
-    "leave": Session.leave,
-    "say": Session.say,
-    "tell": Session.tell,
-    "ping": Session.pong,
-}
-
-
-def complain(member: FrameChannel | WebSocket, exc: Exception) -> None:
-    """What a peer does wrong ends its connection. So does a fault of ours, which is logged."""
-    if not isinstance(exc, PEERS_FAULT):
-        log.error("a client's connection is closed", exc_info=exc)
+    def end(self) -> None:
+        """The connection is closed; it has left its groups by itself."""
+        for room in [*self.rooms]:
+            self.leave(room)
