@@ -17,24 +17,20 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import attrs
-from rich.console import Console
 from rich.table import Table
 
 from harness.answers import answer_all, say
 from harness.compiled import compiled
-from harness.machine import Machine
-from harness.rounds import take_turns
-from harness.serving import run_asyncio
+from harness.serving import BACKLOG, HOST, run_asyncio
+from harness.turns import add_turns, show_turns
+from harness.websocket_servers import websockets_on_trio
 from harness.worker import BENCHMARKS, Worker
 from trio_wknet._load.target import reserve_descriptors
 
-HOST = "127.0.0.1"
-BACKLOG = 65535
 SCRIPT = "experiments/broadcast.py"
 TICK = 0.0005  # seconds
 C = "c"
@@ -156,7 +152,7 @@ def serve_ours(way: str, count: int, message: str, *, websocket: bool) -> None:
 
 def serve_websockets(count: int, message: str) -> None:
     import trio
-    from websockets.trio.server import broadcast, serve
+    from websockets.trio.server import broadcast
 
     members: set[Any] = set()
 
@@ -170,17 +166,11 @@ def serve_websockets(count: int, message: str) -> None:
             with suppress(Exception):
                 await websocket.recv()
 
-        async def send() -> None:
-            await broadcast(members, message)
-
-        async with trio.open_nursery() as nursery:
-            server = await nursery.start(
-                partial(serve, handler, 0, host=HOST, backlog=BACKLOG, ping_interval=None)
-            )
-            say(server.listeners[0].socket.getsockname()[1])
+        async def work() -> None:
             await full.wait()
-            await answer(send)
-            nursery.cancel_scope.cancel()
+            await answer(partial(broadcast, members, message))
+
+        await websockets_on_trio(handler, work)
 
     trio.run(main)
 
@@ -319,13 +309,11 @@ def table(found: dict[str, list[Round]]) -> Table:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure one message to many.")
-    parser.add_argument("--rounds", type=int, default=5)
+    add_turns(parser, rounds=5)
     parser.add_argument("--times", type=int, default=5, help="broadcasts of a round")
     parser.add_argument("--members", type=int, default=5000)
     parser.add_argument("--size", type=int, default=256, help="bytes")
     parser.add_argument("--websocket", action="store_true")
-    parser.add_argument("--way", action="append", help="may be repeated; by default all")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to FILE")
     parser.add_argument("--serve", help="be a server instead")
     parser.add_argument("--read", type=int, metavar="PORT", help="be the members instead")
     options = parser.parse_args()
@@ -342,15 +330,7 @@ def main() -> None:
         times=options.times,
         websocket=options.websocket,
     )
-    console, machine = Console(), Machine.here()
-    console.print(str(machine), highlight=False)
-    ways = tuple(options.way or (WEBSOCKET_WAYS if options.websocket else WAYS))
-    with console.status("") as status:
-        found = take_turns(ways, options.rounds, one, status.update)
-    console.print(table(found), highlight=False)
-    if options.json:
-        rounds = {way: list(map(attrs.asdict, rounds)) for way, rounds in found.items()}
-        machine.save(options.json, rounds)
+    show_turns(options, WEBSOCKET_WAYS if options.websocket else WAYS, one, table)
 
 
 if __name__ == "__main__":

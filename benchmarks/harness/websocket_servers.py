@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any
 
 from harness.answers import say
 from harness.serving import (
+    BACKLOG,
     HOST,
     Serve,
     run_asyncio,
@@ -48,6 +50,24 @@ def trio_websocket_server(options: argparse.Namespace) -> None:
             nursery.cancel_scope.cancel()
 
     trio.run(main)
+
+
+# --- websockets on Trio -----------------------------------------------------------------
+
+
+async def websockets_on_trio(
+    handler: Callable[[Any], Awaitable[None]], work: Callable[[], Awaitable[None]]
+) -> None:
+    """Serve, and say where, until some work is done."""
+    import trio
+    from websockets.trio.server import serve
+
+    options: Any = {"backlog": BACKLOG, "ping_interval": None, "compression": None}
+    async with trio.open_nursery() as nursery:
+        server = await nursery.start(partial(serve, handler, 0, host=HOST, **options))
+        say(server.listeners[0].socket.getsockname()[1])
+        await work()
+        nursery.cancel_scope.cancel()
 
 
 # --- websockets on uvloop ---------------------------------------------------------------
