@@ -17,6 +17,7 @@ import trio
 
 import trio_wknet
 from trio_wknet import Conn, ConnOptions, Engine, Limits, Listener
+from trio_wknet._native.testing import MEMORY_SITES, refuse_memory
 
 # Small kernel buffers: what a test wants to fill is full soon.
 SMALL = ConnOptions(send_buffer=4096, receive_buffer=4096)
@@ -32,6 +33,19 @@ async def until(condition: Callable[[], object], what: str = "the condition") ->
             await trio.sleep(0.001)
         return
     raise AssertionError(f"{what} did not come about")
+
+
+@contextmanager
+def refusing(
+    *sites: str, first: int = 1, count: int = 0xFFFFFFFF, one_in: int = 1
+) -> Iterator[None]:
+    """Refuse native memory for these sites (memory.pxd; none given: for any): from the `first`
+    request on so many, or one in so many of them."""
+    refuse_memory(sites or MEMORY_SITES, first, count, one_in)
+    try:
+        yield
+    finally:
+        refuse_memory(())
 
 
 def content(seed: object, size: int) -> bytes:

@@ -4,30 +4,18 @@ behind it is delivered."""
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import trio
-from helpers import content, dial, plain_pair, send, until
+from helpers import content, dial, plain_pair, refusing, send, until
 
 from trio_wknet import Conn, Engine
-from trio_wknet._native.testing import starve_pools
 
 LOCAL = "tcp://127.0.0.1:0"
 BEFORE = content("before", 300)  # a block of 512 bytes
 HOLE = content("hole", 5000)  # which does not fit in there
 BEHIND = content("behind", 100)
-
-
-@contextmanager
-def starved() -> Iterator[None]:
-    starve_pools(True)
-    try:
-        yield
-    finally:
-        starve_pools(False)
 
 
 async def _turn(engine: Engine) -> None:
@@ -44,7 +32,7 @@ async def _turn(engine: Engine) -> None:
 
 async def _break(engine: Engine, conn: Conn, peer: Any) -> None:
     await until(lambda: conn.statistics().buffered_inbound == len(BEFORE))
-    with starved():
+    with refusing("blocks"):
         peer.send(HOLE)
         await until(lambda: conn.close_reason is not None)
     peer.send(BEHIND)
@@ -91,7 +79,7 @@ async def test_in_the_gate(engine: Engine) -> None:
         client.send(b"PROXY TCP4 192.0.2.1 ")
         await until(lambda: listener.statistics().waiting == 1)
         await _turn(engine)
-        with starved():
+        with refusing("blocks"):
             client.send(b"192.0.2.2 1 2\r\n" + HOLE)
             await until(lambda: listener.statistics().refused == 1)
         assert listener.statistics().waiting == 0
@@ -112,7 +100,7 @@ async def test_in_event_mode(engine: Engine) -> None:
         async with await trio.open_tcp_stream(*listener.address) as peer:
             await send(peer.socket, BEFORE)
             await until(lambda: received == BEFORE)
-            with starved():
+            with refusing("blocks"):
                 await send(peer.socket, HOLE)
                 await until(lambda: closed)
         assert closed == ["Cannot allocate memory"]
@@ -128,7 +116,7 @@ async def test_sending(engine: Engine, kind: str) -> None:
     data = content("sent", 60_000)
     sent = bytearray()
     with theirs:
-        with starved(), pytest.raises(MemoryError):
+        with refusing("blocks"), pytest.raises(MemoryError):
             while True:
                 conn.send_nowait(data)
                 sent += data

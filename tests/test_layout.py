@@ -71,6 +71,32 @@ def test_the_reactors_wing_knows_nothing_of_python(path: Path) -> None:
     assert not re.search(r"^\s*(def|class|cdef class|import)\b", code, re.MULTILINE)
 
 
+# Ways to memory beside base/memory.pyx.
+ALLOCATORS = re.compile(
+    r"\b(malloc|calloc|realloc|reallocarray|free|aligned_alloc|posix_memalign|v?asprintf|strn?dup"
+    r"|mmap|mremap|munmap|pipe2?|PyMem_\w+|PyObject_(Malloc|Calloc|Realloc|Free))\s*\("
+    r"|\blibcpp\b|\bcpython\.mem\b"
+)
+
+
+def allocators_in(text: str) -> list[str]:
+    """Calls in a Cython file, its C included, or in a header."""
+    code = re.sub(r"/\*.*?\*/|#[^\n]*", "", text, flags=re.DOTALL)
+    return [found.group() for found in ALLOCATORS.finditer(code)]
+
+
+def test_allocators_are_found() -> None:
+    assert allocators_in("a = <int *>malloc(4)  # malloc(5)") == ["malloc("]
+    assert allocators_in("memory_free(FOR_NAMES, a)\npool_free(b)\nsay(pool.free[1])") == []
+
+
+@pytest.mark.parametrize("path", [*native_files(), *sorted(NATIVE.rglob("*.h"))], ids=str)
+def test_native_memory_has_one_door(path: Path) -> None:
+    """So a test can have any request refused. Tests' own faces need not be."""
+    if module_of(path) not in ("base.memory", "base.linux", "testing"):
+        assert allocators_in(path.read_text()) == []
+
+
 def cycle_in(graph: dict[str, set[str]]) -> list[str]:
     """Modules that need each other, or nothing."""
     done: set[str] = set()

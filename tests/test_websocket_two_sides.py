@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 import trio
-from helpers import SMALL, conn_and_peer, content, send, until
+from helpers import SMALL, conn_and_peer, content, refusing, send, until
 from websocket_model import BINARY, CLOSE, KEY, PING, TEXT, close_payload, decode, frame
 
 from trio_wknet import Engine, Limits
 from trio_wknet._errors import ConnectionClosed
-from trio_wknet._native.testing import starve_pools
 from trio_wknet._websocket.channel import WebSocket
 
 ROUNDS = 2
@@ -158,12 +157,9 @@ async def test_without_memory_the_stream_ends_behind_what_came(engine: Engine, k
         ws = WebSocket._over(conn, "server")
         await send(peer, frame(TEXT, b"before", key=KEY))
         await until(lambda: ws.statistics().messages_waiting)
-        starve_pools(True)
-        try:
+        with refusing("blocks"):
             await send(peer, frame(BINARY, bytes(30_000), key=KEY))
             await until(lambda: ws.close_code)
-        finally:
-            starve_pools(False)
         assert await ws.receive() == "before"
         with pytest.raises(ConnectionClosed) as caught:
             await ws.receive()
@@ -176,11 +172,8 @@ async def test_there_was_no_memory_to_become_one(engine: Engine) -> None:
     async with conn_and_peer(engine) as (conn, peer):
         await send(peer, frame(BINARY, bytes(3000), key=KEY))
         await until(lambda: conn.statistics().buffered_inbound)
-        starve_pools(True)
-        try:
+        with refusing("blocks"):
             ws = WebSocket._over(conn, "server")
-        finally:
-            starve_pools(False)
         with pytest.raises(ConnectionClosed) as caught:
             await ws.receive()
         assert isinstance(caught.value.__cause__, OSError)

@@ -1,7 +1,7 @@
 """Python faces of the structs that the two sides are made of. Tests and benchmarks use them,
 nothing else does."""
 cimport cython
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memset
 from libc.string cimport memcpy
@@ -12,6 +12,14 @@ from .base.atomics cimport (
 )
 from .base.files cimport wk_all_cached
 from .base.linux cimport iovec
+from .base.memory cimport (
+    SITES, memory_asked, memory_live, memory_refuse, memory_refused, memory_watch,
+)
+from .base.memory cimport (
+    FOR_BLOCKS, FOR_BROADCASTS, FOR_CORKS, FOR_HANDLES, FOR_LOAD, FOR_MESSAGES, FOR_NAMES, FOR_PAGE,
+    FOR_PINGS, FOR_PIPES, FOR_PLACES, FOR_RELAYS, FOR_SCANS, FOR_SETUP, FOR_SLOTS, FOR_SPANS,
+    FOR_TIMERS, Site,
+)
 from .base.utf8 cimport wk_utf8, wk_utf8_check
 from .reactor.admission cimport (
     ADMITTED, Peer, Place, Reason, admission_enter, admission_give_back, admission_leave,
@@ -35,7 +43,7 @@ from .reactor.mailbox cimport (
 from .reactor.measure cimport size_bucket, time_bucket
 from .reactor.pool cimport (
     Block, Pool, pool_drop, pool_free, pool_new, pool_settled, pool_take, pool_trim,
-    pool_trim_idle, pools_starve,
+    pool_trim_idle,
 )
 from .reactor.send cimport ACCEPTED, CLOSED, FULL, Sent, send_message
 from .reactor.ring cimport (
@@ -208,9 +216,39 @@ cdef class BlockPool:
         pool_free(self._pool)
 
 
-def starve_pools(bint starved):
-    """Give no memory to any pool of this process, or give it again."""
-    pools_starve(starved)
+# Each by its name in memory.pxd.
+MEMORY_SITES = {
+    "blocks": FOR_BLOCKS, "slots": FOR_SLOTS, "setup": FOR_SETUP, "places": FOR_PLACES,
+    "handles": FOR_HANDLES, "broadcasts": FOR_BROADCASTS, "relays": FOR_RELAYS,
+    "pipes": FOR_PIPES, "page": FOR_PAGE, "scans": FOR_SCANS, "pings": FOR_PINGS,
+    "corks": FOR_CORKS, "spans": FOR_SPANS, "names": FOR_NAMES, "timers": FOR_TIMERS,
+    "messages": FOR_MESSAGES, "load": FOR_LOAD,
+}
+assert sorted(MEMORY_SITES.values()) == list(range(SITES))
+
+
+def watch_memory(bint watched):
+    """Count what is taken and given back at the door for memory, from 0; or no more."""
+    memory_watch(watched)
+
+
+def refuse_memory(sites, uint32_t first=1, uint32_t count=0xffffffff, uint32_t one_in=1):
+    """Refuse requests of these sites, in any thread: from the `first` one on so many, or one in
+    so many of them. Without sites: none any more."""
+    cdef uint64_t bits = 0
+    for site in sites:
+        bits |= <uint64_t>1 << <int>MEMORY_SITES[site]
+    memory_refuse(bits, first, min(first + <uint64_t>count - 1, <uint64_t>0xffffffff), one_in)
+
+
+def memory_counts():
+    """How many (requests, refusals) there were of the plan's sites, since it was made."""
+    return memory_asked(), memory_refused()
+
+
+def memory_in_use():
+    """By site: how many were taken and not given back since the watch began."""
+    return {name: <int32_t>memory_live(<Site><int>site) for name, site in MEMORY_SITES.items()}
 
 
 cdef class SlotTable:

@@ -5,7 +5,6 @@ is in loop.pyx, what happens to one connection in conn.pyx.
 """
 from cpython.exc cimport PyErr_SetFromErrno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
 from ..base.atomics cimport wk_u32_load, wk_u32_store, wk_u64_load_relaxed
@@ -14,6 +13,7 @@ from ..base.linux cimport (
     close, epoll_create1, epoll_ctl, epoll_event, eventfd, monotonic_ns, sockaddr_storage,
     write,
 )
+from ..base.memory cimport FOR_LOAD, memory_free, memory_zeroed
 from .conn cimport CLOSED_LOOP, FAULTS, WINDOW, Conn, Load, Stream
 from .histogram cimport Histogram
 from .loop cimport run_loop
@@ -120,8 +120,8 @@ cdef class LoadGenerator:
         self.load.plan.target_length = copy_address(&self.load.plan.target, target)
         if not sources:
             return
-        self.load.plan.sources = <sockaddr_storage *>calloc(
-            len(sources), sizeof(sockaddr_storage))
+        self.load.plan.sources = <sockaddr_storage *>memory_zeroed(
+            FOR_LOAD, len(sources), sizeof(sockaddr_storage))
         if self.load.plan.sources == NULL:
             raise MemoryError
         for i in range(len(sources)):
@@ -132,12 +132,12 @@ cdef class LoadGenerator:
     cdef _allocate(self):
         cdef uint32_t connections = self.load.plan.connections
         cdef uint32_t slot
-        self.load.conns = <Conn *>calloc(connections, sizeof(Conn))
-        self.load.idle = <uint32_t *>calloc(connections, sizeof(uint32_t))
-        self.load.inbox = <uint8_t *>calloc(WINDOW, 1)
+        self.load.conns = <Conn *>memory_zeroed(FOR_LOAD, connections, sizeof(Conn))
+        self.load.idle = <uint32_t *>memory_zeroed(FOR_LOAD, connections, sizeof(uint32_t))
+        self.load.inbox = <uint8_t *>memory_zeroed(FOR_LOAD, WINDOW, 1)
         if self.load.plan.mode == CLOSED_LOOP:
-            self.load.starts = <uint64_t *>calloc(
-                connections, sizeof(uint64_t) * self.load.plan.depth)
+            self.load.starts = <uint64_t *>memory_zeroed(
+                FOR_LOAD, connections, sizeof(uint64_t) * self.load.plan.depth)
             if self.load.starts == NULL:
                 raise MemoryError
         if self.load.conns == NULL or self.load.idle == NULL or self.load.inbox == NULL:
@@ -161,11 +161,11 @@ cdef class LoadGenerator:
         for fd in (self.load.epoll, self.wake, self.timer):
             if fd >= 0:
                 close(fd)
-        free(self.load.plan.sources)
-        free(self.load.conns)
-        free(self.load.idle)
-        free(self.load.starts)
-        free(self.load.inbox)
+        memory_free(FOR_LOAD, self.load.plan.sources)
+        memory_free(FOR_LOAD, self.load.conns)
+        memory_free(FOR_LOAD, self.load.idle)
+        memory_free(FOR_LOAD, self.load.starts)
+        memory_free(FOR_LOAD, self.load.inbox)
 
     def run(self) -> dict:
         """Run to the end, without the GIL, and return the figures.

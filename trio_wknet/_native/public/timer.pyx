@@ -15,9 +15,9 @@ from cpython.pythread cimport PyThread_get_thread_ident
 from cpython.ref cimport Py_DECREF
 from libc.math cimport INFINITY, ceil, nextafter
 from libc.stdint cimport uint32_t, uint64_t
-from libc.stdlib cimport free, realloc
 from libc.string cimport memset
 
+from ..base.memory cimport FOR_TIMERS, memory_free, memory_resize
 from ..reactor.wheel cimport (
     MAX_NODES, MAX_SLOTS, NEVER, Wheel, WheelNode, wheel_add, wheel_free, wheel_linked,
     wheel_new, wheel_next, wheel_remove, wheel_take, wheel_turn,
@@ -69,7 +69,7 @@ cdef int _grow(Table *table) except -1:
     cdef Entry *grown = NULL
     cdef uint32_t index
     if size <= <uint32_t>MAX_NODES:
-        grown = <Entry *>realloc(table.entries, size * sizeof(Entry))
+        grown = <Entry *>memory_resize(FOR_TIMERS, table.entries, size * sizeof(Entry))
     if grown == NULL:
         raise MemoryError
     memset(&grown[table.size], 0, (size - table.size) * sizeof(Entry))
@@ -163,7 +163,7 @@ cdef class Timers:
     def __dealloc__(self):
         if self.wheel != NULL:
             wheel_free(self.wheel)
-        free(self.table.entries)
+        memory_free(FOR_TIMERS, self.table.entries)
 
     # --- for the application ----------------------------------------------------------
 

@@ -8,7 +8,6 @@ Counts by address are in a hash table with chains. Its hash is keyed: a peer who
 addresses must not be able to choose such as fall into one bucket.
 """
 from libc.stdint cimport uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from ..base.atomics cimport wk_u32_add, wk_u32_store_relaxed, wk_u32_sub
@@ -16,6 +15,7 @@ from ..base.linux cimport (
     getrandom, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock,
     pthread_mutex_unlock,
 )
+from ..base.memory cimport FOR_PLACES, FOR_SETUP, memory_free, memory_zeroed
 
 cdef extern from *:
     """
@@ -89,12 +89,14 @@ cdef uint64_t MAPPED = 0xffff
 cdef Admission *admission_new(uint32_t networks) noexcept nogil:
     """One without limits, with room for so many trusted networks, and one reference. NULL
     without memory."""
-    cdef Admission *admission = <Admission *>calloc(1, sizeof(Admission))
+    cdef Admission *admission = <Admission *>memory_zeroed(FOR_SETUP, 1, sizeof(Admission))
     cdef ssize_t ignored
     if admission == NULL:
         return NULL
-    admission.trusted = <Network *>calloc(max(networks, 1), sizeof(Network))
-    admission.buckets = <AddressCount **>calloc(FEWEST_BUCKETS, sizeof(AddressCount *))
+    admission.trusted = <Network *>memory_zeroed(FOR_SETUP, max(networks, 1), sizeof(Network))
+    admission.buckets = <AddressCount **>memory_zeroed(
+        FOR_PLACES, FEWEST_BUCKETS, sizeof(AddressCount *)
+    )
     admission.bucket_count = FEWEST_BUCKETS
     pthread_mutex_init(&admission.lock, NULL)
     wk_u32_store_relaxed(&admission.refs, 1)
@@ -115,13 +117,13 @@ cdef void admission_unref(Admission *admission) noexcept nogil:
     if wk_u32_sub(&admission.refs, 1) > 1:
         return
     pthread_mutex_destroy(&admission.lock)
-    free(admission.trusted)
-    free(admission.buckets)
-    free(admission)
+    memory_free(FOR_SETUP, admission.trusted)
+    memory_free(FOR_PLACES, admission.buckets)
+    memory_free(FOR_SETUP, admission)
 
 
 cdef Place *place_new() noexcept nogil:
-    cdef Place *place = <Place *>calloc(1, sizeof(Place))
+    cdef Place *place = <Place *>memory_zeroed(FOR_PLACES, 1, sizeof(Place))
     if place != NULL:
         place.look_at = NEVER
     return place
@@ -130,15 +132,15 @@ cdef Place *place_new() noexcept nogil:
 cdef bint place_prepare(Place *place, Admission *admission) noexcept nogil:
     """Have all the memory that this admission may need for a place; False if there is none."""
     if admission.most_per_address and place.spare == NULL:
-        place.spare = <AddressCount *>calloc(1, sizeof(AddressCount))
+        place.spare = <AddressCount *>memory_zeroed(FOR_PLACES, 1, sizeof(AddressCount))
         return place.spare != NULL
     return True
 
 
 cdef void place_free(Place *place) noexcept nogil:
     if place != NULL:
-        free(place.spare)
-        free(place)
+        memory_free(FOR_PLACES, place.spare)
+        memory_free(FOR_PLACES, place)
 
 
 # --- addresses ------------------------------------------------------------------------
@@ -208,7 +210,9 @@ cdef void _spread(Admission *admission) noexcept nogil:
     """Twice as many buckets, if there is memory; else the chains become longer."""
     cdef uint32_t i, before = admission.bucket_count
     cdef AddressCount **old = admission.buckets
-    cdef AddressCount **new = <AddressCount **>calloc(2 * before, sizeof(AddressCount *))
+    cdef AddressCount **new = <AddressCount **>memory_zeroed(
+        FOR_PLACES, 2 * before, sizeof(AddressCount *)
+    )
     cdef AddressCount *count
     cdef AddressCount *following
     if new == NULL:
@@ -221,7 +225,7 @@ cdef void _spread(Admission *admission) noexcept nogil:
             following = count.following
             _hang(admission, count)
             count = following
-    free(old)
+    memory_free(FOR_PLACES, old)
 
 
 cdef Reason _join(Admission *admission, Place *place, Peer *peer) noexcept nogil:
@@ -261,7 +265,7 @@ cdef void _part(Admission *admission, Place *place) noexcept nogil:
         link = &link[0].following
     link[0] = count.following
     admission.addresses -= 1
-    free(count)
+    memory_free(FOR_PLACES, count)
 
 
 # --- the count of all, and the rate, under the lock ---------------------------------------

@@ -7,12 +7,12 @@ many steps, so that finding the largest, which looks at every connection, is rar
 near, so that few are ended.
 """
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc
 
 from ..base.atomics cimport (
     wk_fence, wk_u32_add, wk_u32_cas, wk_u32_exchange, wk_u32_load, wk_u32_load_relaxed,
     wk_u32_store, wk_u32_sub, wk_u64_add, wk_u64_load_relaxed, wk_u64_store_relaxed,
 )
+from ..base.memory cimport FOR_SETUP, memory_zeroed
 from .hub cimport RECEIVE_BUFFER, Budget, Hub, Reactor
 from .lists cimport linked, list_append, list_remove
 from .pool cimport Pool
@@ -33,7 +33,7 @@ cdef bint budget_set(Hub *hub, uint64_t most) noexcept nogil:
     memory."""
     cdef Budget *budget = hub.budget
     cdef uint32_t i
-    budget.pools = <Pool **>calloc(hub.count + 1, sizeof(Pool *))
+    budget.pools = <Pool **>memory_zeroed(FOR_SETUP, hub.count + 1, sizeof(Pool *))
     if budget.pools == NULL:
         return False
     for i in range(hub.count):

@@ -1,7 +1,8 @@
 """Sets of handles. handles.pxd says what they are."""
 from libc.stdint cimport uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
+
+from ..base.memory cimport FOR_HANDLES, memory_free, memory_take, memory_zeroed
 
 cdef enum:
     LEAST_ROOM = 8
@@ -37,7 +38,7 @@ cdef void _put(HandleSet *handles, uint64_t handle) noexcept nogil:
 cdef bint _resize(HandleSet *handles, uint32_t room) noexcept nogil:
     cdef HandleSet other
     cdef uint32_t i
-    other.places = <uint64_t *>calloc(room, sizeof(uint64_t))
+    other.places = <uint64_t *>memory_zeroed(FOR_HANDLES, room, sizeof(uint64_t))
     other.room = room
     other.count = handles.count
     if other.places == NULL:
@@ -45,7 +46,7 @@ cdef bint _resize(HandleSet *handles, uint32_t room) noexcept nogil:
     for i in range(handles.room):
         if handles.places[i] != 0:
             _put(&other, handles.places[i])
-    free(handles.places)
+    memory_free(FOR_HANDLES, handles.places)
     handles[0] = other
     return True
 
@@ -85,7 +86,9 @@ cdef bint handles_discard(HandleSet *handles, uint64_t handle) noexcept nogil:
 
 cdef bint handles_copy(HandleSet *copy, const HandleSet *handles) noexcept nogil:
     """Make `copy`, which is nothing yet, a copy. False without memory."""
-    copy.places = <uint64_t *>malloc(max(handles.room, <uint32_t>1) * sizeof(uint64_t))
+    copy.places = <uint64_t *>memory_take(
+        FOR_HANDLES, max(handles.room, <uint32_t>1) * sizeof(uint64_t)
+    )
     if copy.places == NULL:
         return False
     memcpy(copy.places, handles.places, handles.room * sizeof(uint64_t))
@@ -95,7 +98,7 @@ cdef bint handles_copy(HandleSet *copy, const HandleSet *handles) noexcept nogil
 
 
 cdef void handles_free(HandleSet *handles) noexcept nogil:
-    free(handles.places)
+    memory_free(FOR_HANDLES, handles.places)
     handles.places = NULL
     handles.room = 0
     handles.count = 0

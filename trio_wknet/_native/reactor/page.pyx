@@ -6,7 +6,6 @@ somebody watches. So with 100 000 slots a pass takes five seconds, and the lists
 to STEP slots they are new each time.
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport realloc
 from libc.string cimport memcpy, memset
 
 from ..base.atomics cimport (
@@ -17,6 +16,7 @@ from ..base.linux cimport (
     getpeername, getsockname, monotonic_ns, pthread_mutex_lock, pthread_mutex_unlock, sockaddr,
     socklen_t,
 )
+from ..base.memory cimport FOR_PAGE, memory_resize
 from .hub cimport Job, Reactor
 from .ring cimport ring_len
 from .slot cimport CONNECTION, FLUSHING, LINGERING, OPEN, PORT, Slot
@@ -121,7 +121,7 @@ cdef uint64_t _moved(PageWriter *writer, uint64_t handle, uint64_t bytes) noexce
     cdef uint64_t moved = 0
     cdef Seen *seen
     if index >= writer.seen_size:
-        seen = <Seen *>realloc(writer.seen, size * sizeof(Seen))
+        seen = <Seen *>memory_resize(FOR_PAGE, writer.seen, size * sizeof(Seen))
         if seen == NULL:
             return 0
         memset(&seen[writer.seen_size], 0, (size - writer.seen_size) * sizeof(Seen))

@@ -68,7 +68,6 @@ cdef void pool_trim(Pool *pool) noexcept nogil
 cdef void pool_trim_idle(Pool *pool) noexcept nogil
 cdef void pool_note_released(Pool *pool, uint32_t size) noexcept nogil
 cdef bint pool_settled(Pool *pool) noexcept nogil
-cdef void pools_starve(bint starved) noexcept nogil
 
 cdef inline unsigned char *block_data(Block *block) noexcept nogil:
     return <unsigned char *>(block + 1)

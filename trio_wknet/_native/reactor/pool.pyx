@@ -1,12 +1,12 @@
 """Pools of memory blocks in size classes. pool.pxd has the rules."""
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
 
 from ..base.atomics cimport (
     wk_fence, wk_u32, wk_ptr_cas, wk_ptr_exchange, wk_ptr_load_relaxed, wk_u32_exchange,
     wk_u32_load, wk_u32_load_relaxed, wk_u32_store, wk_u32_store_relaxed, wk_u32_sub,
     wk_u64_add, wk_u64_load_relaxed, wk_u64_store_relaxed, wk_u64_sub,
 )
+from ..base.memory cimport FOR_BLOCKS, FOR_SETUP, memory_free, memory_take, memory_zeroed
 
 
 cdef inline uint8_t _class_of(uint32_t size) noexcept nogil:
@@ -28,7 +28,7 @@ cdef inline uint32_t _round_up(uint32_t size) noexcept nogil:
 
 cdef Pool *pool_new(uint64_t keep_at_most) noexcept nogil:
     """An empty pool, or NULL without memory."""
-    cdef Pool *pool = <Pool *>calloc(1, sizeof(Pool))
+    cdef Pool *pool = <Pool *>memory_zeroed(FOR_SETUP, 1, sizeof(Pool))
     if pool != NULL:
         pool.keep_at_most = keep_at_most
         wk_u64_store_relaxed(&pool.high, <uint64_t>-1)
@@ -41,7 +41,7 @@ cdef void pool_free(Pool *pool) noexcept nogil:
     who closes an engine holds it, too."""
     pool_trim(pool)
     if wk_u64_load_relaxed(&pool.live) == 0:
-        free(pool)
+        memory_free(FOR_SETUP, pool)
         return
     pool.keep_at_most = 0
     pool.on_excess = NULL
@@ -119,7 +119,7 @@ cdef inline void _push(Pool *pool, Block *block) noexcept nogil:
 cdef void _release(Pool *pool, Block *block) noexcept nogil:
     """Free a block."""
     cdef uint32_t capacity = block.capacity
-    free(block)
+    memory_free(FOR_BLOCKS, block)
     pool_note_released(pool, capacity)
 
 
@@ -140,23 +140,13 @@ cdef void _collect_returned(Pool *pool) noexcept nogil:
         block = following
 
 
-cdef wk_u32 _starved         # for tests: no pool of this process gets memory
-
-
-cdef void pools_starve(bint starved) noexcept nogil:
-    """Refuse blocks to all pools, or stop doing so; for tests."""
-    wk_u32_store(&_starved, starved)
-
-
 cdef Block *_allocate(Pool *pool, uint8_t size_class, uint32_t size) noexcept nogil:
     cdef uint32_t capacity
-    if wk_u32_load_relaxed(&_starved):
-        return NULL
     if size_class == NO_CLASS:
         capacity = _round_up(size)
     else:
         capacity = <uint32_t>1 << (size_class + SMALLEST_CLASS_BITS)
-    cdef Block *block = <Block *>malloc(sizeof(Block) + capacity)
+    cdef Block *block = <Block *>memory_take(FOR_BLOCKS, sizeof(Block) + capacity)
     if block != NULL:
         block.pool = pool
         block.capacity = capacity
@@ -216,7 +206,7 @@ cdef void pool_drop(Block *block, Pool *mine) noexcept nogil:
             or wk_u64_load_relaxed(&pool.kept) + block.capacity > pool.keep_at_most):
         _release(pool, block)
         if live == 0 and pool.abandoned:
-            free(pool)
+            memory_free(FOR_SETUP, pool)
         return
     kept = wk_u64_add(&pool.kept, block.capacity) + block.capacity
     if pool == mine:

@@ -1,6 +1,5 @@
 """The reactors' half of relays. relay.pxd has the rules."""
 from libc.stdint cimport int32_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
 
 from ..base.atomics cimport (
     wk_u32_add, wk_u32_or, wk_u32_store, wk_u32_sub, wk_u64_bump, wk_u64_load,
@@ -10,8 +9,11 @@ from ..base.files cimport wk_splice_to_socket
 from ..base.linux cimport (
     AF_UNIX, EAGAIN, EINTR, EINVAL, ENOMEM, EPIPE, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT,
     EPOLLPRI, EPOLLRDHUP, F_SETPIPE_SZ, MSG_DONTWAIT, O_CLOEXEC, O_NONBLOCK, SHUT_WR,
-    SPLICE_F_MOVE, SPLICE_F_NONBLOCK, close, errno, fcntl, iovec, pipe2, pthread_mutex_destroy,
+    SPLICE_F_MOVE, SPLICE_F_NONBLOCK, close, errno, fcntl, iovec, pthread_mutex_destroy,
     pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock, read, recv, shutdown, splice,
+)
+from ..base.memory cimport (
+    FOR_PIPES, FOR_RELAYS, memory_free, memory_pipe, memory_take, memory_zeroed,
 )
 from .hub cimport RECEIVE_BUFFER, notify
 from .lists cimport list_append
@@ -41,7 +43,7 @@ cdef enum:
 
 cdef Relay *relay_new(Slot *a, Slot *b, uint32_t buffer) noexcept nogil:
     """A relay that the caller has a reference to; NULL without memory."""
-    cdef Relay *relay = <Relay *>calloc(1, sizeof(Relay))
+    cdef Relay *relay = <Relay *>memory_zeroed(FOR_RELAYS, 1, sizeof(Relay))
     cdef uint32_t i
     cdef Side *side
     if relay == NULL:
@@ -109,7 +111,7 @@ cdef void relay_drop(Relay *relay) noexcept nogil:
     _close_pipe(&relay.sides[0])
     _close_pipe(&relay.sides[1])
     pthread_mutex_destroy(&relay.gate)
-    free(relay)
+    memory_free(FOR_RELAYS, relay)
 
 
 cdef void _empty(Side *source, Side *sink, Pool *pool) noexcept nogil:
@@ -121,7 +123,7 @@ cdef void _empty(Side *source, Side *sink, Pool *pool) noexcept nogil:
     cdef Sent outcome = FULL
     if source.held == 0 or sink.error or pool == NULL:
         return
-    data = <unsigned char *>malloc(source.held)
+    data = <unsigned char *>memory_take(FOR_RELAYS, source.held)
     while data != NULL and n < source.held:
         got = read(source.pipe[0], data + n, source.held - n)
         if got > 0:
@@ -130,7 +132,7 @@ cdef void _empty(Side *source, Side *sink, Pool *pool) noexcept nogil:
             break
     if data != NULL and n == source.held:
         outcome = _queue(pool, sink.slot, data, n)
-    free(data)
+    memory_free(FOR_RELAYS, data)
     source.held = 0
     if outcome == ACCEPTED:
         source.moved += n
@@ -513,7 +515,7 @@ cdef ssize_t _splice_in(Reactor *reactor, Side *source, Side *sink, bint same) n
 
 
 cdef bint _open_pipe(Side *side) noexcept nogil:
-    if pipe2(side.pipe, O_CLOEXEC | O_NONBLOCK) < 0:
+    if memory_pipe(FOR_PIPES, side.pipe, O_CLOEXEC | O_NONBLOCK) < 0:
         side.pipe[0] = -1
         side.pipe[1] = -1
         return False

@@ -1,12 +1,12 @@
 """Setting up a hub and its reactors, and freeing them."""
 from libc.stdint cimport uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
 
 from ..base.linux cimport (
     CLOCK_MONOTONIC, EFD_CLOEXEC, EFD_NONBLOCK, EPOLLIN, EPOLL_CLOEXEC, EPOLL_CTL_ADD,
     TFD_CLOEXEC, TFD_NONBLOCK, close, epoll_create1, epoll_ctl, epoll_event, eventfd,
     timerfd_create,
 )
+from ..base.memory cimport FOR_SETUP, memory_free, memory_zeroed
 from .admission cimport place_free
 from .budget cimport budget_end, budget_set
 from .descriptors cimport descriptors_begin
@@ -38,7 +38,7 @@ cdef void _watch_pool(Reactor *reactor, Pool *pool) noexcept nogil:
 
 cdef Reactor *_reactor_new(Hub *hub) noexcept nogil:
     """A reactor ready to turn; NULL with errno set if something is missing."""
-    cdef Reactor *reactor = <Reactor *>calloc(1, sizeof(Reactor))
+    cdef Reactor *reactor = <Reactor *>memory_zeroed(FOR_SETUP, 1, sizeof(Reactor))
     if reactor == NULL:
         return NULL
     reactor.hub = hub
@@ -87,7 +87,7 @@ cdef void _reactor_free(Reactor *reactor) noexcept nogil:
     if reactor.wheel != NULL:
         wheel_free(reactor.wheel)
     place_free(reactor.spare_place)
-    free(reactor)
+    memory_free(FOR_SETUP, reactor)
 
 
 cdef Hub *hub_new(
@@ -95,7 +95,7 @@ cdef Hub *hub_new(
 ) noexcept nogil:
     """A hub with `count` reactors, which holds `most` bytes for its connections (0: no bound);
     NULL with errno set if something is missing."""
-    cdef Hub *hub = <Hub *>calloc(1, sizeof(Hub))
+    cdef Hub *hub = <Hub *>memory_zeroed(FOR_SETUP, 1, sizeof(Hub))
     if hub == NULL:
         return NULL
     descriptors_begin()
@@ -103,10 +103,10 @@ cdef Hub *hub_new(
     hub.round_robin = round_robin
     hub.wakefd = -1
     hub.slot_map = slot_map_new()
-    hub.budget = <Budget *>calloc(1, sizeof(Budget))
+    hub.budget = <Budget *>memory_zeroed(FOR_SETUP, 1, sizeof(Budget))
     if hub.slot_map != NULL:
         hub.beacon = slot_map_take(hub.slot_map)
-    hub.reactors = <Reactor **>calloc(count, sizeof(Reactor *))
+    hub.reactors = <Reactor **>memory_zeroed(FOR_SETUP, count, sizeof(Reactor *))
     cdef bint ready = hub.beacon != NULL and hub.reactors != NULL and hub.budget != NULL
     while ready and hub.count < count:
         hub.reactors[hub.count] = _reactor_new(hub)
@@ -141,10 +141,10 @@ cdef void hub_free(Hub *hub) noexcept nogil:
             pool_free(hub.pool)
     for i in range(hub.count):
         _reactor_free(hub.reactors[i])
-    free(hub.reactors)
+    memory_free(FOR_SETUP, hub.reactors)
     if hub.budget != NULL:
-        free(hub.budget.pools)
-        free(hub.budget)
+        memory_free(FOR_SETUP, hub.budget.pools)
+        memory_free(FOR_SETUP, hub.budget)
     if hub.slot_map != NULL:
         slot_map_free(hub.slot_map)
-    free(hub)
+    memory_free(FOR_SETUP, hub)

@@ -1,10 +1,7 @@
 """The slot map. slot_map.pxd has its rules."""
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
-from posix.mman cimport (
-    MADV_DONTNEED, MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, madvise, mmap,
-    munmap,
-)
+from posix.mman cimport MADV_DONTNEED, madvise
 
 from ..base.atomics cimport (
     wk_ptr_load, wk_ptr_store, wk_u32_add, wk_u32_load, wk_u32_load_relaxed, wk_u32_store,
@@ -14,6 +11,7 @@ from ..base.bits cimport bits_clear, bits_highest, bits_lowest, bits_set
 from ..base.linux cimport (
     pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
 )
+from ..base.memory cimport FOR_SETUP, FOR_SLOTS, memory_map, memory_unmap
 from .slot cimport CONNECTION, Slot
 
 
@@ -61,14 +59,6 @@ cdef inline bint _spent(Slab *slab) noexcept nogil:
     return slab.generation == LAST_GENERATION
 
 
-cdef void *_pages(size_t size) noexcept nogil:
-    """Zeroed memory, committed as it is first touched; or NULL."""
-    cdef void *memory = mmap(
-        NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0
-    )
-    return NULL if memory == MAP_FAILED else memory
-
-
 cdef bint _add_slab(SlotMap *slot_map) noexcept nogil:
     """Add a slab, cold; False without memory or numbers."""
     cdef uint32_t number = slot_map.slab_count
@@ -76,7 +66,7 @@ cdef bint _add_slab(SlotMap *slot_map) noexcept nogil:
     _assert_layout()
     if number == SLABS:
         return False
-    slots = _pages(SLAB_BYTES)
+    slots = memory_map(FOR_SLOTS, SLAB_BYTES)
     if slots == NULL:
         return False
     wk_ptr_store(&slot_map.slots[number], slots)
@@ -155,7 +145,7 @@ cdef uint32_t _take_from(SlotMap *slot_map, uint32_t number) noexcept nogil:
 
 cdef SlotMap *slot_map_new() noexcept nogil:
     """An empty slot map, or NULL without memory."""
-    cdef SlotMap *slot_map = <SlotMap *>_pages(sizeof(SlotMap))
+    cdef SlotMap *slot_map = <SlotMap *>memory_map(FOR_SETUP, sizeof(SlotMap))
     if slot_map != NULL:
         pthread_mutex_init(&slot_map.lock, NULL)
     return slot_map
@@ -165,9 +155,9 @@ cdef void slot_map_free(SlotMap *slot_map) noexcept nogil:
     """Free the slot map and all slots. No thread may use it any more."""
     cdef uint32_t i
     for i in range(slot_map.slab_count):
-        munmap(wk_ptr_load(&slot_map.slots[i]), SLAB_BYTES)
+        memory_unmap(FOR_SLOTS, wk_ptr_load(&slot_map.slots[i]), SLAB_BYTES)
     pthread_mutex_destroy(&slot_map.lock)
-    munmap(slot_map, sizeof(SlotMap))
+    memory_unmap(FOR_SETUP, slot_map, sizeof(SlotMap))
 
 
 cdef Slot *slot_map_at(SlotMap *slot_map, uint32_t index) noexcept nogil:

@@ -11,9 +11,9 @@ Invariants between calls:
   it was put there, not earlier.
 """
 from libc.stdint cimport uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
 
 from ..base.bits cimport bits_clear, bits_set, count_trailing_zeros
+from ..base.memory cimport FOR_SETUP, memory_free, memory_zeroed
 
 
 cdef enum:
@@ -175,8 +175,10 @@ cdef bint _build(Wheel *wheel) noexcept nogil:
     while rest >= wheel.slots:
         rest /= wheel.slots
         wheel.level_count += 1
-    wheel.levels = <Level *>calloc(wheel.level_count, sizeof(Level))
-    wheel.heads = <WheelNode *>calloc(1 + wheel.level_count * wheel.slots, sizeof(WheelNode))
+    wheel.levels = <Level *>memory_zeroed(FOR_SETUP, wheel.level_count, sizeof(Level))
+    wheel.heads = <WheelNode *>memory_zeroed(
+        FOR_SETUP, 1 + wheel.level_count * wheel.slots, sizeof(WheelNode)
+    )
     if wheel.levels == NULL or wheel.heads == NULL:
         return False
     for i in range(wheel.level_count):
@@ -191,7 +193,7 @@ cdef Wheel *wheel_new(uint64_t tick_ns, uint32_t slots, uint64_t now_ns, void *o
                       WheelLocate locate, WheelDue due) noexcept nogil:
     """An empty wheel, or NULL without memory. A tick has at least 1 ns, a ring from 2
     to MAX_SLOTS slots."""
-    cdef Wheel *wheel = <Wheel *>calloc(1, sizeof(Wheel))
+    cdef Wheel *wheel = <Wheel *>memory_zeroed(FOR_SETUP, 1, sizeof(Wheel))
     if wheel == NULL:
         return NULL
     wheel.tick_ns = tick_ns
@@ -208,9 +210,9 @@ cdef Wheel *wheel_new(uint64_t tick_ns, uint32_t slots, uint64_t now_ns, void *o
 
 cdef void wheel_free(Wheel *wheel) noexcept nogil:
     """Free the wheel. Nodes are not touched, linked or not."""
-    free(wheel.levels)
-    free(wheel.heads)
-    free(wheel)
+    memory_free(FOR_SETUP, wheel.levels)
+    memory_free(FOR_SETUP, wheel.heads)
+    memory_free(FOR_SETUP, wheel)
 
 
 cdef void wheel_add(Wheel *wheel, uint32_t index) noexcept nogil:

@@ -4,12 +4,12 @@
 # the peer's address. That takes 0.9 us of the 200 and more that a connection costs from
 # accept to close. Keeping them from the start would cost every idle connection 56 bytes.
 from libc.stdint cimport uint8_t
-from libc.stdlib cimport malloc
 from libc.string cimport memcpy
 
 from ..base.linux cimport (
     SOL_SOCKET, SO_PEERNAME, getpeername, getsockname, getsockopt, sockaddr, socklen_t,
 )
+from ..base.memory cimport FOR_NAMES, memory_take
 
 cdef enum:
     MAX_NAME = 128     # bytes: sockaddr_storage, which holds any of them
@@ -50,7 +50,7 @@ cdef inline uint8_t *keep_names(int fd) noexcept nogil:
     cdef uint8_t *kept
     ask_local(fd, &local)
     ask_remote(fd, &remote)
-    kept = <uint8_t *>malloc(2 + local.size + remote.size)
+    kept = <uint8_t *>memory_take(FOR_NAMES, 2 + local.size + remote.size)
     if kept != NULL:
         memcpy(kept, &local, 1 + local.size)
         memcpy(kept + 1 + local.size, &remote, 1 + remote.size)

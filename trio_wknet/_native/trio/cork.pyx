@@ -19,7 +19,8 @@ one, too, would cost two visits to the lock and a copy in every turn that sends 
 which is most of them, and would not send it any sooner. (docs/decisions.md has the figures.)
 """
 from libc.stdint cimport uint32_t, uint64_t
-from libc.stdlib cimport free, realloc
+
+from ..base.memory cimport FOR_CORKS, memory_free, memory_resize
 
 cdef enum:
     FIRST_ROOM = 64
@@ -31,7 +32,7 @@ cdef bint corks_add(Corks *corks, uint64_t handle) noexcept nogil:
     cdef void *larger
     if corks.count == room:
         room = room * 2 if room else <uint32_t>FIRST_ROOM
-        larger = realloc(corks.handles, room * sizeof(uint64_t))
+        larger = memory_resize(FOR_CORKS, corks.handles, room * sizeof(uint64_t))
         if larger == NULL:
             return False
         corks.handles = <uint64_t *>larger
@@ -42,7 +43,7 @@ cdef bint corks_add(Corks *corks, uint64_t handle) noexcept nogil:
 
 
 cdef void corks_free(Corks *corks) noexcept nogil:
-    free(corks.handles)
+    memory_free(FOR_CORKS, corks.handles)
     corks.handles = NULL
     corks.room = 0
     corks.count = 0

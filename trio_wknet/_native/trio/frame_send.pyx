@@ -9,10 +9,10 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SI
 from cpython.list cimport PyList_CheckExact, PyList_GET_SIZE
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy
 
 from ..base.linux cimport iovec
+from ..base.memory cimport FOR_SPANS, memory_free, memory_take
 from ..reactor.framing cimport (
     DELIMITED, FIXED_LENGTH, LENGTH_PREFIXED, MAX_VARINT, VARINT_PREFIXED, FramingSpec,
 )
@@ -158,8 +158,8 @@ cdef class SendFrames(SendWhole):
         self.frames = (self.argument,) if self.single else _tuple_of(self.argument)
         count = len(self.frames)
         self.reserve(2 * count + 1)
-        self.ends = <size_t *>malloc((2 * count + 1) * sizeof(size_t))
-        payloads = <iovec *>malloc((count + 1) * sizeof(iovec))
+        self.ends = <size_t *>memory_take(FOR_SPANS, (2 * count + 1) * sizeof(size_t))
+        payloads = <iovec *>memory_take(FOR_SPANS, (count + 1) * sizeof(iovec))
         try:
             if self.ends == NULL or payloads == NULL:
                 raise MemoryError
@@ -172,7 +172,7 @@ cdef class SendFrames(SendWhole):
                 delivered += n
                 self.ends[count + i] = delivered
                 room += MAX_VARINT + spec.delimiter_length + (n if n <= copy_up_to else 0)
-            self.scratch = <unsigned char *>malloc(room)
+            self.scratch = <unsigned char *>memory_take(FOR_SPANS, room)
             if self.scratch == NULL:
                 raise MemoryError
             out = run = self.scratch
@@ -191,7 +191,7 @@ cdef class SendFrames(SendWhole):
             self.add(run, out - run)
             self.total = self.left
         finally:
-            free(payloads)
+            memory_free(FOR_SPANS, payloads)
         return 0
 
     cdef int look_at(self, frame, Py_ssize_t which, iovec *payload) except -1:

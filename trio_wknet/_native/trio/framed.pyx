@@ -10,9 +10,9 @@ cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport uint32_t
-from libc.stdlib cimport calloc, free
 
 from ..base.linux cimport pthread_mutex_lock, pthread_mutex_unlock
+from ..base.memory cimport FOR_SCANS, memory_free, memory_zeroed
 from ..reactor.budget cimport budget_collect
 from ..reactor.framing cimport MESSAGES, FrameScan
 from ..reactor.hub cimport Hub, Reactor
@@ -41,7 +41,7 @@ cdef class CompiledFraming:
 
 cdef int framed_link(Slot *slot, CompiledFraming framing) except -1:
     """Have a connection's bytes looked at as frames."""
-    cdef FrameScan *scan = <FrameScan *>calloc(1, sizeof(FrameScan))
+    cdef FrameScan *scan = <FrameScan *>memory_zeroed(FOR_SCANS, 1, sizeof(FrameScan))
     if scan == NULL:
         raise MemoryError
     scan.spec = &framing.spec
@@ -91,6 +91,6 @@ cdef void framed_drop(FrameScan *scan) noexcept:
             agreed = (<Decoder *>scan).agreed
         framed_forget_part(scan)
         Py_DECREF(<object>scan.framing)
-        free(scan)
+        memory_free(FOR_SCANS, scan)
         if agreed != NULL:
             Py_DECREF(<object>agreed)

@@ -12,11 +12,11 @@ from cpython.buffer cimport PyBUF_SIMPLE, Py_buffer, PyBuffer_Release, PyObject_
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 
 from ..base.atomics cimport wk_u64_load
 from ..base.mask cimport wk_mask
+from ..base.memory cimport FOR_BROADCASTS, FOR_HANDLES, memory_free, memory_take, memory_zeroed
 from ..reactor.broadcast cimport SLOW, TAKEN, BroadcastJob, Payload, broadcast_give
 from ..reactor.framing cimport MAX_VARINT
 from ..reactor.handles cimport (
@@ -49,7 +49,7 @@ cdef object BY_CLIENT = "client"
 cdef class Form:
     def __cinit__(self, key, uint32_t reactors):
         self.key = key
-        self.members = <HandleSet *>calloc(reactors, sizeof(HandleSet))
+        self.members = <HandleSet *>memory_zeroed(FOR_HANDLES, reactors, sizeof(HandleSet))
         if self.members == NULL:
             raise MemoryError
         self.reactors = reactors
@@ -59,7 +59,7 @@ cdef class Form:
         if self.members != NULL:
             for i in range(self.reactors):
                 handles_free(&self.members[i])
-            free(self.members)
+            memory_free(FOR_HANDLES, self.members)
 
     cdef bint discard(self, uint64_t handle) noexcept:
         cdef uint32_t i
@@ -89,7 +89,7 @@ cdef class Form:
             if why is not None:
                 raise ValueError(f"data {why}")
             extra += framing.spec.delimiter_length
-        payload = <Payload *>malloc(sizeof(Payload) + n + extra)
+        payload = <Payload *>memory_take(FOR_BROADCASTS, sizeof(Payload) + n + extra)
         if payload == NULL:
             raise MemoryError
         payload.users = 0
@@ -139,10 +139,10 @@ cdef class Broadcasting:
 cdef void _free_job(BroadcastJob *job) noexcept:
     job.payload.users -= 1
     if job.payload.users == 0:
-        free(job.payload)
+        memory_free(FOR_BROADCASTS, job.payload)
     handles_free(&job.members)
-    free(job.outcomes)
-    free(job)
+    memory_free(FOR_BROADCASTS, job.outcomes)
+    memory_free(FOR_BROADCASTS, job)
 
 
 cdef class Members(Audience):
@@ -388,21 +388,25 @@ cdef class Members(Audience):
         finally:
             payload.users -= 1
             if payload.users == 0:
-                free(payload)
+                memory_free(FOR_BROADCASTS, payload)
         return 0
 
     cdef BroadcastJob *_new_job(self, Broadcasting broadcast, Form form, uint32_t reactor,
                                 Payload *payload, list excluded) except NULL:
-        cdef BroadcastJob *job = <BroadcastJob *>calloc(1, sizeof(BroadcastJob))
+        cdef BroadcastJob *job = <BroadcastJob *>memory_zeroed(
+            FOR_BROADCASTS, 1, sizeof(BroadcastJob)
+        )
         if job == NULL:
             raise MemoryError
         if handles_copy(&job.members, &form.members[reactor]):
             for handle in excluded:
                 handles_discard(&job.members, handle)
-            job.outcomes = <uint8_t *>calloc(job.members.room, 1)     # PENDING
+            job.outcomes = <uint8_t *>memory_zeroed(    # PENDING
+                FOR_BROADCASTS, job.members.room, 1
+            )
         if job.outcomes == NULL:
             handles_free(&job.members)
-            free(job)
+            memory_free(FOR_BROADCASTS, job)
             raise MemoryError
         job.reactor = self.core.hub.reactors[reactor]
         job.closes_slow = broadcast.closes_slow

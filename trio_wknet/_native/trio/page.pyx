@@ -7,7 +7,6 @@ record is as old as the loop is late. While nobody watches, the thread reads one
 a second.
 """
 from libc.stdint cimport uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
 from ..base.atomics cimport (
@@ -15,6 +14,7 @@ from ..base.atomics cimport (
     wk_u64_store, wk_u64_store_relaxed,
 )
 from ..base.linux cimport POLLIN, monotonic_ns, poll, pollfd
+from ..base.memory cimport FOR_PAGE, memory_free, memory_zeroed
 from ..reactor.hub cimport Hub
 from ..reactor.measure cimport BY_PAGE, TIME_BUCKETS, Measures
 from ..reactor.page cimport (
@@ -68,7 +68,7 @@ cdef class Page:
         self.memory = memory
         self.bell = bell
         self.header = <PageHeader *>&memory[0]
-        self.writers = <PageWriter *>calloc(self.hub.count, sizeof(PageWriter))
+        self.writers = <PageWriter *>memory_zeroed(FOR_PAGE, self.hub.count, sizeof(PageWriter))
         if self.writers == NULL:
             raise MemoryError
         self.count = self.hub.count
@@ -84,8 +84,8 @@ cdef class Page:
         if self.writers == NULL:
             return
         for i in range(self.count):
-            free(self.writers[i].seen)
-        free(self.writers)
+            memory_free(FOR_PAGE, self.writers[i].seen)
+        memory_free(FOR_PAGE, self.writers)
 
     cdef void _introduce(self, bytes name) noexcept:
         cdef PageHeader *header = self.header

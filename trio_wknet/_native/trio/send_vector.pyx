@@ -2,13 +2,13 @@
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport uint32_t
-from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 from ..base.atomics cimport wk_u64_bump, wk_u64_store_relaxed
 from ..base.linux cimport (
     EAGAIN, EFAULT, EINTR, MSG_DONTWAIT, MSG_NOSIGNAL, errno, iovec, msghdr, sendmsg,
 )
+from ..base.memory cimport FOR_SPANS, memory_free, memory_take
 from ..reactor.sender cimport sender_failed
 from ..reactor.slot cimport Slot
 from .send cimport HOLD_GIL_UP_TO, SendingData, unreadable
@@ -59,8 +59,8 @@ cdef class SendSpans(SendingData):
 
     cdef int reserve(self, Py_ssize_t count) except -1:
         """Make room for `count` spans, and for a view behind each."""
-        self.spans = <iovec *>malloc(max(count, 1) * sizeof(iovec))
-        self.views = <Py_buffer *>malloc(max(count, 1) * sizeof(Py_buffer))
+        self.spans = <iovec *>memory_take(FOR_SPANS, max(count, 1) * sizeof(iovec))
+        self.views = <Py_buffer *>memory_take(FOR_SPANS, max(count, 1) * sizeof(Py_buffer))
         if self.spans == NULL or self.views == NULL:
             raise MemoryError
         return 0
@@ -139,8 +139,8 @@ cdef class SendSpans(SendingData):
 
     def __dealloc__(self):
         SendSpans.let_go_of_data(self)      # of one that was not awaited, and has failed
-        free(self.spans)
-        free(self.views)
+        memory_free(FOR_SPANS, self.spans)
+        memory_free(FOR_SPANS, self.views)
 
 
 cdef class SendWhole(SendSpans):
@@ -184,8 +184,8 @@ cdef class SendWhole(SendSpans):
         SendSpans.finish(self)
 
     def __dealloc__(self):
-        free(self.scratch)
-        free(self.ends)
+        memory_free(FOR_SPANS, self.scratch)
+        memory_free(FOR_SPANS, self.ends)
 
 
 @cython.final

@@ -15,10 +15,10 @@ the bottom:
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int32_t, uint8_t, uint32_t
-from libc.stdlib cimport free
 
 from ..base.atomics cimport wk_u64_load, wk_u64_load_relaxed
 from ..base.linux cimport ECONNRESET, pthread_mutex_lock, pthread_mutex_unlock
+from ..base.memory cimport FOR_NAMES, memory_free
 from ..reactor.admission cimport BUDGET, FIRST_BYTE_TIME, MIN_RATE
 from ..reactor.ring cimport ring_len
 from ..reactor.slot cimport (
@@ -336,7 +336,7 @@ cdef class Stream(Endpoint):
         )
 
     def __dealloc__(self):
-        free(self.names)
+        memory_free(FOR_NAMES, self.names)
         if self.scan != NULL:
             framed_drop(self.scan)
 

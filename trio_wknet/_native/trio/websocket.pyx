@@ -11,11 +11,13 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.ref cimport Py_INCREF
 from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.stdint cimport int32_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
 from ..base.atomics cimport wk_u32_add, wk_u32_load
 from ..base.linux cimport ENOMEM, pthread_mutex_lock, pthread_mutex_unlock
+from ..base.memory cimport (
+    FOR_MESSAGES, FOR_PINGS, FOR_SCANS, memory_free, memory_take, memory_zeroed,
+)
 from ..reactor.framing cimport MESSAGES
 from ..reactor.idle cimport idle_ms
 from ..reactor.pool cimport Block, block_data, pool_drop
@@ -112,7 +114,7 @@ cdef class WebSocketReceive(Observer):
             raise conn.closed_error()
         conn.ensure_no_receiver()
         conn.ensure_unframed()
-        self.ws = <Decoder *>calloc(1, sizeof(Decoder))
+        self.ws = <Decoder *>memory_zeroed(FOR_SCANS, 1, sizeof(Decoder))
         if self.ws == NULL:
             raise MemoryError
         self.ws.client = client
@@ -324,7 +326,7 @@ cdef class WebSocketReceive(Observer):
         if self._close_state()[0] is not None or wk_u32_load(&self.ws.goodbye):
             raise self.why_closed(True)
         slot = self.conn.slot
-        ping = <Ping *>calloc(1, sizeof(Ping))
+        ping = <Ping *>memory_zeroed(FOR_PINGS, 1, sizeof(Ping))
         if ping == NULL:
             raise MemoryError
         ping.number = self.ws.pings_sent + 1
@@ -343,7 +345,7 @@ cdef class WebSocketReceive(Observer):
             self.ws.scan.answer_due |= PING_DUE
         pthread_mutex_unlock(&slot.lock)
         if used:
-            free(ping)
+            memory_free(FOR_PINGS, ping)
             raise ValueError(f"payload {payload!r} is that of a ping that is not answered yet")
         self.ws.pings_sent += 1
         self.conn.core.post(slot, ANSWER)
@@ -377,7 +379,7 @@ cdef class WebSocketReceive(Observer):
             at[0] = ping.next
         if slot != NULL:
             pthread_mutex_unlock(&slot.lock)
-        free(ping)
+        memory_free(FOR_PINGS, ping)
 
     cdef void free_pings(self, uint64_t up_to) noexcept:
         """Those that nobody waits for: none can, if this object goes."""
@@ -556,7 +558,7 @@ cdef class WebSocketReceive(Observer):
             elif first == n:
                 message = text_of(base + at, n)
             else:
-                joined = <char *>malloc(n)
+                joined = <char *>memory_take(FOR_MESSAGES, n)
                 if joined == NULL:
                     raise MemoryError
                 memcpy(joined, base + at, first)
@@ -567,7 +569,7 @@ cdef class WebSocketReceive(Observer):
             resume = self.conn.resumes()
             pthread_mutex_unlock(&slot.lock)
         finally:
-            free(joined)
+            memory_free(FOR_MESSAGES, joined)
             pool_drop(block, self.conn.core.hub.pool)
         if resume:
             self.conn.core.post(slot, RESUME)

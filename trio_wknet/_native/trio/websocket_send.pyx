@@ -22,12 +22,12 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SI
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
 from libc.stdint cimport uint8_t, uint32_t
-from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
 from ..base.atomics cimport wk_u32_load
 from ..base.linux cimport getrandom, iovec
 from ..base.mask cimport wk_mask
+from ..base.memory cimport FOR_SPANS, memory_free, memory_take
 from ..reactor.sender cimport SHUT, sender_acquire, sender_state
 from ..reactor.slot cimport Slot
 from ..reactor.websocket cimport (
@@ -151,7 +151,7 @@ cdef class SendMessages(SendWhole):
             return TEXT
         if self.views == NULL:
             SendWhole.reserve(self, 1)
-            free(self.spans)
+            memory_free(FOR_SPANS, self.spans)
             self.spans = self.few
         try:
             self.hold(message, which)
@@ -215,7 +215,7 @@ cdef class SendMessages(SendWhole):
         copy = payload.iov_len <= copy_up_to
         room = MAX_HEADER + (payload.iov_len if copy else 0)
         if room > SMALL:
-            self.scratch = out = <unsigned char *>malloc(room)
+            self.scratch = out = <unsigned char *>memory_take(FOR_SPANS, room)
             if out == NULL:
                 raise MemoryError
         self.add(out, self.put(out, opcode, &payload, copy) - out)
@@ -245,9 +245,9 @@ cdef class SendMessages(SendWhole):
             self.take_messages()
             self.reserve(2 * len(self.messages) + 1)
         count = len(self.messages)
-        self.ends = <size_t *>malloc((count + 1) * sizeof(size_t))
-        payloads = <iovec *>malloc((count + 1) * sizeof(iovec))
-        opcodes = <uint8_t *>malloc(count + 1)
+        self.ends = <size_t *>memory_take(FOR_SPANS, (count + 1) * sizeof(size_t))
+        payloads = <iovec *>memory_take(FOR_SPANS, (count + 1) * sizeof(iovec))
+        opcodes = <uint8_t *>memory_take(FOR_SPANS, count + 1)
         try:
             if self.ends == NULL or payloads == NULL or opcodes == NULL:
                 raise MemoryError
@@ -255,7 +255,7 @@ cdef class SendMessages(SendWhole):
                 opcodes[i] = self.pack(self.look_at(self.messages[i], i, &payloads[i]), &payloads[i])
                 n = payloads[i].iov_len
                 room += MAX_HEADER + (n if n <= copy_up_to else 0)
-            self.scratch = out = run = <unsigned char *>malloc(room)
+            self.scratch = out = run = <unsigned char *>memory_take(FOR_SPANS, room)
             if out == NULL:
                 raise MemoryError
             for i in range(count):
@@ -269,8 +269,8 @@ cdef class SendMessages(SendWhole):
             self.add(run, out - run)
             self.total = self.left
         finally:
-            free(payloads)
-            free(opcodes)
+            memory_free(FOR_SPANS, payloads)
+            memory_free(FOR_SPANS, opcodes)
         return 0
 
     cdef Py_ssize_t count_of(self):

@@ -9,11 +9,11 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy
 
 from ..base.atomics cimport wk_u32_load
 from ..base.mask cimport wk_mask
+from ..base.memory cimport FOR_PINGS, memory_free, memory_zeroed
 from ..reactor.framing cimport MESSAGES, FramingSpec
 from ..reactor.pool cimport Pool, block_data, pool_free, pool_new
 from ..reactor.ring cimport Ring, ring_clear, ring_copy, ring_discard, ring_len
@@ -186,7 +186,7 @@ cdef class StreamDecoder:
                 raise ValueError(
                     f"payload {payload!r} is that of a ping that is not answered yet")
             last = &last[0].next
-        ping = <Ping *>calloc(1, sizeof(Ping))
+        ping = <Ping *>memory_zeroed(FOR_PINGS, 1, sizeof(Ping))
         if ping == NULL:
             raise MemoryError
         self.pings_sent += 1
@@ -212,7 +212,7 @@ cdef class StreamDecoder:
     cdef void remove_ping(self, Ping **at) noexcept:
         cdef Ping *ping = at[0]
         at[0] = ping.next
-        free(ping)
+        memory_free(FOR_PINGS, ping)
 
     # --- what is sent --------------------------------------------------------
 
