@@ -34,7 +34,7 @@ ONCE = [
     *("graceful_end", "pool", "relay", "ring", "slot_map", "handles", "wheel", "trim"),
     *("websocket_conformance", "websocket_decoder", "measure", "top", "totals"),
     *("examples", "im", "trio_suites", "prometheus", "contrib_redis", "hostile_clients"),
-    *("budget", "one_sided_idle"),
+    *("budget", "one_sided_idle", "refused_memory"),
 ]
 # Nor does any interpreter see whether it has one reactor or two.
 OTHERS = ["-k", "not 2-reactors", *(f"--ignore=tests/test_{name}.py" for name in ONCE)]
@@ -431,7 +431,7 @@ WATCHED = {
         "frames_send",
         *("websocket_decoder", "websocket_channel", "websocket_deflate", "websocket_stream"),
         *("tls_receives", "tls_sends", "tls_frames", "tls_listener", "start_tls", "utf8"),
-        *("relay", "send_file", "admission", "pace"),
+        *("relay", "send_file", "admission", "pace", "refused_memory"),
         "send_vectored",
         "two_senders",
         "group",
@@ -447,7 +447,7 @@ WATCHED = {
         *("mailbox", "close_races", "load_modes", "stream_contract", "churn", *EVENTS),
         *("proxy_protocol", "trace", "send_batch", "spin"),
         *("listener", "reuse_port", "engine", "admission", "pace"),
-        *("relay", "send_file"),
+        *("relay", "send_file", "refused_memory"),
         *("two_senders", "group", "frames_send", "frames_model"),
         *("websocket_channel", "websocket_two_sides", "websocket_keep_alive", "events_messages"),
     ],

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import trio
-from helpers import content, dial, plain_pair, refusing, send, until
+from helpers import SMALL, conn_and_peer, content, dial, plain_pair, read_all, refusing, send, until
 
 from trio_wknet import Conn, Engine
 
@@ -135,3 +135,21 @@ async def test_sending(engine: Engine, kind: str) -> None:
             return bytes(got)
 
         assert await trio.to_thread.run_sync(rest) == sent
+
+
+async def test_broadcasting(engine: Engine, kind: str) -> None:
+    """A part of it was sent: neither broadcasts nor the Trio side send anything behind."""
+    async with conn_and_peer(engine, kind, options=SMALL) as (conn, peer):
+        group = engine.group()
+        group.add(conn)
+        with refusing("blocks"):
+            result = await group.broadcast_nowait(bytes(200_000)).wait()
+        assert result.closed == 1
+        with pytest.raises(trio.BrokenResourceError, match="Cannot allocate memory"):
+            await conn.send_all(b"behind")
+        with pytest.raises(trio.BrokenResourceError, match="Cannot allocate memory"):
+            conn.send_nowait(b"behind")
+        with pytest.raises(trio.BrokenResourceError, match="Cannot allocate memory"):
+            await conn.send_vectored([b"behind"])
+        await conn.aclose()
+        assert set(await read_all(peer)) == {0}

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import trio
 from click.testing import CliRunner, Result
-from helpers import PATIENCE, conn_and_peer, two_conns, until
+from helpers import PATIENCE, conn_and_peer, refusing, two_conns, until
 
 import trio_wknet
 from trio_wknet import Conn, Engine, open_engine
@@ -68,6 +68,22 @@ def rows(page: EnginePage) -> list[ConnRow]:
 def loop(page: EnginePage) -> LoopRow:
     page.beat()
     return page.loop()
+
+
+async def test_without_memory_for_what_was_seen(reactors: int) -> None:
+    """Rates need what the pass before has seen; the rest does not."""
+    async with engine_to_watch(reactors) as engine, two_conns(engine) as (client, server):
+        with refusing("page"), our_page() as page:
+            await client.send_all(bytes(1000))
+            await until(lambda: any(row.inbound == 1000 for row in rows(page)))
+            await client.send_all(bytes(500))
+            await until(lambda: any(row.received == 1500 for row in rows(page)))
+            assert all(row.moved == 0 for row in rows(page))
+        with our_page() as page:
+            await until(lambda: rows(page))
+            await client.send_all(bytes(500))
+            await until(lambda: any(row.received == 2000 for row in rows(page)))
+        assert await server.receive_exactly(2000) == bytes(2000)
 
 
 async def test_connections_and_their_peers(reactors: int, kind: str) -> None:

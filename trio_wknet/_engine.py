@@ -29,7 +29,7 @@ from trio_wknet._options import ConnOptions, Limits, check_some_seconds, is_tcp
 from trio_wknet._proxy.trust import parse_trusted
 from trio_wknet._shortage import ShortageLog
 from trio_wknet._sockets.address import parse_address
-from trio_wknet._sockets.listening import open_listening_sockets
+from trio_wknet._sockets.listening import close_unused, open_listening_sockets
 from trio_wknet._sockets.unix_connect import connect_unix
 from trio_wknet._stall import StallWatch, check_on_stall
 from trio_wknet._statistics import (
@@ -396,15 +396,19 @@ class Engine:
         trusted = parse_trusted(proxy_protocol, unix=parsed.path is not None)
         copies = max(1, self.reactors) if reuse_port else 1
         sockets = await open_listening_sockets(parsed, backlog, reuse_port, copies, options)
-        listener = self._make_listener(
-            sockets,
-            limits,
-            timeout=timeout,
-            spread=reuse_port,
-            path=parsed.file,
-            trusted=trusted,
-            admission=admission,
-        )
+        try:
+            listener = self._make_listener(
+                sockets,
+                limits,
+                timeout=timeout,
+                spread=reuse_port,
+                path=parsed.file,
+                trusted=trusted,
+                admission=admission,
+            )
+        except BaseException:  # the engine was closed meanwhile, or there is no memory
+            close_unused(sockets, parsed.file)
+            raise
         top: Listener | TLSListener = listener
         if context is not None:
             top = TLSListener(listener, context, handshake_time=handshake_time)
@@ -421,12 +425,7 @@ class Engine:
         trusted: Trusted | None = None,
         admission: Admission | None = None,
     ) -> Listener:
-        try:
-            self._core.ensure_usable()
-        except RuntimeError:
-            for sock in sockets:
-                sock.close()
-            raise
+        self._core.ensure_usable()
         return Listener._open_on(
             self._core,
             sockets,

@@ -51,7 +51,7 @@ from .reactor.ring cimport (
 )
 from .reactor.slot cimport Slot
 from .reactor.slot_map cimport (
-    SLABS, SlotMap, slot_map_each, slot_map_free, slot_map_get, slot_map_new, slot_map_return,
+    SLABS, SLAB_SLOTS, SlotMap, slot_map_each, slot_map_free, slot_map_get, slot_map_new, slot_map_return,
     slot_map_take,
 )
 from .reactor.wake cimport reactor_give
@@ -249,6 +249,23 @@ def memory_counts():
 def memory_in_use():
     """By site: how many were taken and not given back since the watch began."""
     return {name: <int32_t>memory_live(<Site><int>site) for name, site in MEMORY_SITES.items()}
+
+
+def fill_slabs(Core core not None):
+    """Take every slot for which an engine has memory; their handles."""
+    cdef SlotMap *slot_map = core.hub.slot_map
+    cdef Slot *slot
+    handles = []
+    while wk_u32_load(&slot_map.count) < slot_map.slab_count * SLAB_SLOTS:
+        slot = slot_map_take(slot_map)
+        handles.append(wk_u64_load(&slot.handle))
+    return handles
+
+
+def return_slots(Core core not None, list handles):
+    """Give them back."""
+    for handle in handles:
+        slot_map_return(core.hub.slot_map, slot_map_get(core.hub.slot_map, handle))
 
 
 cdef class SlotTable:

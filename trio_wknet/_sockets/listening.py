@@ -163,6 +163,15 @@ def _listen_unix(address: Address, backlog: int, options: ConnOptions) -> socket
     return sock
 
 
+def close_unused(sockets: list[socket.socket], file: str | None) -> None:
+    """Close what was opened, and remove its file, as nobody will serve there."""
+    if file is not None:  # first, as above
+        with suppress(OSError):
+            os.unlink(file)
+    for sock in sockets:
+        sock.close()
+
+
 def _remove_stale(path: str) -> None:
     """Remove a socket file that is in the way, as asyncio does. Anything else is
     left alone, and binding fails on it."""

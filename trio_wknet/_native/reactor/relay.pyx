@@ -141,6 +141,8 @@ cdef void _empty(Side *source, Side *sink, Pool *pool) noexcept nogil:
 
 
 cdef void _leave_hole(Slot *slot) noexcept nogil:
+    """Nothing goes behind it: see `cannot_flush`. No side has let go of the descriptor."""
+    shutdown(slot.fd, SHUT_WR)
     pthread_mutex_lock(&slot.lock)
     if slot.pending_error == 0:
         slot.pending_error = ENOMEM

@@ -35,6 +35,10 @@
 #    hands the word over as HELD, and what was added meanwhile stays behind that task's message.
 #    So a stream of messages from elsewhere cannot starve a task. TELL only asks for a
 #    completion.
+# 6. Nothing goes behind a hole: a message of which a part was sent, and for whose rest there is
+#    no memory. The Trio side notes its own in `send_error`, and both sides' in `pending_error`
+#    (sender_failed), which reactors look at under the lock. A reactor, and a relay, note theirs
+#    in `pending_error` too, and shut the socket down for sending, before the turn is let go of.
 #
 # In-loop both sides are one thread, and commands are carried out in the middle of what the
 # Trio side does; the word means the same.

@@ -29,9 +29,9 @@ from ..base.atomics cimport (
 )
 from ..base.linux cimport (
     AF_UNIX, EAGAIN, EINTR, ENOMEM, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP,
-    IPPROTO_TCP, MSG_DONTWAIT, MSG_NOSIGNAL, POLLOUT, SOL_SOCKET, SO_ERROR, TCP_INFO, errno,
-    getsockopt, iovec, msghdr, poll, pollfd, pthread_mutex_lock, pthread_mutex_unlock, recv,
-    sendmsg, socklen_t, tcp_info,
+    IPPROTO_TCP, MSG_DONTWAIT, MSG_NOSIGNAL, POLLOUT, SHUT_WR, SOL_SOCKET, SO_ERROR, TCP_INFO,
+    errno, getsockopt, iovec, msghdr, poll, pollfd, pthread_mutex_lock, pthread_mutex_unlock, recv,
+    sendmsg, shutdown, socklen_t, tcp_info,
 )
 from .budget cimport budget_is_near, budget_lets_go, budget_stops
 from .framing cimport frame_lowat
@@ -459,7 +459,12 @@ cdef void flush(Reactor *reactor, Slot *slot) noexcept nogil:
 cdef void cannot_flush(Reactor *reactor, Slot *slot, int32_t error) noexcept nogil:
     """Sending failed for good. Senders learn it at once; but what came in before,
     and may be in the kernel behind a pause, is received first. The error comes at
-    its end, where the socket, having reported the error here, will show a FIN."""
+    its end, where the socket, having reported the error here, will show a FIN.
+
+    If it was for lack of memory the socket itself is well, and there is a hole: what the Trio
+    side sends, which looks at no lock for that, must not go behind it. So the socket is told to
+    refuse it (EPIPE), before the turn to send is let go of."""
+    shutdown(slot.fd, SHUT_WR)
     if slot.ended or slot.state != OPEN:
         end_of_input(reactor, slot, error)
         return

@@ -895,6 +895,7 @@ cdef class Core:
             self.try_undone()
         self.closed = True
         self.late.clear()
+        corks_free(&self.corks)
         hub_free(self.hub)
         self.hub = NULL
 

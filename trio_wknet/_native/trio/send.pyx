@@ -564,7 +564,7 @@ cdef class SendingData(Sending):
             return self.conn.park_sender(self)
         except MemoryError:
             if self.begun and self.conn.slot != NULL:
-                self.conn.slot.send_error = ENOMEM
+                sender_failed(self.conn.slot, self.conn.core.hub.pool, ENOMEM)
             raise
 
     cdef bint tears(self) noexcept:
