@@ -308,8 +308,8 @@ SAID = {
 TEXTS = "Array.from(document.querySelectorAll('#lines .said p'), p => p.textContent)"
 
 
-async def entered(tabs: Browser, url: str, name: str, size: dict[str, Any]) -> Page:
-    """A user's page, in a profile of its own."""
+async def asked(tabs: Browser, url: str, name: str, size: dict[str, Any]) -> Page:
+    """A page in a profile of its own, whose user has said a name."""
     profile = await tabs.ask("Target.createBrowserContext")
     target = await tabs.ask("Target.createTarget", url="about:blank", **profile)
     attached = await tabs.ask("Target.attachToTarget", **target, flatten=True)
@@ -320,6 +320,11 @@ async def entered(tabs: Browser, url: str, name: str, size: dict[str, Any]) -> P
         "document.readyState == 'complete' && !document.querySelector('#door').hidden"
     )
     await page.run(f"$('#name').value = {json.dumps(name)}; $('#door form').requestSubmit()")
+    return page
+
+
+async def entered(tabs: Browser, url: str, name: str, size: dict[str, Any]) -> Page:
+    page = await asked(tabs, url, name, size)
     await page.brings("$('#state')?.classList.contains('on')")
     await page.brings("peopleIn(talk('#lobby')).includes(me)")
     return page
@@ -361,5 +366,8 @@ async def test_two_pages_talk_through_the_service(browser: str, tmp_path: Path) 
                 await ann.brings(f"{TEXTS}.length == 4")
                 await bob.picture(pictures / "im-desk.png")
                 await ann.picture(pictures / "im-phone.png")
+                other = await asked(tabs, url, "ann", DESK)
+                await other.brings("$('#door output').textContent == 'this name is taken'")
+                assert await other.run("$('#app').hidden")
                 await ann.run("$('#back').click()")
                 await ann.picture(pictures / "im-phone-list.png")
