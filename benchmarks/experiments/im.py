@@ -51,8 +51,9 @@ LOAD = (
     ("processes", max(1, (os.cpu_count() or 1) // 2), "that are the users"),
 )
 TRIES = 3
+PATIENCE = 80.0  # seconds after which a service is not tried again
 LAG = 0.05  # seconds that the load may be behind without a remark
-SHARE = 0.7  # of what a service delivered when it was asked for too much, to be tried next
+SHARE = 0.6  # of what a service delivered when it was asked for too much, to be tried next
 
 sys.path.append(str(BENCHMARKS.parent))  # examples/im is no part of the package
 
@@ -80,7 +81,7 @@ class Found:
     @property
     def is_held(self) -> bool:
         """Whether the service bore it."""
-        return self.deliveries > 0.97 * self.expected > 0 and not self.lost and self.p99 < 1
+        return self.arrived > 0.99 and self.p99 < 2 and not self.lost
 
 
 # --- the servers ------------------------------------------------------------------------
@@ -230,7 +231,8 @@ def measure(way: str, options: argparse.Namespace, folder: Path) -> list[Found]:
     can be borne."""
     found: list[Found] = []
     users, rooms, rate = options.users, options.rooms, options.rate
-    while len(found) < TRIES:
+    until = time.monotonic() + PATIENCE
+    while len(found) < TRIES and time.monotonic() < until:
         one = put_load(way, users, rooms, rate, options, folder)
         found.append(one)
         if one.is_held:
@@ -281,7 +283,7 @@ def put_load(
 
 def table(found: dict[str, list[list[Found]]]) -> Table:
     """Every try. The ratio is of the server's CPU for a delivery, to wknet's in its last."""
-    shown = Table("service", "users", "said/s", "got/s", "arrived", "p50", "p99", "CPU", "ratio")
+    shown = Table("service", "users", "said/s", "got/s", "of it", "p99 ms", "CPU µs", "ratio")
     for column in shown.columns:
         column.no_wrap = True
     ours = [tries[-1].cpu for tries in found.get("wknet", [])]
@@ -294,9 +296,8 @@ def table(found: dict[str, list[list[Found]]]) -> Table:
                 f"{one.rate:,.0f}",
                 f"{one.deliveries:,.0f}",
                 f"{one.arrived:.0%}",
-                f"{one.p50 * 1e3:.0f} ms",
-                f"{one.p99 * 1e3:.0f} ms",
-                f"{one.cpu * 1e6:.1f} µs",
+                f"{one.p99 * 1e3:.0f}",
+                f"{one.cpu * 1e6:.1f}",
                 f"{one.cpu / median(ours):.2f}" if ours else "",
             )
             if one.lost or one.behind > LAG:
