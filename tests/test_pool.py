@@ -23,6 +23,7 @@ SMALLEST = 512
 LARGEST_KEPT = 1 << 20
 FLOOR = 256 << 10  # bytes kept however long they lie idle
 MUCH_RELEASED = 4 << 20
+LEAST_MAPPED = 64 << 10
 
 sizes = st.one_of(
     st.integers(0, 4096),
@@ -41,10 +42,14 @@ def capacity_for(size: int) -> int:
 class PoolMachine(RuleBasedStateMachine):
     numbers = Bundle("numbers")
 
-    @initialize(keep_at_most=st.sampled_from([0, 511, 512, 4096, 100_000, 1 << 20, 1 << 30]))
-    def open(self, keep_at_most: int) -> None:
+    @initialize(
+        keep_at_most=st.sampled_from([0, 511, 512, 4096, 100_000, 1 << 20, 1 << 30]),
+        maps=st.booleans(),
+    )
+    def open(self, keep_at_most: int, maps: bool) -> None:
         self.keep_at_most = keep_at_most
-        self.pool = BlockPool(keep_at_most)
+        self.maps = maps
+        self.pool = BlockPool(keep_at_most, maps)
         self.live: dict[int, tuple[int, int]] = {}  # number: address, capacity
         self.free: Counter[int] = Counter()  # blocks of each capacity, the owner's
         self.returned: Counter[int] = Counter()  # by other threads, and not yet looked at
@@ -69,6 +74,8 @@ class PoolMachine(RuleBasedStateMachine):
             self.told += 1
 
     def release(self, capacity: int) -> None:
+        if self.maps and capacity >= LEAST_MAPPED:
+            return  # leaves no hole
         self.released += capacity
         if self.released >= MUCH_RELEASED:
             self.look_for_excess()
@@ -171,6 +178,12 @@ class PoolMachine(RuleBasedStateMachine):
         for address, capacity in sorted(self.live.values()):
             assert address >= ends
             ends = address + capacity
+
+    @invariant()
+    def large_blocks_have_pages_of_their_own(self) -> None:
+        for address, capacity in self.live.values():
+            if self.maps and capacity >= LEAST_MAPPED:
+                assert address % 4096 == 0
 
 
 TestPool = PoolMachine.TestCase

@@ -153,16 +153,18 @@ cdef class BlockPool:
 
     Args:
       keep_at_most: bytes that may wait for reuse.
+      maps: whether large blocks have pages of their own.
     """
     cdef Pool *_pool
     cdef dict _blocks
     cdef int _next
     cdef readonly int told      # how often the watcher was
 
-    def __cinit__(self, uint64_t keep_at_most):
+    def __cinit__(self, uint64_t keep_at_most, bint maps=False):
         self._pool = pool_new(keep_at_most)
         if self._pool == NULL:
             raise MemoryError
+        self._pool.maps = maps
         self._pool.on_excess = _count_telling
         self._pool.watcher = &self.told
         self._blocks = {}

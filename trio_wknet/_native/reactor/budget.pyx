@@ -25,7 +25,7 @@ cdef enum:
     SIXTEENTHS_TO_RESUME = 10
     SIXTEENTHS_OF_RELIEF = 15
     STEPS = 64                  # of all pools together
-    KEEP_SHARE = 16             # pools keep a share of it for reuse at most
+    KEEP_SHARE = 64             # each pool keeps a share of it for reuse at most
 
 
 cdef bint budget_set(Hub *hub, uint64_t most) noexcept nogil:
@@ -56,7 +56,9 @@ cdef bint budget_set(Hub *hub, uint64_t most) noexcept nogil:
 
 
 cdef void _watch(Hub *hub, Pool *pool) noexcept nogil:
+    """What it promises is memory of the process: so what is freed goes back to the system."""
     pool.keep_at_most = min(pool.keep_at_most, hub.budget.most // KEEP_SHARE)
+    pool.maps = True
     pool.hub = <void *>hub
     pool.on_move = _moved
     _open_window(hub.budget, pool)

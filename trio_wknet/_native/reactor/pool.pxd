@@ -24,6 +24,7 @@ cdef enum:
     NO_CLASS = 255
     POOL_FLOOR = 262144         # bytes that a pool keeps, however long they are idle
     MUCH_RELEASED = 4194304     # bytes; such an amount may leave holes in the heap
+    LEAST_MAPPED = 65536        # bytes of a block that may have pages of its own
 
 ctypedef void (*OnExcess)(void *watcher) noexcept nogil
 # Called by any thread that takes or drops a block, holding any lock: `live` has left its window.
@@ -36,6 +37,7 @@ cdef struct Block:
     wk_u32 refs         # the ring, each lease, a flush in progress
     uint32_t capacity   # bytes of data, a power of two
     uint8_t size_class
+    bint mapped         # has pages of its own
 
 cdef struct Pool:
     # The owner's: free blocks, their number, and the lowest number since the last
@@ -51,6 +53,7 @@ cdef struct Pool:
     OnMove on_move
     void *hub               # on_move's
     uint64_t keep_at_most
+    bint maps           # large blocks get pages of their own, which leave no holes in the heap
     wk_u64 released         # bytes freed since the watcher last returned the heap's holes
                             # to the system
     wk_u32 excess           # on_excess was called

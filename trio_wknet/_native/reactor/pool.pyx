@@ -6,7 +6,9 @@ from ..base.atomics cimport (
     wk_u32_load, wk_u32_load_relaxed, wk_u32_store, wk_u32_store_relaxed, wk_u32_sub,
     wk_u64_add, wk_u64_load_relaxed, wk_u64_store_relaxed, wk_u64_sub,
 )
-from ..base.memory cimport FOR_BLOCKS, FOR_SETUP, memory_free, memory_take, memory_zeroed
+from ..base.memory cimport (
+    FOR_BLOCKS, FOR_SETUP, memory_free, memory_map, memory_take, memory_unmap, memory_zeroed,
+)
 
 
 cdef inline uint8_t _class_of(uint32_t size) noexcept nogil:
@@ -119,8 +121,11 @@ cdef inline void _push(Pool *pool, Block *block) noexcept nogil:
 cdef void _release(Pool *pool, Block *block) noexcept nogil:
     """Free a block."""
     cdef uint32_t capacity = block.capacity
-    memory_free(FOR_BLOCKS, block)
-    pool_note_released(pool, capacity)
+    if block.mapped:
+        memory_unmap(FOR_BLOCKS, block, sizeof(Block) + capacity)
+    else:
+        memory_free(FOR_BLOCKS, block)
+        pool_note_released(pool, capacity)
 
 
 cdef void pool_note_released(Pool *pool, uint32_t size) noexcept nogil:
@@ -146,8 +151,13 @@ cdef Block *_allocate(Pool *pool, uint8_t size_class, uint32_t size) noexcept no
         capacity = _round_up(size)
     else:
         capacity = <uint32_t>1 << (size_class + SMALLEST_CLASS_BITS)
-    cdef Block *block = <Block *>memory_take(FOR_BLOCKS, sizeof(Block) + capacity)
+    cdef bint mapped = pool.maps and capacity >= LEAST_MAPPED
+    cdef size_t whole = sizeof(Block) + capacity
+    cdef Block *block = <Block *>(
+        memory_map(FOR_BLOCKS, whole) if mapped else memory_take(FOR_BLOCKS, whole)
+    )
     if block != NULL:
+        block.mapped = mapped
         block.pool = pool
         block.capacity = capacity
         block.size_class = size_class
