@@ -59,8 +59,7 @@ async def run(
         hub = Hub(store)
         options: Any = {"reuse_port": reuse_port, "admission": ADMISSION, "limits": LIMITS}
         tcp = await engine.listen(f"tcp://{host}:{port}", **options)
-        url = f"ws://{host}:{web_port}/socket"
-        web = await engine.listen(url, websocket=OPTIONS, **options)
+        web = await engine.listen(f"ws://{host}:{web_port}/socket", websocket=OPTIONS, **options)
         shutdown.add(tcp, web)
         nursery.start_soon(send_away, engine, shutdown)
         nursery.start_soon(hub.keep_telling)

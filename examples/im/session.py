@@ -80,7 +80,7 @@ class Session:
             case {"type": "say" | "leave", "room": room} if room not in self.rooms:
                 raise Refused(f"you are not in {room}")
             case _:
-                raise Refused("that cannot be done")
+                raise Refused("that is unknown, incomplete or too much")
         return None
 
     async def log_in(self, name: str, token: str, after: str | None) -> None:
@@ -96,8 +96,9 @@ class Session:
         await self.send_all(*private, encode(type="welcome"))
 
     async def join(self, room: str, after: str | None) -> None:
-        self.rooms.add(room)
-        self.hub.enter(room, self.name, self.member)
+        if room not in self.rooms:
+            self.rooms.add(room)
+            self.hub.enter(room, self.name, self.member)
         said = await self.hub.store.since(f"room:{room}", after)
         others = await self.hub.store.others(room)  # those here are told of in a moment
         await self.send_all(*said, *others, encode(type="joined", room=room))
