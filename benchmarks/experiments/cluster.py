@@ -3,20 +3,32 @@
 A client sends messages of 64 B to a node, which broadcasts each in a group; a member of it, in the
 client's process, gets them. ``alone`` is a group of an engine, ``here`` one of a cluster with the
 member on the same node, ``across`` with the member on another one. ``redis`` is Redis itself: the
-time from PUBLISH to the message at a subscriber, of the client library that nodes use, with nothing
-else in its process. Latency is of one message at a time; CPU is what the nodes' processes take for
-each of many. Needs redis-server, and coredis; the server is on this machine, so no network is
-in it.
+time from PUBLISH to the message at a subscriber, on blocking sockets; ``coredis`` is the same with
+the client library that nodes use, on Trio, with nothing else in its process. Latency is from when
+a message is sent, of one at a time, and at several rates; CPU is what the nodes' processes take for
+each of many. The server is on this machine, so no network is in it.
+
+Needs coredis, and redis-server on the PATH, or where ``REDIS_SERVER`` in the environment says. For
+a machine that has none, carry its libraries along::
+
+    mkdir redis && cp $(which redis-server) redis/
+    ldd redis/redis-server | awk '/=> \\// {print $3}' | xargs cp -t redis/
+    printf '#!/bin/sh\\nexec env LD_LIBRARY_PATH=%s %s/redis-server "$@"\\n' \\
+        /there/redis /there/redis > redis/run && chmod +x redis/run
+    REDIS_SERVER=/there/redis/run python benchmarks/experiment.py cluster
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -37,16 +49,20 @@ from harness.worker import Worker
 HOST = "127.0.0.1"
 SCRIPT = "experiments/cluster.py"
 SIZE = 64
-WAYS = ("alone", "here", "across", "redis")
+NODES = {"alone": 1, "here": 1, "across": 2}
+WAYS = (*NODES, "redis", "coredis")
+ONE = "one at a time"
+RATES = (200, 1000, 5000)  # messages a second
+SECONDS = 1.5  # at each
 WINDOW = 200  # messages that may be on their way, where CPU is measured
 WARM_UP = 200
+CHANNEL = b"itself"
 
 
 @attrs.frozen
 class Round:
-    p50: float
-    """Seconds."""
-    p99: float
+    latency: dict[str, tuple[float, float]]
+    """Median and 99th percentile in seconds, one message at a time, and by messages a second."""
     cpu: float
     """Seconds of all nodes' processes for each message."""
 
@@ -98,41 +114,107 @@ async def serve(engine: Any, group: Any) -> None:
 # --- the client -------------------------------------------------------------------------
 
 
-def connect(port: int, role: bytes) -> socket.socket:
+@attrs.frozen
+class Route:
+    """Where messages go in, and come out: between bytes that are always the same."""
+
+    sender: socket.socket
+    member: socket.socket
+    before: bytes = b""
+    after: bytes = b""
+    head: int = 0
+    tail: int = 0
+    has_answers: bool = False
+
+    def send(self) -> None:
+        """A message that says when it was sent."""
+        message = struct.pack("d", time.perf_counter()).ljust(SIZE)
+        self.sender.sendall(self.before + message + self.after)
+        if self.has_answers:
+            with suppress(BlockingIOError):
+                self.sender.recv(65536, socket.MSG_DONTWAIT)
+
+    def receive(self, count: int) -> list[float]:
+        """How long messages took."""
+        size, took, rest = self.head + SIZE + self.tail, [], b""
+        while len(took) < count:
+            data = self.member.recv(65536)
+            if not data:
+                raise OSError("the node has closed the connection")
+            now, rest = time.perf_counter(), rest + data
+            whole = len(rest) // size * size
+            for at in range(self.head, whole, size):
+                took.append(now - struct.unpack_from("d", rest, at)[0])
+            rest = rest[whole:]
+        return took
+
+    def one_at_a_time(self, count: int) -> list[float]:
+        took = []
+        for _ in range(count + WARM_UP):
+            self.send()
+            took += self.receive(1)
+        return took[WARM_UP:]
+
+    def at_a_rate(self, rate: int) -> list[float]:
+        def send_all() -> None:
+            began = time.perf_counter()
+            for number in range(count):
+                early = began + number / rate - time.perf_counter()
+                if early > 0:
+                    time.sleep(early)
+                self.send()
+
+        count = int(rate * SECONDS)
+        sending = threading.Thread(target=send_all, daemon=True)
+        sending.start()
+        took = self.receive(count)
+        sending.join()
+        return took
+
+    def many(self, count: int) -> None:
+        for _ in range(count // WINDOW):
+            for _ in range(WINDOW):
+                self.send()
+            self.receive(WINDOW)
+
+
+def connect(port: int, hello: bytes, answer: bytes = b"") -> socket.socket:
     sock = socket.create_connection((HOST, port))
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.sendall(role)
-    if role == b"m" and sock.recv(1) != b"k":
-        raise OSError("the node has closed the connection")
+    sock.sendall(hello)
+    while answer:
+        found = sock.recv(len(answer))
+        if not found or not answer.startswith(found):
+            raise OSError(f"{answer!r} was to come, and not {found!r}")
+        answer = answer[len(found) :]
     return sock
 
 
-def receive(sock: socket.socket, size: int) -> None:
-    while size:
-        data = sock.recv(min(size, 65536))
-        if not data:
-            raise OSError("the node has closed the connection")
-        size -= len(data)
+def command(*words: bytes) -> bytes:
+    """As it is sent to Redis."""
+    return b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%b\r\n" % (len(it), it) for it in words)
 
 
-def one_at_a_time(sender: socket.socket, member: socket.socket, count: int) -> list[float]:
-    message, took = bytes(SIZE), []
-    for _ in range(count + WARM_UP):
-        began = time.perf_counter()
-        sender.sendall(message)
-        receive(member, SIZE)
-        took.append(time.perf_counter() - began)
-    return took[WARM_UP:]
+@contextmanager
+def through_nodes(ports: list[int]) -> Iterator[Route]:
+    with connect(ports[-1], b"m", b"k") as member, connect(ports[0], b"s") as sender:
+        yield Route(sender, member)
 
 
-def many(sender: socket.socket, member: socket.socket, count: int) -> None:
-    for _ in range(count // WINDOW):
-        for _ in range(WINDOW):
-            sender.sendall(bytes(SIZE))
-        receive(member, WINDOW * SIZE)
+@contextmanager
+def through_redis(port: int) -> Iterator[Route]:
+    confirmed = b"*3\r\n$9\r\nsubscribe\r\n$6\r\n%b\r\n:1\r\n" % CHANNEL
+    head = len(command(b"message", CHANNEL, bytes(SIZE))) - SIZE - 2
+    publish = command(b"PUBLISH", CHANNEL, bytes(SIZE))
+    with (
+        connect(port, command(b"SUBSCRIBE", CHANNEL), confirmed) as member,
+        connect(port, b"") as sender,
+    ):
+        before = publish[: -SIZE - 2]
+        yield Route(sender, member, before, b"\r\n", head, 2, has_answers=True)
 
 
-async def redis_itself(url: str, count: int) -> list[float]:
+async def through_coredis(url: str, count: int) -> list[float]:
     """Publish on one connection, and wait for it on another."""
     import trio
 
@@ -152,12 +234,12 @@ async def redis_itself(url: str, count: int) -> list[float]:
         publisher = make_connection(location, address.settings)
         for connection in (subscriber, publisher):
             await nursery.start(hold, connection, lambda exc: None)
-        subscriber.send_command(b"SUBSCRIBE", b"itself")
+        subscriber.send_command(b"SUBSCRIBE", CHANNEL)
         await arrived.wait()
         for _ in range(count + WARM_UP):
             arrived = trio.Event()
             began = time.perf_counter()
-            request = publisher.create_request(b"PUBLISH", b"itself", bytes(SIZE))
+            request = publisher.create_request(b"PUBLISH", CHANNEL, bytes(SIZE))
             await arrived.wait()
             took.append(time.perf_counter() - began)
             await request
@@ -170,12 +252,13 @@ async def redis_itself(url: str, count: int) -> list[float]:
 
 @contextmanager
 def redis_server() -> Iterator[str]:
-    if shutil.which("redis-server") is None:
-        sys.exit("cluster: redis-server is not installed")
+    executable = os.environ.get("REDIS_SERVER") or shutil.which("redis-server")
+    if executable is None:
+        sys.exit("cluster: redis-server is not on the PATH, and REDIS_SERVER names none")
     with socket.create_server((HOST, 0)) as free:
         port = free.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
-        command = ["redis-server", "--port", str(port), "--bind", HOST, "--save", ""]
+        command = [executable, "--port", str(port), "--bind", HOST, "--save", ""]
         process = subprocess.Popen([*command, "--dir", folder], stdout=subprocess.DEVNULL)
         try:
             for _ in range(500):
@@ -191,26 +274,31 @@ def redis_server() -> Iterator[str]:
 
 
 def measure(way: str, url: str, reactors: int, count: int) -> Round:
-    if way == "redis":
+    if way == "coredis":
         import trio
 
-        took = trio.run(redis_itself, url, count)
-        return Round(median(took), quantiles(took, n=100)[98], 0.0)
+        return Round({ONE: percentiles(trio.run(through_coredis, url, count))}, 0.0)
+    if way == "redis":
+        with through_redis(int(url.rpartition(":")[2])) as route:
+            return Round(latencies(route, count), 0.0)
     with ExitStack() as stack:
-        nodes = [
-            stack.enter_context(
-                Worker(SCRIPT, "--node", "" if way == "alone" else url, "--reactors", str(reactors))
-            )
-            for _ in range(2 if way == "across" else 1)
-        ]
-        ports = [node.answer() for node in nodes]
-        member = stack.enter_context(connect(ports[-1], b"m"))
-        sender = stack.enter_context(connect(ports[0], b"s"))
-        took = one_at_a_time(sender, member, count)
+        its_url = "" if way == "alone" else url
+        worker = partial(Worker, SCRIPT, "--node", its_url, "--reactors", str(reactors))
+        nodes = [stack.enter_context(worker()) for _ in range(NODES[way])]
+        route = stack.enter_context(through_nodes([node.answer() for node in nodes]))
+        found = latencies(route, count)
         before = cpu_of(nodes)
-        many(sender, member, 10 * count)
-        cpu = (cpu_of(nodes) - before) / (10 * count)
-        return Round(median(took), quantiles(took, n=100)[98], cpu)
+        route.many(10 * count)
+        return Round(found, (cpu_of(nodes) - before) / (10 * count))
+
+
+def latencies(route: Route, count: int) -> dict[str, tuple[float, float]]:
+    found = {ONE: percentiles(route.one_at_a_time(count))}
+    return found | {f"{rate}/s": percentiles(route.at_a_rate(rate)) for rate in RATES}
+
+
+def percentiles(took: list[float]) -> tuple[float, float]:
+    return median(took), quantiles(took, n=100)[98]
 
 
 def cpu_of(nodes: list[Worker]) -> float:
@@ -222,24 +310,34 @@ def cpu_of(nodes: list[Worker]) -> float:
 def table(found: dict[str, list[Round]]) -> Table:
     """Medians of rounds. What a message across takes more than one within the node is beside
     what Redis itself takes."""
-    shown = Table("", "p50, µs", "p99, µs", "µs of CPU each")
-    rows = {
-        way: [median(getattr(one, name) for one in rounds) * 1e6 for name in ("p50", "p99", "cpu")]
-        for way, rounds in found.items()
-    }
-    for way, (p50, p99, cpu) in rows.items():
-        shown.add_row(way, f"{p50:.0f}", f"{p99:.0f}", f"{cpu:.1f}" if cpu else "")
-    if {"across", "here", "redis"} <= rows.keys():
-        added = [there - here for there, here in zip(rows["across"], rows["here"], strict=True)]
-        shown.add_row("added by crossing", *(f"{it:.0f}" for it in added[:2]), f"{added[2]:.1f}")
-        ratios = [it / itself for it, itself in zip(added[:2], rows["redis"], strict=False)]
-        shown.add_row("times redis itself", *(f"{it:.2f}" for it in ratios), "")
+    shown = Table("µs", "", *found, "added", "times redis")
+    for load in (ONE, *(f"{rate}/s" for rate in RATES)):
+        cells = {way: typical(rounds, load) for way, rounds in found.items()}
+        for number, name in enumerate(("p50", "p99")):
+            row = {way: found[number] * 1e6 for way, found in cells.items() if found}
+            shown.add_row("" if number else load, name, *in_figures(row, tuple(found)))
+    cpu = {way: median(it.cpu for it in rounds) * 1e6 for way, rounds in found.items()}
+    shown.add_row("CPU", "", *(f"{it:.1f}" if it else "" for it in cpu.values()))
     return shown
+
+
+def in_figures(row: dict[str, float], ways: tuple[str, ...]) -> Iterator[str]:
+    yield from (f"{row[way]:.0f}" if way in row else "" for way in ways)
+    if "across" in row and "here" in row:
+        added = row["across"] - row["here"]
+        yield f"{added:.0f}"
+        if "redis" in row:
+            yield f"{added / row['redis']:.2f}"
+
+
+def typical(rounds: list[Round], load: str) -> tuple[float, ...]:
+    each = [it.latency[load] for it in rounds if load in it.latency]
+    return tuple(map(median, zip(*each, strict=True)))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure a message from node to node.")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--messages", type=int, default=2000, help="one at a time in a round")
     parser.add_argument("--reactors", type=int, default=1, help="of each node; by default 1")
     parser.add_argument("--way", action="append", choices=WAYS, help="by default all")
