@@ -35,6 +35,7 @@ ONCE = [
     *("websocket_conformance", "websocket_decoder", "measure", "top", "totals"),
     *("examples", "im", "trio_suites", "prometheus", "contrib_redis", "hostile_clients"),
     *("budget", "one_sided_idle", "refused_memory"),
+    *("contrib_redis_faults", "contrib_redis_processes"),
 ]
 # Nor does any interpreter see whether it has one reactor or two.
 OTHERS = ["-k", "not 2-reactors", *(f"--ignore=tests/test_{name}.py" for name in ONCE)]
@@ -285,7 +286,8 @@ def redis(session: nox.Session) -> None:
     is possible; killed, stopped, and replaced by Sentinel."""
     _install_debians(session, **{"redis-server": "redis-server"})
     session.install("-e", ".[tests]")
-    session.run("pytest", "--long", "tests/test_contrib_redis.py", *session.posargs)
+    tests = sorted(map(str, Path("tests").glob("test_contrib_redis*.py")))
+    session.run("pytest", "--long", *tests, *session.posargs)
 
 
 @nox.session(allow_parallel=False)

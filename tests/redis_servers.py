@@ -1,6 +1,6 @@
 """Redis servers for tests: each on a free port, in a folder of its own, and without anything kept
 unless a test says so. ``REDIS_SERVER`` in the environment names another one than that on the PATH:
-``REDIS_SERVER=/opt/valkey/bin/valkey-server pytest tests/test_contrib_redis.py``."""
+``REDIS_SERVER=/opt/valkey/bin/valkey-server pytest tests/test_contrib_redis*.py``."""
 
 from __future__ import annotations
 
