@@ -132,13 +132,21 @@ def cluster_servers(count: int = 3) -> Iterator[list[RedisServer]]:
         yield [stack.enter_context(redis_server(*options, *more)) for _ in range(count)]
 
 
+def has_tls() -> bool:
+    """Whether the server was built with it, by which line of a configuration it refuses first."""
+    assert EXECUTABLE is not None
+    configuration = b"tls-port 0\nnonsense 1\n"
+    found = subprocess.run([EXECUTABLE, "-"], input=configuration, capture_output=True)
+    return b"nonsense" in found.stderr
+
+
 async def make_cluster(servers: list[RedisServer]) -> None:
     """Give each server a part of the slots, and introduce them."""
     share = 16384 // len(servers) + 1
     for number, server in enumerate(servers):
         await server.ready()
         last = min((number + 1) * share, 16384) - 1
-        await server.ask(b"CLUSTER ADDSLOTSRANGE", number * share, last)
+        await server.ask(b"CLUSTER ADDSLOTS", *range(number * share, last + 1))
         await server.ask(b"CLUSTER SET-CONFIG-EPOCH", number + 1)
     for server in servers[1:]:
         await servers[0].ask(b"CLUSTER MEET", HOST, server.port)

@@ -26,6 +26,7 @@ from redis_servers import (
     agreed,
     cluster_servers,
     free_port,
+    has_tls,
     make_cluster,
     redis_server,
     sentinel_for,
@@ -39,6 +40,7 @@ from trio_wknet.contrib.redis import (
     BrokerRefused,
     BrokerUnavailable,
     Gap,
+    _layout,
     open_cluster,
 )
 from trio_wknet.contrib.redis._address import parse
@@ -566,6 +568,8 @@ async def test_a_subscription_that_is_refused(broker: RedisServer) -> None:
 
 
 async def test_tls() -> None:
+    if not has_tls():
+        pytest.skip("redis-server is built without TLS")
     authority = trustme.CA()
     with redis_server() as plain:
         folder = plain._folder
@@ -713,60 +717,83 @@ def test_errors() -> None:
 # -- a Redis Cluster -------------------------------------------------------------------
 
 
-async def test_a_redis_cluster() -> None:
-    """Each channel is at the shard that has its slot, and only there; a shard that dies costs its
-    own; a slot that moves takes its channels along."""
+@pytest.fixture(scope="module")
+def cluster_brokers() -> Iterator[list[RedisServer]]:
     with cluster_servers() as servers:
-        with trio.fail_after(20):
-            await make_cluster(servers)
-        keys = [f"room:{number}" for number in range(12)]
+        trio.run(make_cluster, servers)
+        yield servers
 
-        def leave(key: str | None, gap: Gap) -> None:
-            assert key is not None
-            three.cluster.group(key).discard(leaving)
 
-        async with (
-            node(servers[0].url) as one,
-            node(servers[2].url) as two,
-            node(servers[1].url, on_gap=leave) as three,
-        ):
-            _, peer = await one.member(*keys)
-            leaving, _ = await three.member(*keys)
-            shares = [set(await it.ask(b"PUBSUB SHARDCHANNELS")) for it in servers]
-            assert all(shares)
-            assert sum(map(len, shares)) == len(keys)
-            for key in keys:
-                two.cluster.group(key).broadcast_nowait(key.encode().ljust(8))
-                assert await read(peer, 8) == key.encode().ljust(8)
-                last = await two.cluster.log(key).append(key)
-                assert await one.cluster.log(key).read() == [(last, key.encode())]
+@pytest.mark.parametrize("form", ["sharded", "classic"])
+async def test_a_redis_cluster(
+    cluster_brokers: list[RedisServer], form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each channel is at the shard that has its slot, and only there; a shard that dies costs its
+    own; a slot that moves takes its channels along. Before version 7 every server has all
+    messages, and does not say that a slot has moved."""
+    servers, prefix = cluster_brokers, f"{form}:"
+    hello = await servers[0].ask(b"HELLO", 3)
+    if form == "classic":
+        monkeypatch.setattr(_layout, "SHARDED", _layout.CLASSIC)
+    elif hello[b"version"] < b"7":
+        pytest.skip("before version 7 there are no shards")
+    channels = b"PUBSUB SHARDCHANNELS" if form == "sharded" else b"PUBSUB CHANNELS"
+    keys = [f"room:{number}" for number in range(12)]
 
-            # One of the slots goes from the first server to the second.
-            channel = min(shares[0])
-            key, slot = channel.decode().removeprefix("wknet:group:"), slot_of(channel)
-            ids = [str(await it.ask(b"CLUSTER MYID"), "ascii") for it in servers]
+    def leave(key: str | None, gap: Gap) -> None:
+        assert key is not None
+        three.cluster.group(key).discard(leaving)
+
+    def name(channel: bytes) -> str:
+        return channel.decode().removeprefix(f"{prefix}group:")
+
+    async with (
+        node(servers[0].url, prefix=prefix) as one,
+        node(servers[2].url, prefix=prefix) as two,
+        node(servers[1].url, prefix=prefix, on_gap=leave) as three,
+    ):
+        _, peer = await one.member(*keys)
+        leaving, _ = await three.member(*keys)
+        shares = [set(await it.ask(channels, f"{prefix}*")) for it in servers]
+        assert all(shares)
+        assert sum(map(len, shares)) == len(keys)
+        for key in keys:
+            two.cluster.group(key).broadcast_nowait(key.encode().ljust(8))
+            assert await read(peer, 8) == key.encode().ljust(8)
+            last = await two.cluster.log(key).append(key)
+            assert await one.cluster.log(key).read() == [(last, key.encode())]
+
+        # One of the slots goes from the first server to the second, without what is in it.
+        channel = min(shares[0])
+        key, slot = name(channel), slot_of(f"{prefix}log:{name(channel)}".encode())
+        slots = {slot_of(channel), slot}
+        ids = [str(await it.ask(b"CLUSTER MYID"), "ascii") for it in servers]
+        await servers[0].ask(b"FLUSHALL")
+        for each in slots:
             for server in (servers[1], servers[0], servers[2]):
-                await server.ask(b"CLUSTER SETSLOT", slot, "NODE", ids[1])
-            await until(lambda: (key, "moved") in one.resumes)
-            assert one.gaps == [(key, "moved")]
-            two.cluster.group(key).broadcast_nowait(b"moved")
-            assert await read(peer, 5) == b"moved"
+                await server.ask(b"CLUSTER SETSLOT", each, "NODE", ids[1])
+        await one.cluster.log(key).append(b"finds out")
+        await until(lambda: (key, "moved") in one.resumes)
+        assert one.gaps == [(key, "moved")]
+        two.cluster.group(key).broadcast_nowait(b"moved")
+        assert await read(peer, 5) == b"moved"
+        await until(lambda: not len(three.cluster.group(key)) or form == "classic")
 
-            # The third dies, and comes back.
-            lost = {it.decode().removeprefix("wknet:group:") for it in shares[2]}
-            servers[2].kill()
-            await until(lambda: len(one.gaps) == 1 + len(lost))
-            assert set(one.gaps[1:]) == {(it, "disconnected") for it in lost}
-            await until(
-                lambda: {it for it in keys if not len(three.cluster.group(it))} == {key, *lost},
-                "what on_gap does to other members",
-            )
-            two.cluster.group(key).broadcast_nowait(b"still")
-            assert await read(peer, 5) == b"still"
-            servers[2].start()
-            await until(lambda: len(one.resumes) == 1 + len(lost))
-            two.cluster.group(min(lost)).broadcast_nowait(b"back")
-            assert await read(peer, 4) == b"back"
+        # The third dies, and comes back.
+        lost = {name(it) for it in shares[2]}
+        servers[2].kill()
+        await until(lambda: len(one.gaps) == 1 + len(lost))
+        assert set(one.gaps[1:]) == {(it, "disconnected") for it in lost}
+        await until(
+            lambda: all(not len(three.cluster.group(it)) for it in lost),
+            "what on_gap does to other members",
+        )
+        two.cluster.group(key).broadcast_nowait(b"still")
+        assert await read(peer, 5) == b"still"
+        servers[2].start()
+        await until(lambda: len(one.resumes) == 1 + len(lost))
+        two.cluster.group(min(lost)).broadcast_nowait(b"back")
+        assert await read(peer, 4) == b"back"
 
 
 # -- Sentinel --------------------------------------------------------------------------
