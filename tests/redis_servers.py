@@ -46,6 +46,7 @@ class RedisServer:
         self.port = free_port()
         self.location = TCPLocation(HOST, self.port)
         self.url = f"redis://{HOST}:{self.port}"
+        self.socket = folder / "socket"
         self._folder = folder
         self._options = options
         assert EXECUTABLE is not None
@@ -54,6 +55,8 @@ class RedisServer:
 
     def start(self) -> None:
         command = [*self._command, "--port", str(self.port), "--bind", HOST, "--save", ""]
+        if "--sentinel" not in command:
+            command += ["--unixsocket", str(self.socket)]
         self._process = subprocess.Popen(
             [*command, "--dir", str(self._folder), *self._options], stdout=subprocess.DEVNULL
         )

@@ -567,6 +567,52 @@ async def test_a_subscription_that_is_refused(broker: RedisServer) -> None:
         await until(lambda: one.cluster.statistics().dropped == 1)
 
 
+async def test_a_unix_socket_and_databases(broker: RedisServer) -> None:
+    """A log is in a database. Groups are in none of them."""
+    unix = f"unix://{broker.socket}?db=3"
+    async with node(unix) as one, node(f"{broker.url}/3") as two, node(broker.url) as other:
+        _, peer = await one.member("by unix")
+        for each in (two, other):
+            each.cluster.group("by unix").broadcast_nowait(b"hello")
+            assert await read(peer, 5) == b"hello"
+        last = await one.cluster.log("in 3").append(b"x")
+        assert await two.cluster.log("in 3").read() == [(last, b"x")]
+        assert await one.cluster.log("in 3").follow().__anext__() == (last, b"x")
+        assert await other.cluster.log("in 3").read() == []
+
+
+async def test_what_a_user_must_be_permitted(broker: RedisServer) -> None:
+    """As the documentation says; and what is missing is named where that can be."""
+    rights = ("+ping", "+subscribe", "+unsubscribe", "+publish", "+xadd", "+xread", "+xrevrange")
+    rules = ("reset", "on", ">p@ss", "~wknet:*", "&wknet:*", "+select")
+    await broker.ask(b"ACL SETUSER", "least", *rules, *rights)
+    for url in (
+        broker.url.replace("//", "//least:p%40ss@") + "/1",
+        f"unix://least:p%40ss@{broker.socket}?db=1",
+    ):
+        async with node(url) as one, node(url) as two:
+            _, peer = await one.member("least")
+            two.cluster.group("least").broadcast_nowait(b"hello")
+            assert await read(peer, 5) == b"hello"
+            log = one.cluster.log("least")
+            last = await log.append(b"x")
+            assert (await log.read_last(1))[0] == (await log.read())[-1] == (last, b"x")
+            await log.follow().__anext__()
+    await broker.ask(b"ACL SETUSER", "least", "-xadd")
+    async with node(url) as one:
+        with pytest.raises(BrokerRefused, match=r"xadd|this command"):
+            await one.cluster.log("least").append(b"x")
+    await broker.ask(b"ACL SETUSER", "least", "-ping")
+    details = []
+    async with node(
+        url, response_timeout=0.1, on_gap=lambda key, gap: details.append(gap.detail)
+    ) as one:
+        conn, _ = await one.member()
+        one.cluster.group("least").add(conn)
+        await until(lambda: details, "a gap")
+        assert "ping" in details[0] or "this command" in details[0]
+
+
 async def test_tls() -> None:
     if not has_tls():
         pytest.skip("redis-server is built without TLS")

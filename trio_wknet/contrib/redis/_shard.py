@@ -258,12 +258,14 @@ class Shard:
             failures: list[BaseException] = [exc]
         else:
             return []
-        with trio.fail_after(self._timeout):
+        with trio.move_on_after(self._timeout) as waiting:
             async with aclosing(connection.streamed_messages) as rest:
                 async for answer in rest:
                     if not isinstance(answer, BaseException):
                         break
                     failures.append(answer)
+        if waiting.cancelled_caught:
+            raise failures[-1]  # it was the answer to PING: there is no permission for it
         return failures
 
     async def _cope(
