@@ -20,6 +20,19 @@ from trio_wknet.contrib.redis import Cluster, Gap, open_cluster
 GONE = (trio.BrokenResourceError, trio.ClosedResourceError)  # a client that went as it liked
 
 
+class Out:
+    """Sends one thing after another, to a client that may have gone."""
+
+    def __init__(self, conn: Conn) -> None:
+        self._conn = conn
+        self._lock = trio.Lock()
+
+    async def send(self, data: bytes) -> None:
+        async with self._lock:
+            with suppress(*GONE):
+                await self._conn.send_all(data)
+
+
 class Server:
     def __init__(self) -> None:
         self.watchers: list[Conn] = []
@@ -32,8 +45,9 @@ class Server:
                 conn.send_nowait(f"{what} {gap.reason}\n".encode())
 
     async def handle(self, conn: Conn) -> None:
+        out = Out(conn)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.part, conn, nursery.cancel_scope)
+            nursery.start_soon(self.part, out, nursery.cancel_scope)
             key = ""
             async for line in lines(conn):
                 verb, _, rest = line.partition(" ")
@@ -41,28 +55,28 @@ class Server:
                     key = rest
                     self.cluster.group(key).add(conn)
                     await self.cluster.group(key).wait_subscribed()
-                    await send(conn, b"joined\n")
+                    await out.send(b"joined\n")
                 elif verb == "say":
                     self.cluster.group(key).broadcast_nowait(f"said {rest}\n".encode())
                 elif verb == "append":
                     await self.cluster.log("log", max_length=None).append(rest)
-                    await send(conn, f"kept {rest}\n".encode())
+                    await out.send(f"kept {rest}\n".encode())
                 elif verb == "follow":
-                    nursery.start_soon(self.follow, conn)
+                    nursery.start_soon(self.follow, out)
                 elif verb == "watch":
                     self.watchers.append(conn)
-                    await send(conn, b"watching\n")
+                    await out.send(b"watching\n")
             nursery.cancel_scope.cancel()
 
-    async def part(self, conn: Conn, scope: trio.CancelScope) -> None:
+    async def part(self, out: Out, scope: trio.CancelScope) -> None:
         """The line that is being worked on is the last."""
         await self.ending.wait()
-        await send(conn, b"bye\n")
+        await out.send(b"bye\n")
         scope.cancel()
 
-    async def follow(self, conn: Conn) -> None:
+    async def follow(self, out: Out) -> None:
         async for _, message in self.cluster.log("log").follow():
-            await send(conn, b"logged %b\n" % message)
+            await out.send(b"logged %b\n" % message)
 
 
 async def lines(conn: Conn) -> AsyncIterator[str]:
@@ -72,11 +86,6 @@ async def lines(conn: Conn) -> AsyncIterator[str]:
             *whole, rest = (rest + data).split(b"\n")
             for line in whole:
                 yield line.decode()
-
-
-async def send(conn: Conn, data: bytes) -> None:
-    with suppress(*GONE):
-        await conn.send_all(data)
 
 
 async def main(url: str) -> None:

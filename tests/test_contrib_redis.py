@@ -4,6 +4,7 @@ stopped and moved. Where there is no redis-server it is left out."""
 from __future__ import annotations
 
 import random
+import secrets
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -12,13 +13,15 @@ from typing import Any
 import pytest
 import trio
 from helpers import conn_and_peer
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 
 from trio_wknet import Engine, open_engine
 
 pytest.importorskip("coredis")
 
 import trustme
-from redis_nodes import Node, Reader, node, read, subscribed, until
+from redis_nodes import Node, Reader, node, read, soon, subscribed, until
 from redis_servers import (
     EXECUTABLE,
     HOST,
@@ -40,7 +43,9 @@ from trio_wknet.contrib.redis import (
     BrokerRefused,
     BrokerUnavailable,
     Gap,
+    _cluster,
     _layout,
+    _shard,
     open_cluster,
 )
 from trio_wknet.contrib.redis._address import parse
@@ -178,10 +183,14 @@ async def test_waiting_ends_with_the_last_member(broker: RedisServer) -> None:
             async def wait() -> None:
                 with pytest.raises(RuntimeError, match="no members"):
                     await group.wait_subscribed()
+                ended.set()
 
+            ended = trio.Event()
             nursery.start_soon(wait)
             await trio.testing.wait_all_tasks_blocked()
             conn.abort()
+            with soon("the end of waiting"):
+                await ended.wait()
         finally:
             broker.go_on()
 
@@ -316,6 +325,66 @@ async def test_following_goes_on_from_an_id(broker: RedisServer) -> None:
         await log.append(b"20")
         assert await follower.__anext__() == (follower.last, b"20")
         assert found == [b"%d" % number for number in range(1, 20)]
+
+
+STEPS = st.one_of(
+    st.tuples(st.just("append"), st.binary(max_size=20)),
+    st.tuples(st.sampled_from(["read", "follow", "trim"]), st.integers(0, 12)),
+    st.tuples(st.sampled_from(["read_last"]), st.integers(1, 12)),
+    st.tuples(st.sampled_from(["somebody else", "cut"]), st.none()),
+)
+
+
+@settings(max_examples=8, deadline=None, phases=(Phase.reuse, Phase.generate))
+@given(steps=st.lists(STEPS, max_size=30))
+def test_a_log_is_what_was_appended(shared: RedisServer, steps: list[tuple[str, Any]]) -> None:
+    """Against a list: whatever is appended, read from any id, trimmed, and cut off."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_shard, "FIRST_DELAY", 0.001)
+        patch.setattr(_cluster, "RETRY", 0.001)
+        trio.run(play, shared, steps)
+
+
+async def play(broker: RedisServer, steps: list[tuple[str, Any]]) -> None:
+    await broker.ready()
+    async with node(broker.url) as one:
+        log = one.cluster.log(f"model {secrets.token_hex(8)}", max_length=None)
+        ids, kept = ["0"], []  # all there ever were; the messages that are there
+        follower = log.follow()
+        for step, argument in steps:
+            if step == "append":
+                ids.append(await log.append(argument))
+                kept.append((ids[-1], argument))
+            elif step == "somebody else":
+                ids.append(str(await broker.ask(b"XADD", log._name, "*", "a", "b"), "ascii"))
+            elif step == "read":
+                after = ids[argument % len(ids)]
+                later = [it for it in kept if by_id(it) > by_id((after, b""))]
+                assert await log.read(after=after) == later
+                found = await log.read(after=after, max_count=3)
+                assert found == later[: len(found)]
+                assert bool(later) <= len(found) <= 3
+            elif step == "read_last":
+                found = await log.read_last(argument)
+                assert found == kept[len(kept) - len(found) :]
+            elif step == "follow":
+                for pair in [it for it in kept if by_id(it) > by_id((follower.last, b""))]:
+                    assert await follower.__anext__() == pair
+            elif step == "trim":
+                await broker.ask(b"XTRIM", log._name, "MAXLEN", argument)
+                there = await broker.ask(b"XRANGE", log._name, "-", "+")
+                alive = {str(it[0], "ascii") for it in there}
+                kept = [it for it in kept if it[0] in alive]
+                # What a follower has read already it gives all the same.
+                follower = log.follow(after=follower.last)
+            else:
+                for kind in ("normal", "pubsub"):
+                    await broker.ask(b"CLIENT KILL", "TYPE", kind, "SKIPME", "yes")
+        assert await log.read() == kept
+
+
+def by_id(pair: tuple[str, bytes]) -> list[int]:
+    return [int(it) for it in f"{pair[0]}-0".split("-")[:2]]
 
 
 # -- outages ---------------------------------------------------------------------------
@@ -780,7 +849,7 @@ async def test_a_redis_cluster(
     servers, prefix = cluster_brokers, f"{form}:"
     hello = await servers[0].ask(b"HELLO", 3)
     if form == "classic":
-        monkeypatch.setattr(_layout, "SHARDED", _layout.CLASSIC)
+        monkeypatch.setattr(_layout, "SHARDED", _shard.CLASSIC)
     elif hello[b"version"] < b"7":
         pytest.skip("before version 7 there are no shards")
     channels = b"PUBSUB SHARDCHANNELS" if form == "sharded" else b"PUBSUB CHANNELS"
