@@ -260,6 +260,17 @@ async def test_execute(broker: RedisServer) -> None:
                 await execute(wrong, "key")  # type: ignore[arg-type]
             with pytest.raises(TypeError, match="key must be a str"):
                 await execute("GET", wrong)  # type: ignore[arg-type]
+        for not_sent in (None, 1.5, True, ["x"]):
+            with pytest.raises(TypeError, match="arguments must be"):
+                await execute("SET", "key", not_sent)  # type: ignore[arg-type]
+        for bad in ("subscribe", "Client Reply", "blpop", "", " "):
+            with pytest.raises(ValueError, match="command must be"):
+                await execute(bad, "key")
+        with pytest.raises(ValueError, match="key must be text"):
+            await execute("GET", "\udc80")
+        with pytest.raises(ValueError, match="arguments must be text"):
+            await execute("SET", "key", "\udc80")
+        assert one.gaps == []
     with pytest.raises(trio.ClosedResourceError):
         await execute("GET", "missing")
 
@@ -570,6 +581,7 @@ async def test_bad_arguments(broker: RedisServer) -> None:
         for name, value in (
             *(("max_queue", -1), ("response_timeout", 0), ("max_backoff", float("inf"))),
             *(("max_queue", 1.5), ("response_timeout", "1"), ("prefix", b"x")),
+            *(("prefix", "\udc80"), ("max_queue", True), ("response_timeout", float("nan"))),
         ):
             with pytest.raises((ValueError, TypeError), match=name):
                 async with open_cluster(broker.url, engine, **{name: value}):  # type: ignore[arg-type]
@@ -581,6 +593,8 @@ async def test_bad_arguments(broker: RedisServer) -> None:
             for use in (cluster.group, cluster.log):
                 with pytest.raises(TypeError, match="key"):
                     use(b"x")  # type: ignore[arg-type]
+                with pytest.raises(ValueError, match="key"):
+                    use("\udc80")
             with pytest.raises(ValueError, match="max_length"):
                 cluster.log("x", max_length=0)
             log = cluster.log("x")

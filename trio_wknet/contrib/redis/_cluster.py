@@ -40,6 +40,16 @@ logger = logging.getLogger("trio_wknet.contrib.redis")
 
 MAX_QUEUE = 8 * 1024 * 1024
 MAX_LENGTH = 10_000
+# What they change, or wait for, is everybody's: all commands share a connection.
+NOT_TO_EXECUTE = frozenset(
+    [
+        *("SUBSCRIBE", "PSUBSCRIBE", "SSUBSCRIBE", "UNSUBSCRIBE", "PUNSUBSCRIBE", "SUNSUBSCRIBE"),
+        *("CLIENT", "HELLO", "AUTH", "SELECT", "RESET", "QUIT", "MONITOR", "SYNC", "PSYNC"),
+        *("MULTI", "EXEC", "DISCARD", "WATCH", "UNWATCH", "ASKING", "READONLY", "READWRITE"),
+        *("BLPOP", "BRPOP", "BRPOPLPUSH", "BLMOVE", "BLMPOP", "BZPOPMIN", "BZPOPMAX", "BZMPOP"),
+        *("WAIT", "WAITAOF"),
+    ]
+)
 RETRY = 0.05  # seconds, before a command that may succeed later is tried again
 
 
@@ -194,8 +204,8 @@ class Cluster:
         are there anyway. A checkpoint.
 
         If the broker goes away, this tries again until the cluster's ``response_timeout`` is over:
-        the command may be carried out more than once. It must not be one that waits, such as
-        ``BLPOP``, nor one that changes the connection, such as ``SUBSCRIBE``.
+        the command may be carried out more than once. One that waits, such as ``BLPOP`` or
+        ``XREAD`` with ``BLOCK``, has everything else wait, too.
 
         Args:
           command: such as ``"HSET"``.
@@ -210,14 +220,19 @@ class Cluster:
         Raises:
           BrokerUnavailable: the broker did not answer in time.
           BrokerRefused: it refused the command.
-          TypeError: ``command`` or ``key`` is not a `str`.
+          TypeError: ``command`` or ``key`` is not a `str`, or an argument is something else.
+          ValueError: ``command`` is about the connection, such as ``SUBSCRIBE``, or waits, such as
+            ``BLPOP``; or there is text that UTF-8 cannot encode.
           trio.ClosedResourceError: the cluster is closed, before or during the call.
         """
         self._ensure_open()
         if not isinstance(command, str):
             raise TypeError(f"command must be a str, not {command!r}")
+        if not command.strip() or command.split()[0].upper() in NOT_TO_EXECUTE:
+            raise ValueError(f"command must be one about a key, not {command!r}")
         _ensure_key(key)
-        return await self._call(key.encode(), command.encode(), key, *arguments)
+        words = [_encoded("arguments", it) for it in (command, *arguments)]
+        return await self._call(key.encode(), words[0], key, *words[1:])
 
     def statistics(self) -> ClusterStatistics:
         """What this node has done so far, and does. Not a checkpoint.
@@ -496,6 +511,21 @@ def _in_words(failure: BaseException, timeout: float) -> BrokerError:
 def _ensure_key(key: str) -> None:
     if not isinstance(key, str):
         raise TypeError(f"key must be a str, not {key!r}")
+    _encoded("key", key)
+
+
+def _encoded(name: str, value: bytes | str | int) -> bytes:
+    """What cannot be encoded would cost the connection, where coredis does it."""
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return b"%d" % value
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be bytes, str or int, not {value!r}")
+    try:
+        return value.encode()
+    except UnicodeEncodeError as exc:
+        raise ValueError(f"{name} must be text that UTF-8 can encode, not {value!r}") from exc
 
 
 def _ensure_integer(name: str, value: int, least: int) -> None:
@@ -569,6 +599,7 @@ async def open_cluster(
         raise TypeError(f"engine must be an Engine, not {engine!r}")
     if not isinstance(prefix, str):
         raise TypeError(f"prefix must be a str, not {prefix!r}")
+    _encoded("prefix", prefix)
     _ensure_integer("max_queue", max_queue, 0)
     _ensure_seconds("response_timeout", response_timeout)
     _ensure_seconds("max_backoff", max_backoff)
