@@ -39,10 +39,9 @@ async def serve(options: argparse.Namespace) -> None:
         from .cluster import open_shared
 
         open_store = partial(open_shared, options.redis)
-    start = partial(run, open_store, options.host, options.port, options.web_port)
+    where = options.host, options.port, options.web_port, options.reuse_port
     async with trio.open_nursery() as nursery:
-        where = await nursery.start(partial(start, reuse_port=options.reuse_port))
-        await say_where(options, *where)
+        await say_where(options, *await nursery.start(run, open_store, *where))
 
 
 async def serve_nodes(options: argparse.Namespace) -> None:

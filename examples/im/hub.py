@@ -95,6 +95,5 @@ class Hub:
         here = self._here[room] = +self._here[room]
         if not here:
             del self._here[room]
-        who, node = sorted(here)[:NAMES], self.store.node
-        said = {"node": node, "who": who, "count": len(here), "for": LIFE}
-        return encode(type="presence", room=room, **said)
+        said = {"who": sorted(here)[:NAMES], "count": len(here), "for": LIFE}
+        return encode(type="presence", room=room, node=self.store.node, **said)
