@@ -7,7 +7,6 @@ are served by callbacks, so a quiet client costs no task and no buffer.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from functools import partial
@@ -27,7 +26,6 @@ from .web import pages
 # a minute: by TCP it has to send pings, and a WebSocket is sent some, which its browser answers.
 LIMITS = trio_wknet.Limits(outbound=262_144, linger_time=5)
 IDLE = 60  # seconds
-REACTORS = max(1, min(4, (os.cpu_count() or 1) // 4))  # threads, which send to all of a room
 OPTIONS = trio_wknet.WebSocketOptions(max_message=MOST, ping_interval=20, ping_timeout=20)
 ADMISSION = trio_wknet.Admission(max_connections=100_000, accept_rate=5000, first_byte_time=10)
 GRACE = 10  # seconds, at the end
@@ -54,7 +52,7 @@ async def run(
     """
     async with (
         trio_wknet.drain_on_signal(grace=GRACE) as shutdown,
-        trio_wknet.open_engine(REACTORS) as engine,
+        trio_wknet.open_engine() as engine,
         open_store(engine=engine) as store,
         trio.open_nursery() as nursery,
     ):
