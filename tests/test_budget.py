@@ -5,18 +5,21 @@ from __future__ import annotations
 import errno
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
 from helpers import PATIENCE, SMALL, conn_and_peer, content, dialled, read, send, two_conns, until
+from tls_helpers import two_tls
 from websocket_model import BINARY, frame
 
 import trio_wknet
 from trio_wknet import (
     Conn,
     Engine,
+    FrameChannel,
     LengthPrefixed,
     Limits,
     WebSocketOptions,
@@ -249,6 +252,99 @@ async def test_the_largest_is_ended(reactors: int, kind: str) -> None:
             assert conn.close_reason == "budget"
             for member, _ in members[1:]:
                 assert await read(member, 60 * KIB) == bytes(60 * KIB)
+
+
+async def test_many_are_ended_and_none_of_them_is_small(reactors: int) -> None:
+    """Down to 15/16, which takes more than any of them holds."""
+    async with open_engine(reactors, max_buffered=4 * MIB) as engine:
+        async with pairs(engine, 80, "unix") as members, trio.open_nursery() as nursery:
+            small, large = members[::8], [pair for at, pair in enumerate(members) if at % 8]
+            for conn, peer in small:
+                await send(peer, bytes(10 * KIB))
+                nursery.start_soon(conn.receive_exactly, 20 * KIB)
+            for conn, peer in large:
+                nursery.start_soon(unless_broken, conn.receive_exactly, MIB)
+                await send(peer, bytes(50 * KIB))
+            await until(lambda: ended(engine) > 1)
+            for _, peer in small:
+                await send(peer, bytes(10 * KIB))
+            await until(lambda: buffered(engine) <= 4 * MIB)
+            assert [conn.close_reason for conn, _ in small] == [None] * len(small)
+            reasons = [conn.close_reason for conn, _ in large]
+            assert reasons.count("budget") == ended(engine) < 20
+            nursery.cancel_scope.cancel()
+
+
+async def test_frames_for_callbacks(reactors: int) -> None:
+    """Half of a frame has come from each, as above; the callbacks are told of those that are
+    ended, and get the others' frames."""
+    whole = (600 * KIB).to_bytes(4, "big") + content("frame", 600 * KIB)
+    half = len(whole) // 2
+    frames: list[bytes] = []
+    reasons: list[str] = []
+
+    async def send_part(peer: Any, part: bytes) -> None:
+        with suppress(OSError):
+            await send(peer, part)
+
+    def on_close(_: FrameChannel, reason: str) -> None:
+        reasons.append(reason)
+
+    async with (
+        open_engine(reactors, max_buffered=4 * MIB) as engine,
+        await engine.listen("tcp://127.0.0.1:0") as listener,
+        trio.open_nursery() as nursery,
+    ):
+        await nursery.start(
+            partial(
+                listener.serve_frames, LARGE, lambda _, got: frames.extend(got), on_close=on_close
+            )
+        )
+        with dialled(listener, 16) as socks, trio.fail_after(PATIENCE):
+            for sock in socks:
+                sock.setblocking(False)
+            peers = [trio.socket.from_stdlib_socket(sock) for sock in socks]
+            for part in (whole[:half], whole[half:]):
+                async with trio.open_nursery() as senders:
+                    for peer in peers:
+                        senders.start_soon(send_part, peer, part)
+                await until(lambda: ended(engine) > 0)
+            await until(lambda: len(frames) + len(reasons) == 16)
+            assert set(frames) == {whole[4:]}
+            assert set(reasons) == {"budget"}
+            assert ended(engine) == len(reasons)
+            await until(lambda: buffered(engine) == 0)
+        nursery.cancel_scope.cancel()
+
+
+async def test_over_tls(reactors: int) -> None:
+    """What waits to be decrypted counts, and pauses; who holds most is ended, and its stream
+    says so."""
+    limits = Limits(inbound=MIB)
+    async with open_engine(reactors, max_buffered=2 * MIB) as engine, AsyncExitStack() as stack:
+        client, server = await stack.enter_async_context(two_tls(engine, limits=limits))
+        near, far = await stack.enter_async_context(two_tls(engine))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(unless_broken, client.send_all, bytes(900 * KIB))
+            await until(lambda: buffered(engine) > 800 * KIB)
+            others = await stack.enter_async_context(pairs(engine, 12, "unix"))
+            for conn, peer in others:
+                nursery.start_soon(send, peer, bytes(120 * KIB))
+                nursery.start_soon(unless_broken, conn.receive_exactly, MIB)
+            with trio.fail_after(PATIENCE):
+                await until(lambda: ended(engine) > 0)
+                with pytest.raises(trio.BrokenResourceError) as caught:
+                    await server.receive_exactly(900 * KIB)
+                assert isinstance(caught.value.__cause__, trio.BrokenResourceError | OSError)
+                assert server.transport_stream.close_reason == "budget"
+                await near.send_all(b"hello")
+                assert await far.receive_exactly(5) == b"hello"
+            nursery.cancel_scope.cancel()
+
+
+async def unless_broken(call: Callable[[Any], Any], argument: object) -> None:
+    with suppress(trio.BrokenResourceError):
+        await call(argument)
 
 
 async def test_a_message_of_a_websocket(reactors: int) -> None:
