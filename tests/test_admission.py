@@ -3,9 +3,12 @@ in every form."""
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import re
 import socket
 import struct
+import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
@@ -14,7 +17,7 @@ from typing import Any
 
 import pytest
 import trio
-from helpers import PATIENCE, dial, until
+from helpers import PATIENCE, dial, few_descriptors, refusing, until
 from proxy_headers import TRUSTED, inet
 from trio.testing import MockClock
 
@@ -535,3 +538,102 @@ async def test_where_it_does_not_belong(engine: Engine) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs, pytest.raises(ValueError, match="admission must be None"):
         engine.adopt(ours, admission=Admission())
+
+
+# --- without descriptors or memory, and in children -----------------------------------------
+
+
+async def every_place_is_free(engine: Engine, listener: Listener, places: int) -> None:
+    """So many come in, and no more."""
+    await until(lambda: engine.statistics().connections == 0)
+    before = refused(listener)
+    with clients(listener, *[None] * (places + 2)) as socks:
+        answers = [await say(sock) for sock in socks]
+    assert answers.count(b"hello") == places
+    assert refused(listener)["max_connections"] == before.get("max_connections", 0) + 2
+
+
+@pytest.mark.parametrize("lacking", ["descriptors", "places"])
+async def test_places_are_kept_through_a_shortage(engine: Engine, lacking: str) -> None:
+    """What could not be accepted has taken none, gets in once it can, and leaves its own."""
+    admission = Admission(max_connections=5, max_per_address=5, when_full="refuse")
+    async with echoing(engine, admission) as listener:
+        plain = [socket.socket() for _ in range(4)]
+        with few_descriptors(1) if lacking == "descriptors" else refusing("places", first=4):
+            for sock in plain:
+                sock.connect(listener.address[:2])
+            await until(lambda: listener.statistics().starved)
+            assert refused(listener) == {}
+            assert listener.statistics().accepted < 4
+        assert [await say(sock) for sock in plain] == [b"hello"] * 4
+        assert listener.statistics().shortages >= 1
+        assert refused(listener) == {}
+        for sock in plain:
+            sock.close()
+        await every_place_is_free(engine, listener, 5)
+
+
+async def test_waiting_ports_through_a_shortage(engine: Engine) -> None:
+    """The same where ports take a place before they accept."""
+    async with echoing(engine, Admission(max_connections=2, max_per_address=5)) as listener:
+        plain = [socket.socket() for _ in range(4)]
+        with few_descriptors(0):
+            for sock in plain:
+                sock.connect(listener.address[:2])
+            await until(lambda: listener.statistics().starved)
+        for sock in plain:
+            assert await say(sock) == b"hello"
+            assert listener.statistics().handlers <= 2
+            sock.close()
+        await until(lambda: engine.statistics().connections == 0)
+        with clients(listener, None, None) as socks:
+            assert [await say(sock) for sock in socks] == [b"hello"] * 2
+
+
+@pytest.mark.parametrize("how", ["fork", "multiprocessing"])
+async def test_children_take_no_place_and_leave_none(engine: Engine, how: str) -> None:
+    """They hold the descriptors, and nothing else."""
+    admission = Admission(max_connections=2, max_per_address=2, when_full="refuse")
+    async with echoing(engine, admission) as listener:
+        with clients(listener, None, None) as socks:
+            assert [await say(sock) for sock in socks] == [b"hello"] * 2
+            with child_that_waits(how):
+                assert await say(socks[0], b"again") == b"again"
+                with clients(listener, None) as (third,):
+                    assert await say(third) == b""
+                for sock in socks:
+                    sock.shutdown(socket.SHUT_WR)  # the child holds it, too
+                await every_place_is_free(engine, listener, 2)
+        await every_place_is_free(engine, listener, 2)
+
+
+@contextmanager
+def child_that_waits(how: str) -> Iterator[None]:
+    """A copy of this process, until the block is left."""
+    ours, its = os.pipe()
+
+    def wait_for_end() -> None:
+        os.close(its)
+        os.read(ours, 1)
+
+    def fork() -> Callable[[], object]:
+        child = os.fork()
+        if child == 0:
+            wait_for_end()
+            os._exit(0)
+        return lambda: os.waitpid(child, 0)
+
+    def start() -> Callable[[], object]:
+        process = multiprocessing.get_context("fork").Process(target=wait_for_end)
+        process.start()
+        return process.join
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # from 3.12 on, of threads
+        end = fork() if how == "fork" else start()
+    try:
+        yield
+    finally:
+        os.close(its)
+        end()
+        os.close(ours)

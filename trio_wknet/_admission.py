@@ -62,6 +62,10 @@ class Admission:
     A refused connection is accepted and reset at once. It is counted in
     ``statistics().refused_by`` of its listener and of its engine.
 
+    Without the memory to count a connection, or without descriptors, nobody is let in uncounted,
+    and nobody is refused for it: clients wait in the kernel's queue until there is some again
+    (``statistics().starved``). A forked child has no part in the counts.
+
     Raises:
       TypeError, ValueError: if a value has the wrong type, or is out of range; the
           message names it.
