@@ -34,7 +34,7 @@ ONCE = [
     *("graceful_end", "pool", "relay", "ring", "slot_map", "handles", "wheel", "trim"),
     *("websocket_conformance", "websocket_decoder", "measure", "top", "totals"),
     *("examples", "im", "trio_suites", "prometheus", "contrib_redis", "hostile_clients"),
-    *("budget", "one_sided_idle", "refused_memory"),
+    *("budget", "one_sided_idle", "refused_memory", "address_space"),
     *("contrib_redis_faults", "contrib_redis_processes"),
 ]
 # Nor does any interpreter see whether it has one reactor or two.

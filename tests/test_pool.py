@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 from collections import Counter
 
+import pytest
+from helpers import refusing
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
@@ -243,3 +245,16 @@ def test_a_pool_in_a_cycle_is_collected_with_its_blocks() -> None:
     cycle[0].take(512)  # type: ignore[attr-defined]
     del cycle
     gc.collect()  # what fails in it fails the test, as an unraisable exception
+
+
+def test_without_memory_what_is_kept_goes_first() -> None:
+    """A block of another size is of no use where one is asked for."""
+    pool = BlockPool(1 << 20)
+    for number in [pool.take(4096) for _ in range(8)]:
+        pool.give(number)
+    assert pool.counts()[0] == 8 * 4096
+    with refusing("blocks", count=1):
+        pool.take(8192)
+    assert pool.counts()[0] == 0
+    with refusing("blocks"), pytest.raises(MemoryError):
+        pool.take(16384)

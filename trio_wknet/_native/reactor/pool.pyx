@@ -180,6 +180,10 @@ cdef Block *pool_take(Pool *pool, uint32_t size) noexcept nogil:
             pool.idle_count[size_class] = pool.free_count[size_class]
     if block == NULL:
         block = _allocate(pool, size_class, size)
+        if block == NULL and wk_u64_load_relaxed(&pool.kept):
+            # What is kept for reuse is of other sizes, and would be in the way for seconds.
+            pool_trim(pool)
+            block = _allocate(pool, size_class, size)
         if block == NULL:
             return NULL
     wk_u64_add(&pool.taken, 1)
