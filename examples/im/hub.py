@@ -7,6 +7,7 @@ larger. When the queue is full, who says something waits, and is not read from m
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import Counter, defaultdict
 from collections.abc import Awaitable
@@ -75,14 +76,13 @@ class Hub:
         self._changed.add(room)
 
     async def keep_telling(self) -> None:
-        """Soon about rooms where somebody has come or left, and now and then about all of them:
-        what is not said again, as of a node that has died, is forgotten."""
-        while True:
-            until = trio.current_time() + LIFE / 3
-            while trio.current_time() < until:
-                await trio.sleep(TICK)
-                await self.tell_changes()
-            self._changed |= self._here.keys()
+        """Soon about rooms where somebody has come or left, and in turn about all of them: what
+        is not said again, as of a node that has died, is forgotten."""
+        turns = max(1, int(LIFE / 3 / TICK))
+        for turn in itertools.count():
+            await trio.sleep(TICK)
+            self._changed |= {room for room in self._here if (hash(room) + turn) % turns == 0}
+            await self.tell_changes()
 
     async def tell_changes(self) -> None:
         parts = {room: self._who(room) for room in self._changed}
