@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 import trio
-from helpers import conn_and_peer
+from helpers import SMALL, conn_and_peer
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from trio_wknet import Engine, open_engine
+from trio_wknet import Engine, Limits, open_engine
 
 pytest.importorskip("coredis")
 
@@ -110,6 +110,45 @@ async def test_what_cannot_be_broadcast_here_is_not_elsewhere(broker: RedisServe
             group.broadcast_nowait(b"x", when_slow="wait")  # type: ignore[arg-type]
         group.broadcast_nowait(b"y", when_slow="error")
         assert await read(there, 1) == b"y"
+
+
+async def test_slow_members_on_another_node(broker: RedisServer) -> None:
+    """They are skipped, or closed, as the node that broadcasts says."""
+    limits = Limits(outbound=1000)
+    async with (
+        node(broker.url) as one,
+        node(broker.url) as two,
+        conn_and_peer(one.engine, "unix", limits=limits, options=SMALL) as (conn, _),
+    ):
+        _, quick = await one.member("slow")
+        theirs, ours = two.cluster.group("slow"), one.cluster.group("slow")
+        ours.add(conn)
+        for when_slow in ("skip", "error"):
+            for _ in range(20):
+                theirs.broadcast_nowait(bytes(1000), when_slow=when_slow)
+            await read(quick, 20_000)
+            assert conn in ours
+        theirs.broadcast_nowait(bytes(1000), when_slow="close")
+        await until(lambda: conn not in ours, "the end of a slow member")
+        assert len(ours) == 1
+
+
+async def test_too_much_from_another_node_is_skipped(broker: RedisServer) -> None:
+    async with node(broker.url) as one, node(broker.url) as two:
+        conn, peer = await one.member()
+        group = one.cluster.group("overflow", max_pending=1000)
+        group.add(conn)
+        await subscribed(group)
+        for _ in range(20):
+            two.cluster.group("overflow").broadcast_nowait(b"a" * 1000)
+        found = one.cluster.statistics
+        await until(lambda: found().delivered + found().overflowed == 20)
+        assert found().overflowed > 0
+        await read(peer, 1000 * found().delivered)
+        two.cluster.group("overflow").broadcast_nowait(b"last")
+        assert await read(peer, 4) == b"last"
+        assert set(one.gaps) == set(one.resumes) == {("overflow", "overflow")}
+        assert len(one.gaps) == len(one.resumes) == found().gaps
 
 
 async def test_a_node_without_members_broadcasts(broker: RedisServer) -> None:

@@ -212,6 +212,33 @@ async def test_a_follower_leaves_a_connection_that_hangs(nursery: trio.Nursery) 
     nursery.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize("which", ["subscriber", "idle commander", "busy commander"])
+@pytest.mark.usefixtures("hasty")
+async def test_one_connection_that_hangs_is_noticed(nursery: trio.Nursery, which: str) -> None:
+    """As where packets are lost, on that one alone: nothing says that it has ended."""
+    connections: dict[bytes, object] = {}
+    hanging: list[object] = []
+
+    def answer(command: list[bytes]) -> bytes:
+        connections[command[0]] = scripted.connection
+        return b"" if scripted.connection in hanging else usual(command)
+
+    scripted = ScriptedBroker(answer)
+    await nursery.start(scripted.serve)
+    async with node(scripted.url, response_timeout=0.1) as one:
+        await one.member("room")
+        one.cluster.group("room").broadcast_nowait(b"x")
+        await until(lambda: b"PUBLISH" in connections, "the first message")
+        before = len(one.gaps)  # where 0.1 s are too short for this machine
+        hanging.append(connections[b"SUBSCRIBE" if which == "subscriber" else b"PUBLISH"])
+        if which == "busy commander":
+            one.cluster.group("room").broadcast_nowait(b"x")
+        await until(lambda: len(one.gaps) > before, "a gap")
+        await until(lambda: len(one.resumes) == len(one.gaps), "its end")
+        assert set(one.gaps) == {(None, "disconnected")}
+    nursery.cancel_scope.cancel()
+
+
 @pytest.mark.usefixtures("hasty")
 async def test_a_broker_that_is_slow_makes_nothing_grow(nursery: trio.Nursery) -> None:
     """What waits is bounded also while nobody has noticed yet that nothing is answered."""
