@@ -269,8 +269,10 @@ async def test_a_broker_that_is_slow_makes_nothing_grow(nursery: trio.Nursery) -
         found = one.cluster.statistics()
         assert found.queued_bytes <= 20_000
         assert len(shard._dirty) <= 101
-        assert 0 < shard._in_flight <= _shard.BATCH_COUNT
-        assert found.queued + found.dropped + shard._in_flight == 3000
+        assert shard._batch is not None
+        in_flight = len(shard._batch.messages)
+        assert 0 < in_flight <= _shard.BATCH_COUNT
+        assert found.queued + found.dropped + in_flight == 3000
         assert one.gaps == [(None, "dropped")]
         silent = False
         scripted.cut()
@@ -331,23 +333,32 @@ async def test_callbacks_may_use_the_cluster(nursery: trio.Nursery) -> None:
     nursery.cancel_scope.cancel()
 
 
-async def test_leaving_waits_for_no_connection(nursery: trio.Nursery) -> None:
-    """A follower is about to connect, to a broker that says nothing."""
+async def test_leaving_waits_for_nothing(nursery: trio.Nursery) -> None:
+    """A follower is about to connect, and a subscription to be confirmed, by a broker that says
+    nothing. Both learn that the cluster is closed."""
     silent = False
     scripted = ScriptedBroker(lambda command: b"" if silent else usual(command), hello=True)
     await nursery.start(scripted.serve)
-    async with trio.open_nursery() as following:
+
+    async def wait(ask: Callable[[], Any]) -> None:
+        with pytest.raises(trio.ClosedResourceError):
+            await ask()
+
+    async with trio.open_nursery() as waiting, open_engine(0) as engine:
         with soon("the end"):
             async with (
-                open_engine(0) as engine,
                 open_cluster(scripted.url, engine, response_timeout=LONG) as cluster,
+                conn_and_peer(engine) as (conn, _),
             ):
-
-                async def follow() -> None:
-                    with pytest.raises(trio.ClosedResourceError):
-                        await cluster.log("room").follow().__anext__()
-
-                silent, before = True, len(scripted.asked)
-                following.start_soon(follow)
-                await until(lambda: len(scripted.asked) > before)
+                silent = True
+                group = cluster.group("room")
+                group.add(conn)
+                waiting.start_soon(wait, cluster.log("room").follow().__anext__)
+                waiting.start_soon(wait, group.wait_subscribed)
+                for asked, count in ((b"SUBSCRIBE", 1), (b"HELLO", 4)):
+                    await until(
+                        lambda: [it[0] for it in scripted.asked].count(asked) == count,  # noqa: B023
+                        f"{asked!r}, {count} times",
+                    )
+        await until(lambda: not waiting.child_tasks, "what those learn who wait")
     nursery.cancel_scope.cancel()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 
-import trio
-
 
 class Outbox:
     """Messages in order, in a bounded number of bytes. If one more would be too many, the oldest
@@ -17,7 +15,6 @@ class Outbox:
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._messages: deque[tuple[bytes, bytes]] = deque()
-        self._filled = trio.Event()
         self.size = 0
 
     def __len__(self) -> int:
@@ -33,15 +30,12 @@ class Outbox:
         be is taken if it is alone."""
         self._messages.append(message)
         self.size += self.size_of(message)
-        self._filled.set()
         return self._shrink()
 
     def put_back(self, messages: list[tuple[bytes, bytes]]) -> int:
         """Put those first that were taken, and return how many were dropped for them."""
         self._messages.extendleft(reversed(messages))
         self.size += sum(map(self.size_of, messages))
-        if messages:
-            self._filled.set()
         return self._shrink()
 
     def _shrink(self) -> int:
@@ -64,9 +58,3 @@ class Outbox:
     def take_all(self) -> list[tuple[bytes, bytes]]:
         """Take what is there."""
         return self.take(len(self._messages), self.size + 1)
-
-    async def wait_filled(self) -> None:
-        """Wait until there is one."""
-        if not self._messages:
-            self._filled = trio.Event()
-        await self._filled.wait()

@@ -53,6 +53,7 @@ logger = logging.getLogger("trio_wknet.contrib.redis")
 KEYS_AT_ONCE = 1000  # in one command, and between two looks at who joined and left
 BATCH_COUNT, BATCH_BYTES = 2048, 1024 * 1024  # published at once
 COMMANDS_AT_ONCE = 256
+FULL = "too much waits for the broker"
 FIRST_DELAY = 0.05  # seconds, before the first attempt to connect again
 
 # Another server has the key now, or will have it.
@@ -117,6 +118,12 @@ class _Publish:
     decode: bool = False
 
 
+@attrs.frozen(eq=False)
+class _Batch:
+    messages: list[tuple[bytes, bytes]]
+    answers: Awaitable[list[Any]]
+
+
 @attrs.define(eq=False)
 class _Command:
     name: bytes
@@ -172,7 +179,9 @@ class Shard:
         self._dirty: set[bytes] = set()
         self._leaving: set[bytes] = set()
         self._changed = trio.Event()
-        self._in_flight = 0
+        self._free: BaseConnection | None = None  # has no batch, and can be given one
+        self._batch: _Batch | None = None  # is on its way
+        self._begun = trio.Event()
         self._room = trio.lowlevel.ParkingLot()
         self._commands = trio.Semaphore(COMMANDS_AT_ONCE)
         self._up_changed = trio.Event()
@@ -311,49 +320,69 @@ class Shard:
     def publish(self, message: tuple[bytes, bytes]) -> None:
         """Have it published. Not a checkpoint, and never fails."""
         if dropped := self.outbox.put(message):
-            self._owner._on_dropped(dropped, "too much waits for the broker")
+            self._owner._on_dropped(dropped, FULL)
+        if self._free is not None:
+            self._begin_batch(self._free)
 
     async def _publish_all(self, settling: float, session: _Session) -> None:
         """Publish what is there, and what comes, in order.
 
         After an outage the other nodes, which pause as long as we do between attempts, are still
         about to connect and to subscribe, and what is published before that is lost to them: so
-        they are given as long as the last pause."""
+        they are given as long as the last pause.
+
+        One batch at a time: what comes while the server has one goes with the next. So many
+        messages cost little each; and one by itself goes at once, from where it is broadcast,
+        without a turn of Trio's loop for this task."""
         connection = session.commander
         await trio.sleep(settling)
-        while True:
-            with trio.move_on_after(self._timeout) as idle:
-                await self.outbox.wait_filled()
-            if idle.cancelled_caught:
-                # Nobody else finds out that this connection hangs, and the other does not.
-                await request(connection, b"PING", seconds=self._timeout, disconnect=True)
-                continue
-            # One batch at a time: what comes while the server has one goes with the next, so a
-            # message by itself goes at once, and many cost little each.
-            await self._publish_some(connection)
+        try:
+            while True:
+                self._begun = trio.Event()
+                if self.outbox:
+                    # Under load what comes in one more turn goes along: fewer batches, of more.
+                    await trio.lowlevel.checkpoint()
+                    self._begin_batch(connection)
+                else:
+                    self._free = connection
+                with trio.move_on_after(self._timeout):
+                    await self._begun.wait()
+                if self._batch is None:
+                    # Nobody else finds out that this connection hangs, and the other does not.
+                    await request(connection, b"PING", seconds=self._timeout, disconnect=True)
+                else:
+                    await self._wait_for_batch(self._batch)
+        finally:
+            self._free = None
+            if self._batch is not None:
+                self._end_batch(self._batch, [])  # some may have been published
 
-    async def _publish_some(self, connection: BaseConnection) -> None:
+    def _begin_batch(self, connection: BaseConnection) -> None:
+        self._free = None
         messages = self.outbox.take(BATCH_COUNT, BATCH_BYTES)
         commands = [_Publish(self._verbs.publish, it) for it in messages]
         try:
-            batch = connection.create_request_batch(cast("Any", commands), timeout=self._timeout)
-        except FAILURES:
+            answers = connection.create_request_batch(cast("Any", commands), timeout=self._timeout)
+        except FAILURES as exc:
             # It was lost, and nothing was sent.
             if dropped := self.outbox.put_back(messages):
-                self._owner._on_dropped(dropped, "too much waits for the broker")
-            raise
-        self._in_flight = len(messages)
-        answers: list[Any] = []
-        try:
-            answers = await batch
-        finally:
-            # Cancelled: the session ended. Some may have been published.
-            self._in_flight = 0
-            self._room.unpark_all()
-            self._count(answers or [Down()] * len(messages), messages)
+                self._owner._on_dropped(dropped, FULL)
+            self._end(exc)
+        else:
+            self._batch = _Batch(messages, answers)
+            self._begun.set()
+
+    async def _wait_for_batch(self, batch: _Batch) -> None:
+        answers = await batch.answers
+        self._end_batch(batch, answers)
         for it in answers:
             if isinstance(it, BaseException) and not is_answer(it):
                 raise ConnectionResetError(describe(it)) from it
+
+    def _end_batch(self, batch: _Batch, answers: list[Any]) -> None:
+        self._batch = None
+        self._room.unpark_all()
+        self._count(answers or [Down()] * len(batch.messages), batch.messages)
 
     def _count(self, answers: list[Any], messages: list[tuple[bytes, bytes]]) -> None:
         published = unconfirmed = 0
@@ -371,7 +400,7 @@ class Shard:
 
     async def drain(self) -> None:
         """Wait until everything is published, or the session has ended."""
-        while self.session is not None and (self.outbox or self._in_flight):
+        while self.session is not None and (self.outbox or self._batch is not None):
             await self._room.park()
 
     # --- commands --------------------------------------------------------------------
@@ -493,7 +522,7 @@ class Shard:
         """End the session. The first reason counts."""
         if self._ending is None:
             self._ending = failure
-            self.session = None
+            self.session = self._free = None
             self._session_scope.cancel()
 
     def _close(self) -> None:
