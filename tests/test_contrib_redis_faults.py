@@ -344,12 +344,13 @@ async def test_leaving_waits_for_nothing(nursery: trio.Nursery) -> None:
         with pytest.raises(trio.ClosedResourceError):
             await ask()
 
-    async with trio.open_nursery() as waiting, open_engine(0) as engine:
+    async with (
+        trio.open_nursery() as waiting,
+        open_engine(0) as engine,
+        conn_and_peer(engine) as (conn, _),
+    ):
         with soon("the end"):
-            async with (
-                open_cluster(scripted.url, engine, response_timeout=LONG) as cluster,
-                conn_and_peer(engine) as (conn, _),
-            ):
+            async with open_cluster(scripted.url, engine, response_timeout=LONG) as cluster:
                 silent = True
                 group = cluster.group("room")
                 group.add(conn)
