@@ -44,6 +44,7 @@ from ..base.linux cimport (
     linger_t, monotonic_ns, poll, pollfd, pthread_mutex_lock, pthread_mutex_unlock, setsockopt,
     sockaddr, sockaddr_storage, socklen_t,
 )
+from ..base.shared cimport wk_place_store
 from .admission cimport ADMITTED, EXEMPT, Reason
 from .closing cimport close_now, on_closing_event
 from .descriptors cimport descriptors_note
@@ -359,7 +360,7 @@ cdef bint _hand_over(Reactor *reactor, Slot *port, int fd) noexcept nogil:
     if port.limits.idle or port.limits.idle_write:
         wk_u64_store_relaxed(&slot.idle_since, slot.opened)
         wk_u32_store_relaxed(&slot.idle, strictest(port.limits.idle, port.limits.idle_write))
-    slot.reactor = target
+    wk_place_store(&slot.reactor, target)
     wk_u32_add(&target.connections, 1)
     wk_u64_add(&port.beyond.listener.tally.accepted, 1)
     if target == reactor:

@@ -15,7 +15,9 @@
 # open descriptor. Only this thread stores such a state in a slot of its own, and it stores GONE
 # before the slot is returned. So a slot that another thread takes just then shows GONE, or
 # the NEW and the NULL of its reset, and is passed over; a descriptor that is asked for its
-# address cannot be closed meanwhile.
+# address cannot be closed meanwhile. Both sides of that are atomic (base/shared.pxd): the reset,
+# the store of `reactor`, which follows that of `kind`, and these loads. And so is `claimed`, which
+# the Trio side stores behind the fields that it resets.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from ..base.atomics cimport wk_u32, wk_u64

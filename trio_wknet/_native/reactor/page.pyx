@@ -17,6 +17,7 @@ from ..base.linux cimport (
     socklen_t,
 )
 from ..base.memory cimport FOR_PAGE, memory_resize
+from ..base.shared cimport wk_byte_load, wk_place_load
 from .hub cimport Job, Reactor
 from .ring cimport ring_len
 from .slot cimport CONNECTION, FLUSHING, LINGERING, OPEN, PORT, Slot
@@ -63,6 +64,7 @@ cdef void _begin_pass(PageWriter *writer) noexcept nogil:
 cdef bint _step(Reactor *reactor, PageWriter *writer) noexcept nogil:
     """Look at the next slots; whether they were the last."""
     cdef Slot *slot
+    cdef uint8_t kind
     cdef int i
     if writer.began_at == 0:
         writer.began_at = monotonic_ns()
@@ -70,30 +72,32 @@ cdef bint _step(Reactor *reactor, PageWriter *writer) noexcept nogil:
         slot = slot_map_step(reactor.hub.slot_map, &writer.cursor)
         if slot == NULL:
             return True
-        if wk_u64_load(&slot.handle) == 0 or slot.reactor != <void *>reactor:
+        if wk_u64_load(&slot.handle) == 0 or wk_place_load(&slot.reactor) != <void *>reactor:
             continue
-        if slot.kind == CONNECTION and _has_socket(slot):
+        kind = wk_byte_load(&slot.kind)
+        if kind == CONNECTION and _has_socket(slot):
             _rank(writer, slot)
-        elif slot.kind == PORT and slot.state == OPEN and writer.ports < MAX_PORTS:
+        elif kind == PORT and wk_byte_load(&slot.state) == OPEN and writer.ports < MAX_PORTS:
             _note_port(&writer.port[writer.ports], slot)
             writer.ports += 1
     return False
 
 
 cdef inline bint _has_socket(Slot *slot) noexcept nogil:
-    return slot.state == OPEN or slot.state == FLUSHING or slot.state == LINGERING
+    cdef uint8_t state = wk_byte_load(&slot.state)
+    return state == OPEN or state == FLUSHING or state == LINGERING
 
 
 cdef inline uint64_t _sent(Slot *slot) noexcept nogil:
     """The Trio side resets its count when it claims the connection, not before."""
     cdef uint64_t sent = wk_u64_load_relaxed(&slot.flushed)
-    return sent + wk_u64_load_relaxed(&slot.sent) if slot.claimed else sent
+    return sent + wk_u64_load_relaxed(&slot.sent) if wk_byte_load(&slot.claimed) else sent
 
 
 cdef inline uint64_t _moved_at(Slot *slot) noexcept nogil:
     cdef uint64_t at = max(slot.opened, wk_u64_load_relaxed(&slot.last_received),
                            wk_u64_load_relaxed(&slot.last_flushed))
-    return max(at, wk_u64_load_relaxed(&slot.last_sent)) if slot.claimed else at
+    return max(at, wk_u64_load_relaxed(&slot.last_sent)) if wk_byte_load(&slot.claimed) else at
 
 
 cdef void _rank(PageWriter *writer, Slot *slot) noexcept nogil:

@@ -12,6 +12,7 @@ from ..base.linux cimport (
     pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
 )
 from ..base.memory cimport FOR_SETUP, FOR_SLOTS, memory_map, memory_unmap
+from ..base.shared cimport wk_byte_store, wk_zero_words
 from .slot cimport CONNECTION, Slot
 
 
@@ -40,6 +41,7 @@ cdef void _assert_layout() noexcept nogil:
     static_assert_(sizeof(Slot) == 7 * LINE)
     static_assert_(sizeof(Slot) * SLAB_SLOTS % 16384 == 0)
     static_assert_(line_of(&(<Slot *>NULL).pinned) == 0)
+    static_assert_(<size_t>&(<Slot *>NULL).fd % 8 == 0)
     static_assert_(starts_line(&(<Slot *>NULL).inbound))
     static_assert_(line_of(&(<Slot *>NULL).by_kind) == 1)
     static_assert_(starts_line(&(<Slot *>NULL).reactor))
@@ -194,8 +196,8 @@ cdef Slot *_prepare(Slot *slot, uint64_t handle) noexcept nogil:
     """Put a free slot into use. The handle is stored last, so a lookup by it finds an
     initialised slot."""
     pthread_mutex_init(&slot.lock, NULL)
-    memset(&slot.fd, 0, <char *>&slot.owner - <char *>&slot.fd)
-    slot.kind = CONNECTION
+    wk_zero_words(&slot.fd, &slot.owner)      # top may look at it (page.pxd)
+    wk_byte_store(&slot.kind, CONNECTION)
     slot.fd = -1
     wk_u64_store(&slot.handle, handle)
     return slot

@@ -14,6 +14,7 @@ from ..base.atomics cimport (
     wk_u64_load_relaxed, wk_u64_store_relaxed,
 )
 from ..base.linux cimport errno, monotonic_ns, pthread_mutex_lock, pthread_mutex_unlock
+from ..base.shared cimport wk_byte_store, wk_place_store
 from ..reactor.admission cimport REASONS
 from ..reactor.answer cimport draw_key
 from ..reactor.broadcast cimport BroadcastJob
@@ -766,7 +767,7 @@ cdef class Core:
         slot.corked = False
         slot.sent_in = 0
         slot.phase = QUIET
-        slot.claimed = True
+        wk_byte_store(&slot.claimed, True)
         if slot.kind == CONNECTION:
             self.claimed += 1
             if slot.limits.idle or slot.limits.idle_write:
@@ -782,7 +783,7 @@ cdef class Core:
             self.watch_idle(slot, strictest(slot.limits.idle, slot.limits.idle_write), now)
 
     cdef void unclaim(self, Slot *slot) noexcept:
-        slot.claimed = False
+        wk_byte_store(&slot.claimed, False)
         slot.server = NULL
         if slot.kind == CONNECTION:
             self.leave_groups(slot)
@@ -832,7 +833,7 @@ cdef class Core:
         slot.fd = fd
         slot.family = family
         slot.limits = limits
-        slot.reactor = least_loaded(self.hub, self.hub.reactors[0])
+        wk_place_store(&slot.reactor, least_loaded(self.hub, self.hub.reactors[0]))
         slot.opened = self.now()
         return slot
 

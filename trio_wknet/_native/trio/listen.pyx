@@ -10,6 +10,7 @@ from libc.stdint cimport int32_t, uint32_t
 
 from ..base.atomics cimport wk_u32_add, wk_u32_load, wk_u32_load_relaxed, wk_u64_load_relaxed
 from ..base.linux cimport pthread_mutex_lock, pthread_mutex_unlock
+from ..base.shared cimport wk_byte_store, wk_place_store
 from ..reactor.admission cimport PROXY_HEADER, REASONS, admission_ref
 from ..reactor.lists cimport queue_take
 from ..reactor.slot cimport ACCEPTED, CLOSE, DROP, LISTENER, PORT, RESUME, SHORTAGE, Limits, Slot
@@ -62,7 +63,7 @@ cdef class NativeListener(Endpoint):
             self.ports = []
             slot_map_return(core.hub.slot_map, listener)
             raise
-        listener.kind = LISTENER
+        wk_byte_store(&listener.kind, LISTENER)
         listener.waiting_for.accept_queue = limits.accept_queue
         self.attach(core, listener)
         if gate is not None:
@@ -72,7 +73,7 @@ cdef class NativeListener(Endpoint):
         wk_u32_add(&listener.mail.listener.users, 1)
         for i, address in enumerate(self.ports):
             port = <Slot *><size_t>address
-            port.kind = PORT
+            wk_byte_store(&port.kind, PORT)
             port.waiting_for.accept_queue = limits.accept_queue
             port.beyond.listener = listener
             if admission is not None:
@@ -80,9 +81,9 @@ cdef class NativeListener(Endpoint):
                 port.door.admission = admission.table
             port.pinned = spread
             if spread:
-                port.reactor = core.hub.reactors[i % core.hub.count]
+                wk_place_store(&port.reactor, core.hub.reactors[i % core.hub.count])
             else:
-                port.reactor = core.hub.reactors[0]
+                wk_place_store(&port.reactor, core.hub.reactors[0])
             wk_u32_add(&listener.mail.listener.users, 1)
             wk_u32_add(&listener.mail.listener.ports, 1)
         for sock, _, _ in descriptors:
