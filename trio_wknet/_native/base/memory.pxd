@@ -6,9 +6,10 @@
 # none. So a test can have any request of any site refused, the first or the thousandth, in
 # whichever thread it is made (`refuse_memory` in testing.pyx), and see that done.
 #
-# What that costs. Nobody tests: one relaxed load and a call by pointer, some 3 ns, beside the 20 ns
-# and more of an allocation. A reactor makes none for a message: blocks come from its pool, which
-# asks here only to grow. On the Trio side a call that sends several spans makes some.
+# What that costs while nobody tests: a call by pointer and two relaxed loads, 17 instructions for
+# a request and 8 for giving back, beside the hundred and more of an allocation. A reactor makes
+# none for a message: blocks come from its pool, which asks here only to grow. On the Trio side a
+# call that sends several spans, or a message that is written for the wire, makes one to three.
 from libc.stdint cimport uint32_t, uint64_t
 
 cdef enum Site:
