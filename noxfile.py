@@ -449,7 +449,7 @@ WATCHED = {
         *("mailbox", "close_races", "load_modes", "stream_contract", "churn", *EVENTS),
         *("proxy_protocol", "trace", "send_batch", "spin"),
         *("listener", "reuse_port", "engine", "admission", "pace"),
-        *("relay", "send_file", "refused_memory"),
+        *("relay", "send_file", "refused_memory", "top", "measure", "one_sided_idle"),
         *("two_senders", "group", "frames_send", "frames_model"),
         *("websocket_channel", "websocket_two_sides", "websocket_keep_alive", "events_messages"),
     ],

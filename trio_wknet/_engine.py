@@ -382,6 +382,7 @@ class Engine:
           ValueError, TypeError: if an argument is invalid.
           OSError: if the host does not resolve or the address cannot be bound;
               the message names it. Nothing is left open.
+          MemoryError: if there is no memory for it. Nothing is left open.
           RuntimeError: if the engine is closed, or belongs to another thread.
         """
         self._core.ensure_usable()
@@ -483,6 +484,7 @@ class Engine:
           OSError: if the host does not resolve, or no address could be reached.
           trio.BrokenResourceError: if the handshake of TLS fails. Its cause is the
               `OSError`, which an `ssl.SSLError` is, as for a certificate that is not trusted.
+          MemoryError: if there is no memory for it. Nothing is left open.
           RuntimeError: if the engine is closed, or belongs to another thread.
         """
         self._core.ensure_usable()
@@ -573,6 +575,7 @@ class Engine:
               nor connected, or if it is connected and ``proxy_protocol`` or ``admission`` is
               given.
           OSError: if the kernel refuses one of the options.
+          MemoryError: if there is no memory for it. ``sock`` is as it was.
           RuntimeError: if the engine is closed, or belongs to another thread.
         """
         self._core.ensure_usable()
