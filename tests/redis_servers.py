@@ -187,9 +187,9 @@ class ScriptedBroker:
         self._streams: list[trio.SocketStream] = []
         self.url = ""
 
-    def cut(self) -> None:
-        """Have all connections lost, by a reset."""
-        for stream in self._streams:
+    def cut(self, *connections: Any) -> None:
+        """Have connections lost, by a reset: by default all."""
+        for stream in connections or self._streams:
             stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             stream.socket.close()
 

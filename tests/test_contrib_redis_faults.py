@@ -64,25 +64,33 @@ async def test_a_server_that_still_loads_is_tried_again(nursery: trio.Nursery) -
     nursery.cancel_scope.cancel()
 
 
-async def test_what_was_on_its_way_is_not_sent_again(nursery: trio.Nursery) -> None:
-    published = []
+@pytest.mark.parametrize("lost", ["PUBLISH", "SUBSCRIBE"])
+@pytest.mark.usefixtures("hasty")
+async def test_what_was_on_its_way_is_not_sent_again(nursery: trio.Nursery, lost: str) -> None:
+    """Whichever of the two connections is lost."""
+    connections: dict[bytes, object] = {}
+    published: list[bytes] = []
 
     def answer(command: list[bytes]) -> bytes:
+        connections[command[0]] = scripted.connection
         if command[0] == b"PUBLISH":
             published.append(command[2][-1:])
-            return ScriptedBroker.CUT if published == [b"1"] else b":1\r\n"
-        return b"+PONG\r\n"
+            return b"" if published == [b"1"] else usual(command)
+        return usual(command)
 
     scripted = ScriptedBroker(answer)
     await nursery.start(scripted.serve)
     async with node(scripted.url) as one:
+        await one.member("room")
         group = one.cluster.group("room")
         group.broadcast_nowait(b"1")
-        await until(lambda: one.cluster.statistics().unconfirmed == 1)
+        await until(lambda: published == [b"1"])
+        scripted.cut(connections[lost.encode()])
+        await until(lambda: one.cluster.statistics().unconfirmed == 1, "what is not known")
         group.broadcast_nowait(b"2")
         await until(lambda: one.cluster.statistics().published == 1)
         assert published == [b"1", b"2"]
-        assert one.gaps == one.resumes == [(None, "disconnected")]
+        await until(lambda: one.gaps == one.resumes == [(None, "disconnected")])
     nursery.cancel_scope.cancel()
 
 
@@ -137,17 +145,27 @@ async def test_those_who_wait_outlast_attempts_that_fail(nursery: trio.Nursery) 
 
 @pytest.mark.usefixtures("hasty")
 async def test_what_is_begun_while_a_session_ends(nursery: trio.Nursery) -> None:
-    """A session takes some turns of Trio's loop to end. Commands come in each of them."""
+    """A session takes some turns of Trio's loop to end. Commands come in each of them, and
+    messages, of which each is published, or counted as lost."""
     scripted = ScriptedBroker(usual)
     await nursery.start(scripted.serve)
     async with node(scripted.url) as one, trio.open_nursery() as working:
+        broadcasts = 0
         for outage in range(1, 11):
             scripted.cut()
             while len(one.gaps) < outage or not one.cluster.statistics().connected:
                 working.start_soon(one.cluster.log("room").append, b"x")
                 one.cluster.group("room").broadcast_nowait(b"x")
+                broadcasts += 1
                 await trio.sleep(0)
         await until(lambda: not working.child_tasks, "an answer for each")
+        await until(lambda: one.cluster.statistics().queued == 0, "an end of what waits")
+
+        def told() -> int:
+            found = one.cluster.statistics()
+            return found.published + found.unconfirmed + found.dropped
+
+        await until(lambda: told() == broadcasts, "what became of each message")
     nursery.cancel_scope.cancel()
 
 
