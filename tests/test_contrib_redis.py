@@ -706,7 +706,7 @@ async def test_a_unix_socket_and_databases(broker: RedisServer) -> None:
 async def test_what_a_user_must_be_permitted(broker: RedisServer) -> None:
     """As the documentation says; and what is missing is named where that can be."""
     rights = ("+ping", "+subscribe", "+unsubscribe", "+publish", "+xadd", "+xread", "+xrevrange")
-    rules = ("reset", "on", ">p@ss", "~wknet:*", "&wknet:*", "+select")
+    rules = ("reset", "on", ">p@ss", "~wknet:*", "resetchannels", "&wknet:*", "+select")
     await broker.ask(b"ACL SETUSER", "least", *rules, *rights)
     for url in (
         broker.url.replace("//", "//least:p%40ss@") + "/1",
