@@ -94,6 +94,31 @@ async def test_what_was_on_its_way_is_not_sent_again(nursery: trio.Nursery, lost
     nursery.cancel_scope.cancel()
 
 
+async def test_what_waited_gives_other_nodes_time(
+    nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an outage: as long as the pause before the attempt that succeeded."""
+    monkeypatch.setattr(_shard, "FIRST_DELAY", 0.1)
+    at: dict[bytes, float] = {}
+
+    def answer(command: list[bytes]) -> bytes:
+        at[command[0]] = trio.current_time()
+        return usual(command)
+
+    scripted = ScriptedBroker(answer, hello=True)
+    await nursery.start(scripted.serve)
+    async with node(scripted.url) as one:
+        one.cluster.group("room").broadcast_nowait(b"at once")
+        await until(lambda: b"PUBLISH" in at)
+        before = at[b"PUBLISH"]
+        scripted.cut()
+        await until(lambda: not one.cluster.statistics().connected)
+        one.cluster.group("room").broadcast_nowait(b"later")
+        await until(lambda: at[b"PUBLISH"] > before)
+        assert at[b"PUBLISH"] - at[b"HELLO"] >= 0.09
+    nursery.cancel_scope.cancel()
+
+
 async def test_errors_among_subscriptions_belong_to_those(nursery: trio.Nursery) -> None:
     """Errors have no name. Whatever was not subscribed is tried by itself."""
     refused = {b"wknet:group:%d" % number for number in (1, 4, 5)}
