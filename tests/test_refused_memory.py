@@ -338,6 +338,8 @@ class Attempts:
             assert got == self.accepted[: len(got)]
 
 
+# One connection: two reactors do nothing to it that one does not.
+@pytest.mark.parametrize("reactors", [0, 2], ids=["in-loop", "2-reactors"])
 @pytest.mark.parametrize("number", [1, ALL], ids=["one", "all"])
 @pytest.mark.parametrize("how", SENDS)
 async def test_sending(reactors: int, how: str, number: int) -> None:
