@@ -49,6 +49,7 @@ from trio_wknet import (
     Limits,
     Listener,
     PerMessageDeflate,
+    Rates,
     RingBuffer,
     TimingWheel,
     TLSStream,
@@ -594,6 +595,17 @@ async def tls(engine: Engine, refusal: Refusal, kind: str) -> None:
                 for stream, conn in zip(over(*conns, "tls13"), conns, strict=True):
                     nursery.start_soon(exchange, stream, conn)
     assert not failures or any(isinstance(e, MemoryError) or is_starved(e) for e in failures)
+
+
+@scenario
+async def rating(engine: Engine, refusal: Refusal, kind: str) -> None:
+    """Without memory for its first rate a connection has none, and the next call tries again."""
+    async with conn_and_peer(engine, kind) as (conn, peer):
+        with refusal(), suppress(MemoryError):
+            conn.rate(read=1000)
+        assert conn.rate() == Rates(None if refusal.refused else 1000, None)
+        conn.rate(read=2_000_000)
+        await is_well(conn, peer)
 
 
 @scenario

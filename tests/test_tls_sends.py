@@ -273,7 +273,7 @@ async def test_another_transport_tells_nothing() -> None:
     for name in ("close_reason", "idle_timeout", "remote_address"):
         with pytest.raises(TypeError, match=f"{name} works over a Conn"):
             getattr(one, name)
-    for call in (one.statistics, one.abort, lambda: one.idle_scope(1)):
+    for call in (one.statistics, one.abort, one.rate, lambda: one.idle_scope(1)):
         with pytest.raises(TypeError, match="works over a Conn"):
             call()
 

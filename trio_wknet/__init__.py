@@ -33,6 +33,7 @@ from trio_wknet._native.public.ringbuffer import RingBuffer
 from trio_wknet._native.public.timer import Timer
 from trio_wknet._options import ConnOptions, Limits
 from trio_wknet._proxy.header import ProxyHeader
+from trio_wknet._rates import Rates
 from trio_wknet._relay import RelayResult, relay
 from trio_wknet._shutdown import Shutdown, drain_on_signal
 from trio_wknet._sockets.systemd import systemd_sockets
@@ -95,6 +96,7 @@ __all__ = [
     "MalformedFrame",
     "PerMessageDeflate",
     "ProxyHeader",
+    "Rates",
     "ReactorStatistics",
     "RelayBroken",
     "RelayResult",

@@ -45,8 +45,8 @@ async def relay(
     not leave the kernel. They may be on different reactors, and of different engines.
     Bytes that were received before go first, and so do bytes that are still to be sent. The
     end of one direction is carried over (FIN), and the other direction goes on. A side that
-    does not read slows the other one down. Both keep their idle timeouts, idle scopes and
-    statistics. Neither is closed::
+    does not read slows the other one down. Both keep their idle timeouts, idle scopes,
+    rates and statistics. Neither is closed::
 
         async with a, b:
             await relay(a, b)

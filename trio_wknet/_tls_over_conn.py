@@ -11,8 +11,10 @@ from trio_wknet._conn import Conn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import EllipsisType
 
     from trio_wknet._idle import Idle
+    from trio_wknet._rates import Rates
     from trio_wknet._sockets.address import SocketAddress
     from trio_wknet._statistics import ConnStatistics
 
@@ -105,6 +107,28 @@ class OverConn:
           RuntimeError: if called from another thread.
         """
         return self._conn("idle_scope").idle_scope(seconds, read=read, write=write)
+
+    def rate(
+        self, *, read: float | EllipsisType | None = ..., write: float | EllipsisType | None = ...
+    ) -> Rates:
+        """Bound how many bytes of TLS a second are received and sent, see `Conn.rate`. Not a
+        checkpoint.
+
+        Args:
+          read: bytes a second to receive, 1 or more; None: no bound. By default it is left as
+              it is.
+          write: bytes a second to send, likewise.
+
+        Returns:
+          The `Rates` that are in effect from here on.
+
+        Raises:
+          trio.ClosedResourceError: if the stream is closed.
+          TypeError, ValueError: if a rate is not a number, or less than 1, or not finite; or
+              if the stream is not over a `Conn`.
+          RuntimeError: if called from another thread.
+        """
+        return self._conn("rate").rate(read=read, write=write)
 
     @property
     def idle_timeout(self) -> float | Idle | None:

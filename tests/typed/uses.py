@@ -242,6 +242,8 @@ async def use_conn(conn: Conn) -> None:
     with conn.idle_scope(read=5, write=1.5):
         await conn.wait_closed()
     conn.idle_timeout = None
+    assert_type(conn.rate(read=1_000_000, write=None), trio_wknet.Rates)
+    assert_type(conn.rate().read, int | None)
     conn.context = {"name": "anything"}
     conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     assert_type(conn.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF), int)

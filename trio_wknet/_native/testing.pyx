@@ -17,8 +17,8 @@ from .base.memory cimport (
 )
 from .base.memory cimport (
     FOR_BLOCKS, FOR_BROADCASTS, FOR_CORKS, FOR_HANDLES, FOR_LOAD, FOR_MESSAGES, FOR_NAMES, FOR_PAGE,
-    FOR_PINGS, FOR_PIPES, FOR_PLACES, FOR_RELAYS, FOR_SCANS, FOR_SETUP, FOR_SLOTS, FOR_SPANS,
-    FOR_TIMERS, Site,
+    FOR_PINGS, FOR_PIPES, FOR_PLACES, FOR_RATES, FOR_RELAYS, FOR_SCANS, FOR_SETUP, FOR_SLOTS,
+    FOR_SPANS, FOR_TIMERS, Site,
 )
 from .base.utf8 cimport wk_utf8, wk_utf8_check
 from .reactor.admission cimport (
@@ -224,7 +224,7 @@ MEMORY_SITES = {
     "handles": FOR_HANDLES, "broadcasts": FOR_BROADCASTS, "relays": FOR_RELAYS,
     "pipes": FOR_PIPES, "page": FOR_PAGE, "scans": FOR_SCANS, "pings": FOR_PINGS,
     "corks": FOR_CORKS, "spans": FOR_SPANS, "names": FOR_NAMES, "timers": FOR_TIMERS,
-    "messages": FOR_MESSAGES, "load": FOR_LOAD,
+    "messages": FOR_MESSAGES, "load": FOR_LOAD, "rates": FOR_RATES,
 }
 assert sorted(MEMORY_SITES.values()) == list(range(SITES))
 

@@ -30,7 +30,8 @@ cdef enum Site:
     FOR_TIMERS = 14
     FOR_MESSAGES = 15       # a text that wraps in its ring
     FOR_LOAD = 16           # the load generator's
-    SITES = 17
+    FOR_RATES = 17          # a connection's
+    SITES = 18
 
 # Refuse, of the requests of these sites (bits; 0: none), those with the numbers from `first` to
 # `last`, and of these one in `one_in` (1: all). They are numbered from 1, from here on, over all

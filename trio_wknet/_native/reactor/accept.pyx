@@ -58,7 +58,7 @@ from .shortage cimport end_shortage, is_shortage, wait_for_resources
 from .slot cimport ADD, DROP, NEW, OPEN, PORT, Slot, take_acceptor
 from .slot_map cimport slot_map_take
 from .timeouts cimport timeout_set
-from .transfer cimport end_of_input, flush
+from .transfer cimport end_of_input, flush, watch_rate
 from .wake cimport reactor_post
 
 cdef extern from *:
@@ -121,6 +121,7 @@ cdef void watch(Reactor *reactor, Slot *slot) noexcept nogil:
         note_keep_alive(slot)   # WATCH was ignored meanwhile
     if pace_begin(reactor, slot) or wk_u32_load_relaxed(&slot.idle) or slot.keeps_alive:
         timeout_set(reactor, slot)
+    watch_rate(reactor, slot)
     if error:
         end_of_input(reactor, slot, error)
     elif waited:
@@ -260,7 +261,7 @@ cdef int _accept_rest(Reactor *reactor, Slot *port) noexcept nogil:
     cdef pollfd late
     cdef uint64_t until
     cdef int error = _accept_queued(reactor, port)
-    if error != EAGAIN or not port.pinned:
+    if error != EAGAIN or not port.mark.pinned:
         return error
     if setsockopt(port.fd, SOL_SOCKET, SO_ATTACH_FILTER, &wk_no_syn_program,
                   sizeof(wk_no_syn_program)) != 0:
@@ -351,7 +352,7 @@ cdef bint _hand_over(Reactor *reactor, Slot *port, int fd) noexcept nogil:
     cdef Slot *slot = reactor.spare
     cdef Reactor *target = reactor
     reactor.spare = NULL
-    if not port.pinned:
+    if not port.mark.pinned:
         target = _choose(reactor)
     slot.fd = fd
     slot.family = port.family

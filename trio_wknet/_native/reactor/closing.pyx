@@ -22,6 +22,7 @@ from .lists cimport list_append, list_remove
 from .mailbox cimport notification_mark
 from .places cimport end_hold, place_leave
 from .pool cimport block_data, pool_note_released
+from .rate cimport rate_free
 from .ring cimport ring_clear
 from .shortage cimport end_shortage
 from .slot cimport (
@@ -185,6 +186,7 @@ cdef void close_now(Reactor *reactor, Slot *slot) noexcept nogil:
         # Its task, if it has one, ends about now, too: see trim.pyx.
         pool_note_released(reactor.pool, HANDLER_BYTES)
         place_leave(reactor, slot)
+        rate_free(slot)
         _count_down(reactor)
     elif slot.kind == PORT:
         if slot.door.admission != NULL:

@@ -9,6 +9,7 @@ no news for Trio.
 Bytes are counted and not timed to see whether any came since the ping, as they may come in the
 same turn, or under a clock that does not move meanwhile. While reading is paused, because
 messages wait for the application, a pong could not be seen: so then the peer is not judged.
+Nor is it while the connection waits for its own rate, behind which ping or pong may be.
 
 A peer that has gone ends the WebSocket as one that breaks the protocol: with a close frame of
 ours, of code 1011, which may be the last that it hears. Then the connection is broken, and
@@ -21,6 +22,7 @@ from ..base.linux cimport (
     ETIMEDOUT, SHUT_RDWR, pthread_mutex_lock, pthread_mutex_unlock, shutdown,
 )
 from .answer cimport answer
+from .bucket cimport rate_waited
 from .hub cimport Reactor
 from .slot cimport Slot
 from .transfer cimport end_of_input
@@ -79,7 +81,7 @@ cdef Found _judge(Reactor *reactor, Slot *slot) noexcept nogil:
     ws = decoder_of(slot)
     if ws == NULL or slot.ended or slot.error:
         pass
-    elif slot.paused:
+    elif slot.paused or rate_waited(slot, reactor.now):
         ws.silent_since = reactor.now
         ws.pinged = 0
     elif keep_alive_due(ws, wk_u64_load_relaxed(&slot.received),

@@ -16,6 +16,8 @@ Who must read is too slow if what was owed to it at the last look, in our queue 
 kernel's, has not all been acknowledged since, and less than the rate has. So neither small
 messages on their way nor pauses of the sender count.
 
+A direction that had to wait for the connection's own rate (bucket.pxd) in the half is not judged.
+
 A look that comes much too late judges nothing: this thread, or in-loop an application that did
 not let Trio turn, was to blame.
 """
@@ -27,6 +29,7 @@ from ..base.linux cimport (
     pthread_mutex_lock, pthread_mutex_unlock, setsockopt, shutdown,
 )
 from .admission cimport FIRST_BYTE_TIME, MIN_RATE, Admission, Place, Reason
+from .bucket cimport Rate, bucket_was_held, rate_of
 from .hub cimport Reactor
 from .ring cimport ring_len
 from .slot cimport Slot
@@ -123,6 +126,7 @@ cdef bint _is_too_slow(Reactor *reactor, Slot *slot, Place *place) noexcept nogi
     cdef uint64_t received = wk_u64_load_relaxed(&slot.received)
     cdef uint64_t sent = wk_u64_load_relaxed(&slot.sent) + wk_u64_load_relaxed(&slot.flushed)
     cdef double least = place.admission.min_rate * (elapsed * 1e-9)
+    cdef Rate *rate = rate_of(slot)
     cdef uint64_t unsent
     cdef bint waited_for, slow_in, slow_out
     cdef bint silent = received == place.received and sent == place.sent
@@ -134,6 +138,11 @@ cdef bint _is_too_slow(Reactor *reactor, Slot *slot, Place *place) noexcept nogi
     slow_in = (waited_for and received > place.received and received - place.received < least
                and sent == place.sent)
     slow_out = _reads_slowly(slot, place, sent, unsent, least)
+    if rate != NULL:
+        if bucket_was_held(&rate.read):
+            slow_in = False
+        if bucket_was_held(&rate.write):
+            slow_out = False
     place.judged_at = reactor.now
     place.received = received
     place.sent = sent

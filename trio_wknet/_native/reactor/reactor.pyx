@@ -18,6 +18,7 @@ from ..base.linux cimport (
 from .accept cimport close_port, on_acceptable, rearm, retry, watch
 from .answer cimport answer
 from .broadcast cimport run_broadcasts
+from .bucket cimport rate_due
 from .closing cimport (
     close_gracefully, close_now, forget, leave_listener, on_closing_event, on_closing_timeout,
     reset,
@@ -32,14 +33,15 @@ from .mailbox cimport Notification, batch_send, notification_take, mailbox_take,
 from .measure cimport measure_posted
 from .pace cimport pace_begin, pace_due, pace_look
 from .places cimport room_was_made
+from .rate cimport rate_changed, rate_excuse, rate_look
 from .relief cimport mind_budget, shed
 from .slot cimport (
     ABORT, ADD, ANSWER, CLOSE, CONNECTION, DETACH, DIVERT, DROP, FLUSH, FLUSHING, FORGOTTEN, IDLE,
-    LINGERING, LISTENER, NEW, OPEN, PORT, RESUME, SHED, WATCH, Link, Slot, slot_of_command,
+    LINGERING, LISTENER, NEW, OPEN, PORT, RATE, RESUME, SHED, WATCH, Link, Slot, slot_of_command,
     slot_of_ready,
 )
 from .slot_map cimport slot_map_at, slot_map_get, slot_map_return
-from .timeouts cimport timeout_set
+from .timeouts cimport timeout_at, timeout_set
 from .transfer cimport flush, look_at_socket, on_readable, on_writable, resume_reading
 from .trim cimport run_trim
 from .wake cimport hub_wake, eventfd_signal, eventfd_clear
@@ -228,6 +230,8 @@ cdef void command(Reactor *reactor, Slot *slot, uint32_t bits) noexcept nogil:
         note_keep_alive(slot)
         pace_begin(reactor, slot)
         timeout_set(reactor, slot)
+    if bits & RATE and slot.state == OPEN:
+        rate_changed(reactor, slot)
     if bits & SHED:
         shed(reactor, slot)
     if bits & DETACH:
@@ -283,12 +287,18 @@ cdef void _act_on_idleness(Reactor *reactor, Slot *slot) noexcept nogil:
     """Report that a connection is idle, if it is. It looks at the socket first: a
     turn takes EVENTS events at most, so if this thread or the process was stopped for
     long, bytes may have come in time that epoll has not reported yet."""
+    if rate_due(slot) <= reactor.now:
+        rate_look(reactor, slot)
+        if timeout_at(reactor, slot) > reactor.now:
+            _watch_again(reactor, slot)
+            return
     if pace_due(slot) <= reactor.now:
         pace_look(reactor, slot)
         if idle_due(slot) > reactor.now and not slot.keeps_alive:
             timeout_set(reactor, slot)
             return
     look_at_socket(reactor, slot)
+    rate_excuse(reactor, slot)
     if slot.keeps_alive:
         keep_alive(reactor, slot)
     if idle_due(slot) > reactor.now:
@@ -296,7 +306,11 @@ cdef void _act_on_idleness(Reactor *reactor, Slot *slot) noexcept nogil:
         return
     wk_u32_store(&slot.idle, 0)
     notify(reactor, slot, IDLE)
-    if slot.keeps_alive or pace_due(slot) != NEVER:
+    _watch_again(reactor, slot)
+
+
+cdef void _watch_again(Reactor *reactor, Slot *slot) noexcept nogil:
+    if slot.keeps_alive or timeout_at(reactor, slot) != NEVER:
         timeout_set(reactor, slot)
 
 

@@ -15,6 +15,7 @@ from ..base.linux cimport (
 from ..base.memory cimport (
     FOR_PIPES, FOR_RELAYS, memory_free, memory_pipe, memory_take, memory_zeroed,
 )
+from .bucket cimport Rate, bucket_allows, bucket_spend, bucket_wait, rate_of
 from .hub cimport RECEIVE_BUFFER, notify
 from .lists cimport list_append
 from .pool cimport block_data
@@ -25,7 +26,7 @@ from .slot cimport DIVERT, ENDED, FLUSH, NEW, OPEN, READABLE
 from .slot_map cimport slot_map_get
 from .transfer cimport (
     cannot_flush, end_of_input, flush, note_pending_error, note_received, resume_reading,
-    stamp,
+    stamp, watch_rate,
 )
 from .wake cimport reactor_give, reactor_post
 
@@ -320,6 +321,8 @@ cdef void _deliver(Reactor *reactor, Side *source, Side *sink) noexcept nogil:
 cdef bint _splice_out(Reactor *reactor, Side *source, Side *sink) noexcept nogil:
     """From the pipe to the socket. False if that must wait, or has failed for good."""
     cdef Slot *slot = sink.slot
+    cdef Rate *rate = rate_of(slot)
+    cdef size_t allowed = source.held
     cdef ssize_t n
     cdef int32_t error
     cdef bint may
@@ -334,10 +337,18 @@ cdef bint _splice_out(Reactor *reactor, Side *source, Side *sink) noexcept nogil
         return False
     if not may:
         return False        # what is queued goes first; `act` is called when it is sent
+    if rate != NULL:        # its bucket belongs to the turn to send
+        allowed = bucket_allows(&rate.write, allowed, reactor.now)
+    if allowed == 0:
+        bucket_wait(&rate.write, reactor.now)
+        watch_rate(reactor, slot)
+        sink.full = True    # until the wheel comes to it, as to an edge
+        flush(reactor, slot)
+        return False
     if reactor.hub.in_loop:
-        n = wk_splice_to_socket(source.pipe[0], slot.fd, source.held)
+        n = wk_splice_to_socket(source.pipe[0], slot.fd, allowed)
     else:                   # this thread blocks all signals
-        n = splice(source.pipe[0], NULL, slot.fd, NULL, source.held,
+        n = splice(source.pipe[0], NULL, slot.fd, NULL, allowed,
                    SPLICE_F_MOVE | SPLICE_F_NONBLOCK)
     error = errno if n < 0 else 0
     if n > 0:
@@ -346,6 +357,8 @@ cdef bint _splice_out(Reactor *reactor, Side *source, Side *sink) noexcept nogil
         wk_u64_bump(&slot.flushed, n)
         wk_u64_bump(&slot.flush_calls, 1)
         wk_u64_store_relaxed(&slot.last_flushed, stamp(reactor, slot))
+        if rate != NULL:
+            bucket_spend(&rate.write, n, reactor.now)
     elif error == EAGAIN:
         sink.full = True    # an edge will report that it is not any more
     flush(reactor, slot)    # what was queued meanwhile; and the turn is let go of
@@ -428,6 +441,24 @@ cdef uint32_t _room(Side *source, Side *sink, bint same) noexcept nogil:
     return 0 if source.stalled else source.relay.buffer - used
 
 
+cdef uint32_t _room_to_read(
+    Reactor *reactor, Side *source, Side *sink, bint same
+) noexcept nogil:
+    """How much may be read from the socket: no more than the connection's rate allows. If that is
+    nothing, it counts as having nothing to read, until the wheel comes to it."""
+    cdef Rate *rate = rate_of(source.slot)
+    cdef uint32_t room = _room(source, sink, same)
+    if room == 0 or rate == NULL:
+        return room
+    room = <uint32_t>bucket_allows(&rate.read, room, reactor.now)
+    if room == 0:
+        bucket_wait(&rate.read, reactor.now)
+        watch_rate(reactor, source.slot)
+        source.readable = False
+        source.to_the_end = True        # edges are lost meanwhile
+    return room
+
+
 cdef ssize_t _forward_ring(Reactor *reactor, Side *source, Side *sink, bint same) noexcept nogil:
     """What was received before the relay began, or how it ended. The reactor alone adds to the
     ring and, during a relay, takes from it: so the spans stay where they are without the
@@ -469,7 +500,7 @@ cdef ssize_t _forward_ring(Reactor *reactor, Side *source, Side *sink, bint same
 cdef ssize_t _copy(Reactor *reactor, Side *source, Side *sink, bint same) noexcept nogil:
     """Receive, and send what came. -1: there was nothing."""
     cdef Slot *slot = source.slot
-    cdef uint32_t asked = min(_room(source, sink, same), <uint32_t>RECEIVE_BUFFER)
+    cdef uint32_t asked = min(_room_to_read(reactor, source, sink, same), <uint32_t>RECEIVE_BUFFER)
     cdef iovec span
     cdef ssize_t n
     if asked == 0:
@@ -490,7 +521,7 @@ cdef ssize_t _copy(Reactor *reactor, Side *source, Side *sink, bint same) noexce
 cdef ssize_t _splice_in(Reactor *reactor, Side *source, Side *sink, bint same) noexcept nogil:
     """From the socket to the pipe; and on, if this is the other side's reactor, too."""
     cdef ssize_t n
-    cdef uint32_t room = _room(source, sink, same)
+    cdef uint32_t room = _room_to_read(reactor, source, sink, same)
     if room == 0:
         return -1
     if source.pipe[0] < 0 and not _open_pipe(source):
@@ -529,9 +560,12 @@ cdef bint _open_pipe(Side *side) noexcept nogil:
 
 cdef void _count_received(Reactor *reactor, Slot *slot, ssize_t n) noexcept nogil:
     """During a relay reading is not paused, so these are the reactor's."""
+    cdef Rate *rate = rate_of(slot)
     wk_u64_bump(&slot.received, n)
     wk_u64_bump(&slot.receive_calls, 1)
     note_received(reactor, slot)
+    if rate != NULL:
+        bucket_spend(&rate.read, n, reactor.now)
 
 
 cdef ssize_t _nothing(

@@ -1,13 +1,14 @@
 """What a reactor sends by itself on a connection: a whole message, between two messages of the
 Trio side's. sender.pxd has the rules for both."""
 from libc.stdint cimport uint32_t
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from ..base.atomics cimport wk_u32_or, wk_u64_bump, wk_u64_store_relaxed
 from ..base.linux cimport (
     EAGAIN, EINTR, ENOMEM, MSG_DONTWAIT, MSG_NOSIGNAL, errno, iovec, msghdr, pthread_mutex_lock,
     pthread_mutex_unlock, sendmsg,
 )
+from .bucket cimport Rate, bucket_allows, bucket_spend, rate_of, spans_cut
 from .hub cimport Reactor, hub_now
 from .ring cimport ring_len, ring_prepend, ring_write_spans
 from .sender cimport HELD, QUEUED, SHUT, sender_state
@@ -80,10 +81,17 @@ cdef Sent _send_first(
     """By the reactor, whose turn it is: send a message that is ahead of all others, then
     what was queued meanwhile."""
     cdef msghdr message
+    cdef iovec within[MAX_SPANS]
+    cdef Rate *rate = rate_of(slot)
     cdef ssize_t sent = -1
     memset(&message, 0, sizeof(message))
     message.msg_iov = <iovec *>spans
     message.msg_iovlen = count
+    if rate != NULL:
+        message.msg_iov = within
+        message.msg_iovlen = _cut_to_rate(reactor, rate, within, spans, count, n)
+        if message.msg_iovlen == 0:
+            sent = 0
     while sent < 0:
         sent = sendmsg(slot.fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL)
         if sent < 0 and errno == EAGAIN:
@@ -96,11 +104,26 @@ cdef Sent _send_first(
         wk_u64_bump(&slot.flushed, sent)
         wk_u64_bump(&slot.flush_calls, 1)
         wk_u64_store_relaxed(&slot.last_flushed, hub_now(reactor.hub))
+        if rate != NULL:
+            bucket_spend(&rate.write, sent, reactor.now)
     if sent < <ssize_t>n and not _keep_rest(reactor, slot, spans, count, n, <uint32_t>sent):
         cannot_flush(reactor, slot, ENOMEM)     # a hole
         return CLOSED
     flush(reactor, slot)
     return ACCEPTED
+
+
+cdef int _cut_to_rate(
+    Reactor *reactor, Rate *rate, iovec *within, const iovec *spans, int count, uint32_t n
+) noexcept nogil:
+    """Copy the spans, up to what the rate allows to be sent now; returns how many these are. The
+    rest is kept, and `flush` waits for it."""
+    cdef size_t whole
+    cdef size_t allowed = bucket_allows(&rate.write, n, reactor.now)
+    if allowed == 0:
+        return 0
+    memcpy(within, spans, count * sizeof(iovec))
+    return spans_cut(within, count, allowed, &whole)
 
 
 cdef bint _keep_rest(

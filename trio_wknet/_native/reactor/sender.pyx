@@ -9,6 +9,7 @@ from ..base.linux cimport (
     EAGAIN, EFAULT, EINTR, EPIPE, MSG_DONTWAIT, MSG_NOSIGNAL, errno, iovec, msghdr,
     pthread_mutex_lock, pthread_mutex_unlock, sendmsg,
 )
+from .bucket cimport RATED_AT_ONCE, bucket_allows, bucket_spend, rate_of, spans_cut
 from .pool cimport Block, Pool, pool_drop
 from .ring cimport ring_clear, ring_discard, ring_len, ring_prepend, ring_spans
 from .slot cimport Slot
@@ -37,7 +38,7 @@ cdef bint sender_flush(Slot *slot, Pool *mine, uint64_t now) noexcept nogil:
 cdef ssize_t sender_push(Slot *slot, Pool *mine, const iovec *data, uint64_t now) noexcept nogil:
     """By the Trio side, which holds: send what is queued, and `data` behind it (or NULL), in one
     call. Returns how many bytes of `data` the kernel took; -1 if it did not take all of what is
-    queued, or sending failed.
+    queued, or sending failed. The connection's rate bounds it as the kernel does.
 
     The lock is not held in sendmsg. The reference keeps the spans alive: meanwhile the
     reactor may add messages, even move the ring to a larger block, or clear it."""
@@ -45,6 +46,7 @@ cdef ssize_t sender_push(Slot *slot, Pool *mine, const iovec *data, uint64_t now
     cdef msghdr message
     cdef Block *block
     cdef ssize_t sent
+    cdef size_t allowed, whole
     cdef uint32_t ahead
     cdef int error
     memset(&message, 0, sizeof(message))
@@ -62,8 +64,16 @@ cdef ssize_t sender_push(Slot *slot, Pool *mine, const iovec *data, uint64_t now
             message.msg_iovlen += 1
         if message.msg_iovlen == 0:
             return 0
-        sent = sendmsg(slot.fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL)
-        error = errno if sent < 0 else 0
+        allowed = 1
+        if slot.mark.rated:
+            allowed = bucket_allows(&rate_of(slot).write, RATED_AT_ONCE, now)
+            if allowed > 0:
+                message.msg_iovlen = spans_cut(spans, <int>message.msg_iovlen, allowed, &whole)
+        sent = -1
+        error = EAGAIN
+        if allowed > 0:
+            sent = sendmsg(slot.fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL)
+            error = errno if sent < 0 else 0
         if block != NULL:
             pthread_mutex_lock(&slot.lock)
             if sent > 0 and slot.outbound.block != NULL:
@@ -77,6 +87,8 @@ cdef ssize_t sender_push(Slot *slot, Pool *mine, const iovec *data, uint64_t now
             wk_u64_bump(&slot.sent, sent)
             wk_u64_bump(&slot.send_calls, 1)
             wk_u64_store_relaxed(&slot.last_sent, now)
+            if slot.mark.rated:
+                bucket_spend(&rate_of(slot).write, sent, now)
         if sent >= ahead:
             return sent - ahead
         if error == EFAULT and data != NULL:

@@ -36,8 +36,8 @@ cdef void _note_shortage(Reactor *reactor, Slot *slot, int error) noexcept nogil
     """Count one more that waits. The first one is reported."""
     cdef Hub *hub = reactor.hub
     if slot.kind == PORT:
-        wk_u32_store(&slot.beyond.listener.shortage, error)
-        if wk_u32_add(&slot.beyond.listener.starved, 1) == 0:
+        wk_u32_store(&slot.beyond.listener.scarce.listener.error, error)
+        if wk_u32_add(&slot.beyond.listener.scarce.listener.starved, 1) == 0:
             wk_u32_add(&slot.beyond.listener.shortages, 1)
             notify(reactor, slot.beyond.listener, SHORTAGE)
     else:
@@ -56,7 +56,7 @@ cdef void end_shortage(Reactor *reactor, Slot *slot) noexcept nogil:
     list_remove(&slot.ready)
     timeout_clear(reactor, slot)
     if slot.kind == PORT:
-        if wk_u32_sub(&slot.beyond.listener.starved, 1) == 1:
+        if wk_u32_sub(&slot.beyond.listener.scarce.listener.starved, 1) == 1:
             notify(reactor, slot.beyond.listener, SHORTAGE)
     elif wk_u32_sub(&reactor.hub.unwatched, 1) == 1:
         notify(reactor, reactor.hub.beacon, SHORTAGE)

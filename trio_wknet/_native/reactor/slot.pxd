@@ -59,7 +59,7 @@
 # drops the last one releases the slot.
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 
-from ..base.atomics cimport wk_u32, wk_u64
+from ..base.atomics cimport wk_ptr, wk_u32, wk_u64
 from ..base.linux cimport SPARE_OF_MUTEX, pthread_mutex_t
 from .admission cimport Admission, Place
 from .framing cimport FrameScan
@@ -102,6 +102,7 @@ cdef enum Command:
     ANSWER = 256        # of a WebSocket: control frames are due to be sent
     DIVERT = 512        # what its bytes are diverted to has something to do
     SHED = 1024         # it was ended, for the budget: drop what it holds
+    RATE = 2048         # its rates have changed: what waits for them is to look again
 
 # The reactor's view of a connection (`state`). Rules:
 #   - Only its reactor changes it; Core.close does after the reactors were joined.
@@ -203,6 +204,22 @@ cdef union Tally:
     uint64_t write_since    # of a CONNECTION, ns: what limits.idle_write counts from, likewise
                             # (trio: it is set where a timeout begins, not by what moves)
 
+# The same of line 5, again.
+cdef struct Shortage:
+    wk_u32 starved          # ports that are disarmed
+    wk_u32 error            # the errno of the last shortage
+
+cdef union Scarce:
+    Shortage listener
+    wk_ptr rate             # of a CONNECTION: its Rate (bucket.pxd), which the Trio side sets
+                            # once; NULL: it has none
+
+# The same of line 0.
+cdef union Mark:
+    uint8_t pinned          # of a PORT: its reactor keeps what it accepts
+    uint8_t rated           # of a CONNECTION: it has a Rate (lock, but for the Trio side, which
+                            # writes it)
+
 # Mail that only one kind of slot has, likewise.
 cdef struct ListenerMail:
     wk_u32 users            # open ports, and the Trio side
@@ -230,7 +247,7 @@ cdef struct Slot:
     uint8_t family
     uint8_t over_budget     # lock, but for the Trio side, which writes it: the budget has ended it
     uint8_t kind
-    uint8_t pinned          # of a PORT: its reactor keeps what it accepts
+    Mark mark
     uint8_t spare_identity[SPARE_OF_MUTEX]
 
     # --- line 1: lock
@@ -288,9 +305,8 @@ cdef struct Slot:
     wk_u64 flush_calls
     wk_u64 last_flushed     # ns
     Tally tally
-    wk_u32 starved          # of a LISTENER: ports that are disarmed
-    wk_u32 shortage         # of a LISTENER: the errno of its last shortage,
-    wk_u32 shortages        # and the number of shortages
+    Scarce scarce
+    wk_u32 shortages        # of a LISTENER: the number of shortages
     uint32_t discarded      # bytes discarded while closing
     wk_u64 noticed          # ns: when epoll reported what arrived at last_received;
                             # kept along with exact times only

@@ -40,7 +40,7 @@ cdef void _assert_layout() noexcept nogil:
     last field of each kind. Compiles to nothing."""
     static_assert_(sizeof(Slot) == 7 * LINE)
     static_assert_(sizeof(Slot) * SLAB_SLOTS % 16384 == 0)
-    static_assert_(line_of(&(<Slot *>NULL).pinned) == 0)
+    static_assert_(line_of(&(<Slot *>NULL).mark) == 0)
     static_assert_(<size_t>&(<Slot *>NULL).fd % 8 == 0)
     static_assert_(starts_line(&(<Slot *>NULL).inbound))
     static_assert_(line_of(&(<Slot *>NULL).by_kind) == 1)

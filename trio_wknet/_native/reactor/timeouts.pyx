@@ -1,9 +1,10 @@
 """What a reactor's timing wheel holds: one timeout for each slot, whose meaning
-follows from the slot's state. An open connection may become idle, be too slow, or need a ping; a
-closing one has a deadline; what waits for descriptors or memory is tried again."""
+follows from the slot's state. An open connection may become idle, be too slow, need a ping, or
+have waited for its rate; a closing one has a deadline; what waits for descriptors or memory is tried again."""
 from libc.stdint cimport uint32_t, uint64_t
 
 from ..base.atomics cimport wk_u64_load
+from .bucket cimport rate_due
 from .hub cimport Reactor
 from .idle cimport idle_due
 from .keep_alive cimport keep_alive_look
@@ -22,12 +23,16 @@ cdef WheelNode *_timer(void *reactor, uint32_t index) noexcept nogil:
 
 
 cdef uint64_t _due(void *reactor, uint32_t index) noexcept nogil:
-    cdef Slot *slot = slot_map_at((<Reactor *>reactor).hub.slot_map, index)
+    return timeout_at(<Reactor *>reactor, slot_map_at((<Reactor *>reactor).hub.slot_map, index))
+
+
+cdef uint64_t timeout_at(Reactor *reactor, Slot *slot) noexcept nogil:
+    """When its timeout comes (ns); NEVER if it has none."""
+    cdef uint64_t at
     if slot.kind == PORT or slot.state != OPEN:
         return slot.deadline
-    if slot.keeps_alive:
-        return min(idle_due(slot), pace_due(slot), keep_alive_look(<Reactor *>reactor, slot))
-    return min(idle_due(slot), pace_due(slot))
+    at = min(idle_due(slot), pace_due(slot), rate_due(slot))
+    return min(at, keep_alive_look(reactor, slot)) if slot.keeps_alive else at
 
 
 cdef Wheel *timeouts_new(Reactor *reactor) noexcept nogil:

@@ -7,6 +7,7 @@ cdef void on_readable(Reactor *reactor, Slot *slot, uint32_t events) noexcept no
 cdef void on_writable(Reactor *reactor, Slot *slot) noexcept nogil
 cdef void look_at_socket(Reactor *reactor, Slot *slot) noexcept nogil
 cdef void resume_reading(Reactor *reactor, Slot *slot) noexcept nogil
+cdef void watch_rate(Reactor *reactor, Slot *slot) noexcept nogil
 cdef void flush(Reactor *reactor, Slot *slot) noexcept nogil
 cdef void end_of_input(Reactor *reactor, Slot *slot, int32_t error) noexcept nogil
 cdef void cannot_flush(Reactor *reactor, Slot *slot, int32_t error) noexcept nogil

@@ -10,6 +10,8 @@ connection costs one epoll_ctl in its life. In return:
   ancillary data on a unix socket.
 * A connection that keeps its reactor busy past a budget goes to the ready list
   and is continued after the others had their turn.
+* A connection that has used up its rate (bucket.pxd) goes on when the wheel says so, until
+  EAGAIN again.
 * A paused connection (inbound at its mark) is not read here, so its edges are lost:
   resuming reads until EAGAIN. Meanwhile the Trio side may receive (`fill` in
   receive.pyx).
@@ -24,7 +26,7 @@ from libc.stdint cimport int32_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from ..base.atomics cimport (
-    wk_u32_add, wk_u32_exchange, wk_u32_load, wk_u64_bump, wk_u64_load_relaxed,
+    wk_u32_add, wk_u32_exchange, wk_u32_load, wk_u64_bump, wk_u64_load, wk_u64_load_relaxed,
     wk_u64_store_relaxed,
 )
 from ..base.linux cimport (
@@ -32,6 +34,9 @@ from ..base.linux cimport (
     IPPROTO_TCP, MSG_DONTWAIT, MSG_NOSIGNAL, POLLOUT, SHUT_WR, SOL_SOCKET, SO_ERROR, TCP_INFO,
     errno, getsockopt, iovec, msghdr, poll, pollfd, pthread_mutex_lock, pthread_mutex_unlock, recv,
     sendmsg, shutdown, socklen_t, tcp_info,
+)
+from .bucket cimport (
+    RATED_AT_ONCE, Rate, bucket_allows, bucket_spend, bucket_wait, rate_due, rate_of, spans_cut,
 )
 from .budget cimport budget_is_near, budget_lets_go, budget_stops
 from .framing cimport frame_lowat
@@ -45,6 +50,7 @@ from .sender cimport HAND_OVER, HELD, QUEUED, sender_drop, sender_set, sender_st
 from .slot cimport ANSWER, CONTROL, ENDED, FLUSHED, OPEN, READABLE, WRITABLE, Slot
 from .wake cimport reactor_post
 from .websocket cimport Decoder, decoder_feed, decoder_of
+from .wheel cimport NEVER, wheel_add
 
 cdef enum:
     READ_BUDGET = 4 * RECEIVE_BUFFER    # bytes for each connection and turn
@@ -76,7 +82,26 @@ cdef inline uint32_t _room(Reactor *reactor, Slot *slot) noexcept nogil:
     slot.paused = held >= mark
     if slot.paused or (budget_is_near(reactor) and budget_stops(reactor, slot)):
         return 0
+    if slot.mark.rated:
+        return _rated_room(reactor, slot, min(mark - held, <uint32_t>RECEIVE_BUFFER))
     return min(mark - held, <uint32_t>RECEIVE_BUFFER)
+
+
+cdef uint32_t _rated_room(Reactor *reactor, Slot *slot, uint32_t room) noexcept nogil:
+    """As much of it as the connection's rate allows; if that is nothing, reading waits, and the
+    caller has the wheel end that (`watch_rate`), when it has let go of the lock."""
+    cdef Rate *rate = rate_of(slot)
+    room = <uint32_t>bucket_allows(&rate.read, room, reactor.now)
+    if room == 0:
+        bucket_wait(&rate.read, reactor.now)
+    return room
+
+
+cdef void watch_rate(Reactor *reactor, Slot *slot) noexcept nogil:
+    """Have the wheel end the waits of a connection's rates, if there are any; not under the lock,
+    which the wheel's `due` takes."""
+    if rate_due(slot) != NEVER:
+        wheel_add(reactor.wheel, <uint32_t>wk_u64_load(&slot.handle))
 
 
 cdef void on_readable(Reactor *reactor, Slot *slot, uint32_t events) noexcept nogil:
@@ -109,6 +134,8 @@ cdef void on_readable(Reactor *reactor, Slot *slot, uint32_t events) noexcept no
     if room != 0:
         _receive(reactor, slot, room,
                  over or slot.family == AF_UNIX or (events & EPOLLPRI) != 0)
+    else:
+        watch_rate(reactor, slot)
 
 
 cdef void note_pending_error(Slot *slot) noexcept nogil:
@@ -134,6 +161,8 @@ cdef void resume_reading(Reactor *reactor, Slot *slot) noexcept nogil:
     pthread_mutex_unlock(&slot.lock)
     if room != 0:
         _receive(reactor, slot, room, True)
+    else:
+        watch_rate(reactor, slot)
 
 
 cdef void look_at_socket(Reactor *reactor, Slot *slot) noexcept nogil:
@@ -183,6 +212,8 @@ cdef void _receive(Reactor *reactor, Slot *slot, uint32_t room, bint to_the_end)
         if n > 0:
             reactor.moved += n
             room = _store(reactor, slot, <uint32_t>n)
+            if room == 0:
+                watch_rate(reactor, slot)
             if room == 0 or (n < asked and not to_the_end):
                 return
             budget -= n
@@ -220,6 +251,8 @@ cdef uint32_t _store(Reactor *reactor, Slot *slot, uint32_t n) noexcept nogil:
             slot.rcvlowat = frame_lowat(slot.by_kind.scan, &slot.inbound, slot.limits.inbound)
         if slot.rcvlowat == 0:
             bits = READABLE
+    if slot.mark.rated:
+        bucket_spend(&rate_of(slot).read, n, reactor.now)
     room = _room(reactor, slot)
     # The end was announced together with these bytes, and reading will not reach it.
     if room == 0 and slot.hung_up and slot.end_wanted:
@@ -260,6 +293,8 @@ cdef uint32_t _store_messages(Reactor *reactor, Slot *slot, uint32_t n) noexcept
         if slot.rcvlowat and (ws.whole or ws.over):
             slot.rcvlowat = 0
             bits |= READABLE
+        if slot.mark.rated and at == n:
+            bucket_spend(&rate_of(slot).read, n, reactor.now)
         room = _room(reactor, slot)
         due = ws.scan.answer_due != 0
         if at == n:
@@ -400,6 +435,21 @@ cdef inline int _spans_ahead(Slot *slot, iovec *spans) noexcept nogil:
     return count
 
 
+cdef bint _cut_to_rate(Reactor *reactor, Slot *slot, msghdr *message) noexcept nogil:
+    """Under the lock, by whose turn it is to send: leave what the connection's rate allows to be
+    sent now. If that is nothing, sending waits. One that is closed has none."""
+    cdef Rate *rate = rate_of(slot)
+    cdef size_t allowed, whole
+    if slot.state != OPEN:
+        return True
+    allowed = bucket_allows(&rate.write, RATED_AT_ONCE, reactor.now)
+    if allowed == 0:
+        bucket_wait(&rate.write, reactor.now)
+        return False
+    message.msg_iovlen = spans_cut(message.msg_iov, <int>message.msg_iovlen, allowed, &whole)
+    return True
+
+
 cdef inline bint _may_answer(Slot *slot) noexcept nogil:
     """Under the lock: whether a control frame waits for room, and there is some now."""
     cdef Decoder *ws = decoder_of(slot)
@@ -409,7 +459,7 @@ cdef inline bint _may_answer(Slot *slot) noexcept nogil:
 
 cdef void flush(Reactor *reactor, Slot *slot) noexcept nogil:
     """Send the outbound ring, if it is the reactor's turn (sender.pxd), until it is empty,
-    or somebody's turn is next, or the kernel takes no more.
+    or somebody's turn is next, or the kernel, or the connection's rate, takes no more.
 
     The lock is not held in sendmsg. Meanwhile the Trio side may append, even
     move the ring to a larger block: the reference taken here keeps the spans
@@ -430,6 +480,9 @@ cdef void flush(Reactor *reactor, Slot *slot) noexcept nogil:
             break
         slot.draining = True
         message.msg_iovlen = _spans_ahead(slot, spans)
+        if slot.mark.rated and not _cut_to_rate(reactor, slot, &message):
+            error = 0
+            break
         block = slot.outbound.block
         wk_u32_add(&block.refs, 1)
         pthread_mutex_unlock(&slot.lock)
@@ -443,11 +496,15 @@ cdef void flush(Reactor *reactor, Slot *slot) noexcept nogil:
             wk_u64_bump(&slot.flushed, sent)
             wk_u64_bump(&slot.flush_calls, 1)
             wk_u64_store_relaxed(&slot.last_flushed, stamp(reactor, slot))
+            if slot.mark.rated:
+                bucket_spend(&rate_of(slot).write, sent, reactor.now)
         elif error != EINTR:
             break
     due = _may_answer(slot)
     pthread_mutex_unlock(&slot.lock)
     notify(reactor, slot, bits)
+    if slot.draining:
+        watch_rate(reactor, slot)
     if due:
         reactor_post(slot, ANSWER)
     if budget_is_near(reactor) and not slot.draining and slot.state == OPEN:

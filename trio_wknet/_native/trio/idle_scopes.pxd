@@ -2,7 +2,7 @@
 cimport cython
 from libc.stdint cimport uint32_t, uint64_t
 
-from .send_file cimport FileHalf
+from .rate cimport Rated
 
 
 @cython.final
@@ -16,7 +16,7 @@ cdef class IdleScope:
     cdef bint is_over           # it is due, or its scope is gone
 
 
-cdef class IdleWatch(FileHalf):
+cdef class IdleWatch(Rated):
     cdef list idle_scopes            # each an IdleScope; None before the first
     cdef object handler_scope   # what `serve` runs a handler in, with an idle timeout
     cdef str idle_reason        # which limit of the idle timeout has passed, as close_reason

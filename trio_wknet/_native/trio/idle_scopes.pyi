@@ -3,12 +3,12 @@ from typing import final
 import trio
 
 from trio_wknet._idle import Idle
-from trio_wknet._native.trio.send_file import FileHalf
+from trio_wknet._native.trio.rate import Rated
 
 @final
 class IdleScope: ...
 
-class IdleWatch(FileHalf):
+class IdleWatch(Rated):
     def idle_scope(
         self,
         seconds: float | Idle | None = None,

@@ -121,7 +121,7 @@ cdef bint _try_to_expire(object scope) noexcept:
     return True
 
 
-cdef class IdleWatch(FileHalf):
+cdef class IdleWatch(Rated):
     """The uppermost native layer of a `Conn`: idle scopes and the idle timeout."""
 
     def idle_scope(self, seconds=None, *, read=None, write=None):
@@ -430,9 +430,9 @@ cdef class IdleWatch(FileHalf):
         return unread
 
     cdef bint unmarked(self) noexcept:
-        return not self.idle_scopes and self.handler_scope is None and FileHalf.unmarked(self)
+        return not self.idle_scopes and self.handler_scope is None and Rated.unmarked(self)
 
     cdef void let_go(self, uint32_t command, str reason) noexcept:
         self.idle_scopes = None
         self.handler_scope = None
-        FileHalf.let_go(self, command, reason)
+        Rated.let_go(self, command, reason)

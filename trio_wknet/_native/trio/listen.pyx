@@ -79,7 +79,7 @@ cdef class NativeListener(Endpoint):
             if admission is not None:
                 admission_ref(admission.table)
                 port.door.admission = admission.table
-            port.pinned = spread
+            port.mark.pinned = spread
             if spread:
                 wk_place_store(&port.reactor, core.hub.reactors[i % core.hub.count])
             else:
@@ -505,7 +505,7 @@ cdef class NativeListener(Endpoint):
         self.waiting = self.slot.waiting
         pthread_mutex_unlock(&self.slot.lock)
         self.accepted = wk_u64_load_relaxed(&self.slot.tally.accepted)
-        self.starved = wk_u32_load_relaxed(&self.slot.starved)
+        self.starved = wk_u32_load_relaxed(&self.slot.scarce.listener.starved)
         self.shortages = wk_u32_load_relaxed(&self.slot.shortages)
 
     def _counters(self):
@@ -524,7 +524,7 @@ cdef class NativeListener(Endpoint):
 
     def _shortage(self):
         """The errno of the last shortage."""
-        return wk_u32_load(&self.slot.shortage) if self.slot != NULL else 0
+        return wk_u32_load(&self.slot.scarce.listener.error) if self.slot != NULL else 0
 
 
 @cython.final

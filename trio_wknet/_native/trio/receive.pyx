@@ -267,10 +267,13 @@ cdef class ReceiveHalf(Stream):
     cdef ssize_t receive_now(self, char *out, uint32_t n) noexcept:
         """Receive up to `n` bytes from the socket; reading is paused. 0 if there are none.
         The reactor finds the end, or an error. But a socket reports an error only
-        once, to the first call, so an error here is kept in `pending_error`."""
+        once, to the first call, so an error here is kept in `pending_error`. Where reading has a
+        rate, only the reactor reads (bucket.pxd)."""
         cdef Slot *slot = self.slot
         cdef ssize_t received
         cdef int32_t error
+        if slot.mark.rated:
+            return 0
         with nogil:
             received = recv(slot.fd, out, n, MSG_DONTWAIT)
             error = errno if received < 0 else 0

@@ -22,6 +22,9 @@ cdef class SendHalf(ReceiveSized):
     cdef Py_ssize_t push(self, const char *data, Py_ssize_t n, bint wait) except -1
     cdef Py_ssize_t push_behind(self, const char *data, Py_ssize_t n) except -2
     cdef void arm(self) noexcept
+    cdef size_t allowed(self, size_t n) noexcept
+    cdef void spent(self, size_t n) noexcept
+    cdef void wait_for_rate(self) noexcept
     cdef void release(self) noexcept
     cdef int leave_rest(self, const iovec *rest, int count, uint32_t n) except -1
     cdef int _send_or_queue(self, const char *data, Py_ssize_t n) except -1

@@ -20,13 +20,14 @@ from ..base.linux cimport (
     EAGAIN, EFAULT, EINTR, ENOMEM, MSG_DONTWAIT, MSG_NOSIGNAL, POLLOUT, SHUT_WR, errno, iovec,
     poll, pollfd, pthread_mutex_lock, pthread_mutex_unlock, send, shutdown,
 )
+from ..reactor.bucket cimport bucket_allows, bucket_spend, bucket_wait, rate_of
 from ..reactor.ring cimport ring_len, ring_write
 from ..reactor.sender cimport (
     HAND_OVER, QUEUED, SHUT, TELL, sender_acquire, sender_failed, sender_leave, sender_push,
     sender_release, sender_reopen, sender_shut, sender_state, sender_wait, sender_waits,
     sender_withdraw, sender_yield,
 )
-from ..reactor.slot cimport FLUSH, Slot
+from ..reactor.slot cimport FLUSH, WATCH, Slot
 from ..reactor.websocket cimport Decoder, decoder_of
 from .cork cimport CORK_BYTES, Corks, corks_add
 from .operation cimport PARKED, Operation
@@ -71,7 +72,8 @@ cdef class SendHalf(ReceiveSized):
 
     cdef Py_ssize_t push(self, const char *data, Py_ssize_t n, bint wait) except -1:
         """Hand bytes to the kernel; returns how many it took. Fewer than `n` means that it is
-        full, and, with `wait`, that the reactor will wake the sender when it is not.
+        full, or that the connection's rate allows no more for now, and, with `wait`, that the
+        reactor will wake the sender when that is over.
 
         The kernel alone reads them. Memory that it cannot read (EFAULT), as that of a file that
         was mapped and then truncated, is no fault of the connection's.
@@ -81,13 +83,16 @@ cdef class SendHalf(ReceiveSized):
         cdef Slot *slot = self.slot
         cdef Py_ssize_t sent
         cdef Py_ssize_t total = 0
+        cdef Py_ssize_t most = n
         cdef bint armed = not wait
-        while total < n:
-            if n - total > HOLD_GIL_UP_TO:
+        if slot.mark.rated:
+            most = self.allowed(n)
+        while total < most:
+            if most - total > HOLD_GIL_UP_TO:
                 with nogil:
-                    sent = send(slot.fd, data + total, n - total, MSG_DONTWAIT | MSG_NOSIGNAL)
+                    sent = send(slot.fd, data + total, most - total, MSG_DONTWAIT | MSG_NOSIGNAL)
             else:
-                sent = send(slot.fd, data + total, n - total, MSG_DONTWAIT | MSG_NOSIGNAL)
+                sent = send(slot.fd, data + total, most - total, MSG_DONTWAIT | MSG_NOSIGNAL)
             if sent >= 0:
                 total += sent
                 wk_u64_bump(&slot.sent, sent)
@@ -104,6 +109,10 @@ cdef class SendHalf(ReceiveSized):
                 raise broken(slot.send_error)
         if total:
             wk_u64_store_relaxed(&slot.last_sent, self.core.now())
+        if slot.mark.rated:
+            self.spent(total)
+            if total == most < n and wait:
+                self.wait_for_rate()
         return total
 
     cdef Py_ssize_t push_behind(self, const char *data, Py_ssize_t n) except -2:
@@ -122,6 +131,20 @@ cdef class SendHalf(ReceiveSized):
         that follows behind the store."""
         wk_u32_store(&self.slot.writable_wanted, 1)
         wk_fence()
+
+    cdef size_t allowed(self, size_t n) noexcept:
+        """How many of `n` bytes the rate of the connection, which has one, allows now."""
+        return bucket_allows(&rate_of(self.slot).write, n, self.core.now())
+
+    cdef void spent(self, size_t n) noexcept:
+        bucket_spend(&rate_of(self.slot).write, n, self.core.now())
+
+    cdef void wait_for_rate(self) noexcept:
+        """Ask the reactor for a wake when the rate allows more. The order of the three steps is
+        in bucket.pxd."""
+        self.arm()
+        bucket_wait(&rate_of(self.slot).write, self.core.now())
+        self.core.post(self.slot, WATCH)
 
     cdef void release(self) noexcept:
         """Let go of the sending side; what was queued behind is sent."""
@@ -169,8 +192,8 @@ cdef class SendHalf(ReceiveSized):
         return operation
 
     def wait_send_all_might_not_block(self):
-        """Wait until the kernel takes bytes again, or the connection is broken. A
-        checkpoint.
+        """Wait until the kernel takes bytes again, and the connection's `rate` allows some; or
+        until the connection is broken. A checkpoint.
 
         It is a hint: `send_all` may still wait. It also returns if `send_all` would raise
         `trio.BrokenResourceError`.
@@ -653,6 +676,9 @@ cdef class WaitWritable(Flushing):
                 return False
         except trio.BrokenResourceError:
             return True         # `send_all` will raise it
+        if self.conn.slot.mark.rated and not self.conn.allowed(1):
+            self.conn.wait_for_rate()
+            return False
         if self.writable():
             return True
         self.conn.arm()

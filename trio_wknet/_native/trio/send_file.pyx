@@ -195,6 +195,11 @@ cdef class SendFile(SendingData):
         cdef int64_t ready, sent = 0
         cdef int error = 0
         cdef bint armed = False
+        if slot.mark.rated:
+            budget = self.conn.allowed(min(self.left, <size_t>STEP))
+            if budget == 0 and self.left:
+                self.conn.wait_for_rate()
+                return KERNEL_FULL
         while budget > 0 and self.left:
             with nogil:
                 ready = part_ready(&self.part, min(budget, <int64_t>self.left))
@@ -227,6 +232,8 @@ cdef class SendFile(SendingData):
         wk_u64_bump(&slot.sent, sent)
         wk_u64_bump(&slot.send_calls, 1)
         wk_u64_store_relaxed(&slot.last_sent, self.conn.core.now())
+        if slot.mark.rated:
+            self.conn.spent(sent)
         self.part.at += sent
         self.advance(sent)
 

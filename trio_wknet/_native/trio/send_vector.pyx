@@ -9,6 +9,7 @@ from ..base.linux cimport (
     EAGAIN, EFAULT, EINTR, MSG_DONTWAIT, MSG_NOSIGNAL, errno, iovec, msghdr, sendmsg,
 )
 from ..base.memory cimport FOR_SPANS, memory_free, memory_take
+from ..reactor.bucket cimport spans_cut
 from ..reactor.sender cimport sender_failed
 from ..reactor.slot cimport Slot
 from .send cimport HOLD_GIL_UP_TO, SendingData, unreadable
@@ -93,18 +94,31 @@ cdef class SendSpans(SendingData):
         cdef msghdr message
         cdef ssize_t sent
         cdef int error
+        cdef size_t n = self.left
+        cdef size_t whole = 0
         cdef bint armed = False
         memset(&message, 0, sizeof(message))
         while self.left:
             message.msg_iov = self.spans + self.at
             message.msg_iovlen = min(self.count - self.at, <Py_ssize_t>MAX_SPANS)
-            if self.left > HOLD_GIL_UP_TO:
+            if slot.mark.rated:
+                n = self.conn.allowed(self.left)
+                if n == 0:
+                    self.conn.wait_for_rate()
+                    break
+                message.msg_iovlen = spans_cut(
+                    message.msg_iov, <int>message.msg_iovlen, n, &whole
+                )
+            if n > HOLD_GIL_UP_TO:
                 with nogil:
                     sent = sendmsg(slot.fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL)
                     error = errno
             else:
                 sent = sendmsg(slot.fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL)
                 error = errno
+            if slot.mark.rated:
+                message.msg_iov[message.msg_iovlen - 1].iov_len = whole
+                self.conn.spent(max(sent, 0))
             if sent >= 0:
                 self.advance(sent)
                 wk_u64_bump(&slot.sent, sent)

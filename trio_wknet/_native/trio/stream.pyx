@@ -9,6 +9,7 @@ the bottom:
     ReceiveHalf   receive.pyx         receive_some, receive_nowait
     ReceiveSized  receive_sized.pyx   receive_exactly, receive_until, receive_into, ...
     SendHalf      send.pyx            send_all, send_nowait, flush, send_eof
+    Rated         rate.pyx            rate
     IdleWatch     idle_scopes.pyx     idle_scope, idle_timeout
     Conn          _conn.py            closing, options, addresses, statistics
 """
