@@ -28,6 +28,7 @@ from trio_wknet._native.trio.receive cimport ENOUGH
 from trio_wknet._native.reactor.ring cimport ring_len
 from trio_wknet._native.reactor.send cimport ACCEPTED, send_message
 from trio_wknet._native.reactor.wake cimport reactor_give, reactor_post, eventfd_clear
+from trio_wknet._native.reactor.wheel cimport wheel_next
 from trio_wknet._native.trio.group cimport Broadcasting, Members
 from trio_wknet._native.trio.send cimport Sending
 from trio_wknet._native.trio.websocket_send cimport WebSocketSend
@@ -82,7 +83,8 @@ cdef int _is_ready(int fd) noexcept nogil:
 
 cdef int reactor_has_news(void *argument) noexcept nogil:
     cdef Reactor *reactor = <Reactor *>argument
-    return over or has_more(reactor) or _is_ready(reactor.epfd)
+    return (over or has_more(reactor) or _is_ready(reactor.epfd)
+            or wheel_next(reactor.wheel) <= reactor.hub.virtual_now)
 
 
 cdef int trio_is_woken(void *argument) noexcept nogil:
@@ -203,6 +205,15 @@ cdef void tells(void *argument) noexcept nogil:
 cdef void asks(void *argument) noexcept nogil:
     """A finalizer in another thread."""
     reactor_post(<Slot *>argument, WATCH)
+
+
+cdef void time_passes(void *argument) noexcept nogil:
+    """While others are anywhere: time enough for WAITED bytes, three times."""
+    cdef Hub *hub = <Hub *>argument
+    cdef int i
+    for i in range(3):
+        il_wait(always, NULL)
+        hub.virtual_now += 100000000
 
 
 cdef struct Gift:
@@ -445,6 +456,42 @@ cdef class Push(Scenario):
     cdef trio_side(self):
         cdef char data[3000]
         cdef Py_ssize_t left = 3000
+        while left and not il_failed():
+            left -= self.conn.push(data, left, True)
+            if left:
+                self.sleep_until(WRITABLE)
+        il_wait(peer_has_all, &self.reader)
+
+
+cdef enum:
+    RATE = 1000         # bytes a second
+    WAITED = 100        # bytes, which take two waits
+
+
+cdef class Rated(Scenario):
+    """A sender waits for its rate, while the wheel ends a wait of one before it."""
+
+    def time(self):
+        return self.hub.virtual_now / 1e9
+
+    cdef set_up(self):
+        self.core.clock = self.time
+        self.connect(Limits())
+        self.conn.rate(write=RATE)
+        self.conn.send_nowait(bytes(RATE))
+        self.conn.push(b"x", 1, True)
+        self.settle()
+        wk_u32_store(&self.conn.slot.writable_wanted, 0)
+        self.reader.fd = self.peer.fileno()
+        self.reader.wanted = WAITED
+        self.drain_peer()
+        self.add_reactors()
+        il_add(time_passes, self.hub)
+        il_add(peer_reads, &self.reader)
+
+    cdef trio_side(self):
+        cdef char data[WAITED]
+        cdef Py_ssize_t left = WAITED
         while left and not il_failed():
             left -= self.conn.push(data, left, True)
             if left:
@@ -884,9 +931,9 @@ cdef class Blocks(Scenario):
 
 
 SCENARIOS = [
-    Sleep, Commands, Queue, Flush, Push, TwoSenders, TwoSendersFull, SendBetween, CancelledSend,
-    Broadcasts, BroadcastsFull, Pongs, Receive, ReceiveAll, Release, CloseListener, Accept,
-    Quiet, Blocks,
+    Sleep, Commands, Queue, Flush, Push, Rated, TwoSenders, TwoSendersFull, SendBetween,
+    CancelledSend, Broadcasts, BroadcastsFull, Pongs, Receive, ReceiveAll, Release, CloseListener,
+    Accept, Quiet, Blocks,
 ]
 
 
