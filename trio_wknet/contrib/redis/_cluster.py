@@ -214,8 +214,8 @@ class Cluster:
           arguments: those that follow it.
 
         Returns:
-          The answer as RESP3 has it: `bytes`, `int`, `float`, `bool`, None, or a `list`, `dict` or
-          `set` of them.
+          What RESP3 makes of the answer, `bytes`, `int`, `float`, `bool`, None, or a `list`, `dict`
+          or `set` of them.
 
         Raises:
           BrokerUnavailable: the broker did not answer in time.
