@@ -443,6 +443,11 @@ async def held_back(conn: Conn) -> None:
     await until(lambda: conn.statistics().bytes_sent >= SLOW)
 
 
+async def fails_to_send(conn: Conn, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        await conn.send_all(DATA)
+
+
 async def test_a_sender_that_is_cancelled(pair: Pair) -> None:
     """What was sent is known; the next message follows on it."""
     a, b = pair
@@ -462,12 +467,7 @@ async def test_closed_under_a_sender(pair: Pair, way: str) -> None:
     a, b = pair
     a.rate(write=SLOW)
     async with trio.open_nursery() as nursery:
-
-        @nursery.start_soon
-        async def sending() -> None:
-            with pytest.raises(trio.ClosedResourceError):
-                await a.send_all(DATA)
-
+        nursery.start_soon(fails_to_send, a, trio.ClosedResourceError)
         await held_back(a)
         if way == "abort":
             a.abort()
@@ -521,12 +521,7 @@ async def test_a_peer_that_resets(engine: Engine) -> None:
         a.rate(read=SLOW, write=SLOW)
         nursery.start_soon(b.send_all, DATA)
         await until(lambda: a.statistics().bytes_received >= SLOW)
-
-        @nursery.start_soon
-        async def sending() -> None:
-            with pytest.raises(trio.BrokenResourceError):
-                await a.send_all(DATA)
-
+        nursery.start_soon(fails_to_send, a, trio.BrokenResourceError)
         await held_back(a)
         b.abort()
 
@@ -536,12 +531,7 @@ async def test_the_engine_closes(reactors: int) -> None:
         async with open_engine(reactors) as engine:
             a, b = adopted(engine)
             a.rate(read=SLOW, write=SLOW)
-
-            @nursery.start_soon
-            async def sending() -> None:
-                with pytest.raises(trio.ClosedResourceError):
-                    await a.send_all(DATA)
-
+            nursery.start_soon(fails_to_send, a, trio.ClosedResourceError)
             await b.send_all(DATA)
             await held_back(a)
 

@@ -51,8 +51,8 @@ from .reactor.ring cimport (
 )
 from .reactor.slot cimport Slot
 from .reactor.slot_map cimport (
-    SLABS, SLAB_SLOTS, SlotMap, slot_map_each, slot_map_free, slot_map_get, slot_map_new, slot_map_return,
-    slot_map_take,
+    SLABS, SLAB_SLOTS, SlotMap, slot_map_each, slot_map_free, slot_map_get, slot_map_new,
+    slot_map_return, slot_map_take,
 )
 from .reactor.wake cimport reactor_give
 from .reactor.websocket cimport (

@@ -138,3 +138,10 @@ cdef inline int spans_cut(iovec *spans, int count, size_t n, size_t *whole) noex
     whole[0] = spans[last].iov_len
     spans[last].iov_len = min(spans[last].iov_len, n)
     return last + 1
+
+
+cdef inline int bucket_cut(Bucket *bucket, iovec *spans, int count, uint64_t now) noexcept nogil:
+    """Leave of the spans what may move now. Returns their number; 0: nothing may."""
+    cdef size_t whole
+    cdef size_t allowed = bucket_allows(bucket, RATED_AT_ONCE, now)
+    return 0 if allowed == 0 else spans_cut(spans, count, allowed, &whole)

@@ -8,7 +8,7 @@ from ..base.linux cimport (
     EAGAIN, EINTR, ENOMEM, MSG_DONTWAIT, MSG_NOSIGNAL, errno, iovec, msghdr, pthread_mutex_lock,
     pthread_mutex_unlock, sendmsg,
 )
-from .bucket cimport Rate, bucket_allows, bucket_spend, rate_of, spans_cut
+from .bucket cimport Rate, bucket_cut, bucket_spend, rate_of
 from .hub cimport Reactor, hub_now
 from .ring cimport ring_len, ring_prepend, ring_write_spans
 from .sender cimport HELD, QUEUED, SHUT, sender_state
@@ -88,10 +88,11 @@ cdef Sent _send_first(
     message.msg_iov = <iovec *>spans
     message.msg_iovlen = count
     if rate != NULL:
+        memcpy(within, spans, count * sizeof(iovec))
         message.msg_iov = within
-        message.msg_iovlen = _cut_to_rate(reactor, rate, within, spans, count, n)
+        message.msg_iovlen = bucket_cut(&rate.write, within, count, reactor.now)
         if message.msg_iovlen == 0:
-            sent = 0
+            sent = 0            # the rest is kept, and `flush` waits for its rate
     while sent < 0:
         sent = sendmsg(slot.fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL)
         if sent < 0 and errno == EAGAIN:
@@ -111,19 +112,6 @@ cdef Sent _send_first(
         return CLOSED
     flush(reactor, slot)
     return ACCEPTED
-
-
-cdef int _cut_to_rate(
-    Reactor *reactor, Rate *rate, iovec *within, const iovec *spans, int count, uint32_t n
-) noexcept nogil:
-    """Copy the spans, up to what the rate allows to be sent now; returns how many these are. The
-    rest is kept, and `flush` waits for it."""
-    cdef size_t whole
-    cdef size_t allowed = bucket_allows(&rate.write, n, reactor.now)
-    if allowed == 0:
-        return 0
-    memcpy(within, spans, count * sizeof(iovec))
-    return spans_cut(within, count, allowed, &whole)
 
 
 cdef bint _keep_rest(

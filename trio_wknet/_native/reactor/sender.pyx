@@ -9,7 +9,7 @@ from ..base.linux cimport (
     EAGAIN, EFAULT, EINTR, EPIPE, MSG_DONTWAIT, MSG_NOSIGNAL, errno, iovec, msghdr,
     pthread_mutex_lock, pthread_mutex_unlock, sendmsg,
 )
-from .bucket cimport RATED_AT_ONCE, bucket_allows, bucket_spend, rate_of, spans_cut
+from .bucket cimport bucket_cut, bucket_spend, rate_of
 from .pool cimport Block, Pool, pool_drop
 from .ring cimport ring_clear, ring_discard, ring_len, ring_prepend, ring_spans
 from .slot cimport Slot
@@ -46,7 +46,6 @@ cdef ssize_t sender_push(Slot *slot, Pool *mine, const iovec *data, uint64_t now
     cdef msghdr message
     cdef Block *block
     cdef ssize_t sent
-    cdef size_t allowed, whole
     cdef uint32_t ahead
     cdef int error
     memset(&message, 0, sizeof(message))
@@ -64,14 +63,14 @@ cdef ssize_t sender_push(Slot *slot, Pool *mine, const iovec *data, uint64_t now
             message.msg_iovlen += 1
         if message.msg_iovlen == 0:
             return 0
-        allowed = 1
         if slot.mark.rated:
-            allowed = bucket_allows(&rate_of(slot).write, RATED_AT_ONCE, now)
-            if allowed > 0:
-                message.msg_iovlen = spans_cut(spans, <int>message.msg_iovlen, allowed, &whole)
-        sent = -1
-        error = EAGAIN
-        if allowed > 0:
+            message.msg_iovlen = bucket_cut(
+                &rate_of(slot).write, spans, <int>message.msg_iovlen, now
+            )
+        if message.msg_iovlen == 0:
+            sent = -1
+            error = EAGAIN
+        else:
             sent = sendmsg(slot.fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL)
             error = errno if sent < 0 else 0
         if block != NULL:

@@ -1,6 +1,7 @@
 """What a reactor's timing wheel holds: one timeout for each slot, whose meaning
 follows from the slot's state. An open connection may become idle, be too slow, need a ping, or
-have waited for its rate; a closing one has a deadline; what waits for descriptors or memory is tried again."""
+have waited for its rate; a closing one has a deadline; what waits for descriptors or memory is
+tried again."""
 from libc.stdint cimport uint32_t, uint64_t
 
 from ..base.atomics cimport wk_u64_load

@@ -36,7 +36,7 @@ from ..base.linux cimport (
     sendmsg, shutdown, socklen_t, tcp_info,
 )
 from .bucket cimport (
-    RATED_AT_ONCE, Rate, bucket_allows, bucket_spend, bucket_wait, rate_due, rate_of, spans_cut,
+    Rate, bucket_allows, bucket_cut, bucket_spend, bucket_wait, rate_due, rate_of,
 )
 from .budget cimport budget_is_near, budget_lets_go, budget_stops
 from .framing cimport frame_lowat
@@ -439,14 +439,14 @@ cdef bint _cut_to_rate(Reactor *reactor, Slot *slot, msghdr *message) noexcept n
     """Under the lock, by whose turn it is to send: leave what the connection's rate allows to be
     sent now. If that is nothing, sending waits. One that is closed has none."""
     cdef Rate *rate = rate_of(slot)
-    cdef size_t allowed, whole
     if slot.state != OPEN:
         return True
-    allowed = bucket_allows(&rate.write, RATED_AT_ONCE, reactor.now)
-    if allowed == 0:
+    message.msg_iovlen = bucket_cut(
+        &rate.write, message.msg_iov, <int>message.msg_iovlen, reactor.now
+    )
+    if message.msg_iovlen == 0:
         bucket_wait(&rate.write, reactor.now)
         return False
-    message.msg_iovlen = spans_cut(message.msg_iov, <int>message.msg_iovlen, allowed, &whole)
     return True
 
 
